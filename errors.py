@@ -1,0 +1,34 @@
+"""The typed errors of a run: one parent, an exit code each, one line that tells the way out."""
+
+
+class RunError(Exception):
+    """Parent of every error that the library raises for what a user can mend.
+
+    ``exit_code`` is what the command line ends with.
+    """
+
+    exit_code = 1
+
+
+class UsageError(RunError, ValueError):
+    """An option or argument is out of its range, or does not go with another."""
+
+    exit_code = 2
+
+
+class DataError(RunError, RuntimeError):
+    """The images are missing, damaged or not what they should be."""
+
+    exit_code = 3
+
+
+class DivergedError(RunError, RuntimeError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 5
+
+
+class StorageError(RunError, OSError):
+    """A folder or file cannot be written."""
+
+    exit_code = 6

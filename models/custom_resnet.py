@@ -1,0 +1,90 @@
+"""The assignment's network: a small ResNet for 32x32 images."""
+
+import torch
+from torch import Tensor, nn
+
+
+def _conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
+    """Conv 3x3 (stride 1, padding 1) >> MaxPool2D where asked for >> BN >> ReLU."""
+    block = nn.Sequential()
+    block.add_module("conv", nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1))
+    if pool:
+        block.add_module("pool", nn.MaxPool2d(kernel_size=2))
+    block.add_module("bn", nn.BatchNorm2d(out_channels))
+    block.add_module("relu", nn.ReLU())
+    return block
+
+
+class ResidualLayer(nn.Module):
+    """X = Conv >> MaxPool2D >> BN >> ReLU, then Add(X, ResBlock(X)).
+
+    The ResBlock is Conv-BN-ReLU-Conv-BN-ReLU: its last ReLU comes before the addition, as the
+    assignment writes it.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of X, of the ResBlock and of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.x = _conv_block(in_channels, out_channels, pool=True)
+        self.res_block = nn.Sequential(
+            _conv_block(out_channels, out_channels),
+            _conv_block(out_channels, out_channels),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H // 2, W // 2)."""
+        x = self.x(images)
+        return x + self.res_block(x)
+
+
+class CustomResNet(nn.Module):
+    """The custom ResNet of the assignment; 6,575,370 parameters for ten classes.
+
+    PrepLayer 64 >> Layer1 128 (residual) >> Layer2 256 >> Layer3 512 (residual) >> MaxPool 4 >>
+    FC >> SoftMax.
+
+    The SoftMax is given as log-probabilities: ``CrossEntropyLoss`` has the same value and gradient
+    on them as on the logits, because log-softmax is idempotent. On probabilities it has not.
+
+    Args:
+        num_classes: K, the number of classes, 1 or more.
+
+    Raises:
+        ValueError: ``num_classes`` is below 1.
+
+    Source:
+        The trunk is David Page's, "How to Train Your ResNet" (2018), with two residual layers.
+    """
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; it must be 1 or more")
+        self.prep_layer = _conv_block(3, 64)
+        self.layer1 = ResidualLayer(64, 128)
+        self.layer2 = _conv_block(128, 256, pool=True)
+        self.layer3 = ResidualLayer(256, 512)
+        self.max_pool = nn.MaxPool2d(kernel_size=4)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(512, num_classes)
+        self.softmax = nn.LogSoftmax(dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify a batch.
+
+        Args:
+            images: (N, 3, 32, 32) float, channel-normalised.
+
+        Returns:
+            (N, K) log-probabilities, float32 or wider also under autocast.
+        """
+        x = self.prep_layer(images)
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        logits = self.fc(self.flatten(self.max_pool(x)))
+        # A log-softmax in half precision would round the small probabilities away.
+        return self.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))

@@ -1,0 +1,175 @@
+"""A finished run as a folder: results, history, weights, log and figures."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from errors import StorageError
+
+PACKAGES = (
+    "torch", "torchvision", "albumentations", "torch-lr-finder", "torchsummary", "numpy",
+    "matplotlib", "scikit-learn",
+)  # fmt: skip
+FIGURE_DPI = 150
+
+
+def prepare_folder(out_dir: str | os.PathLike) -> Path:
+    """Make the folder of a run and show that it can be written, before anything is trained.
+
+    Raises:
+        StorageError: it cannot be made or written, or holds a finished run already.
+    """
+    out_dir = Path(out_dir)
+    if (out_dir / "results.json").exists():
+        raise StorageError(f"{out_dir} holds a finished run already; name another folder")
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out_dir):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write to {out_dir}: {error.strerror}") from error
+    return out_dir
+
+
+def describe_machine(device: torch.device, precision: str) -> dict[str, Any]:
+    """Versions, processor and settings that a run's figures depend on."""
+    return {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(terse=True),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, value in lines.items()}
+    return fields.get("model name", platform.machine())
+
+
+def write_run(
+    out_dir: str | os.PathLike,
+    *,
+    model: nn.Module,
+    recipe: Mapping[str, Any],
+    data: Mapping[str, Any],
+    learning_rate: Mapping[str, Any],
+    machine: Mapping[str, Any],
+    epochs: Sequence[Any],
+    steps: Sequence[Any],
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    log: Iterable[str],
+    figures: Mapping[str, Figure],
+) -> Path:
+    """Write a finished run: what it gave, in forms that people and programs read.
+
+    ``results.json`` comes last: where it is, the folder is whole.
+
+    Args:
+        out_dir: the folder, made where it is missing.
+        model: trained; its weights go into ``model.pt`` with recipe and data, which loads with
+            ``weights_only=True``.
+        recipe: plain data.
+        data: plain data with ``source``, ``classes``, ``mean``, ``std``, and what was counted.
+        learning_rate: plain data: LRMAX and LRMIN, and how they were found.
+        machine: plain data, see :func:`describe_machine`.
+        epochs: a record an epoch, for ``history.csv`` and ``history`` in ``results.json``; the
+            last one's ``test_loss`` and ``test_accuracy`` are the final ones.
+        steps: a record a step, for ``steps.csv``.
+        labels: (N,) true classes of the images that were evaluated on.
+        predicted: (N,) classes that the network gives them.
+        log: the lines of ``log.txt``.
+        figures: by file name, for ``figures/NAME.png``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StorageError: something cannot be written.
+    """
+    out_dir = Path(out_dir)
+    history = [dataclasses.asdict(record) for record in epochs]
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    results = {
+        "recipe": dict(recipe),
+        "data": dict(data),
+        "learning_rate": dict(learning_rate),
+        "machine": dict(machine),
+        "final": {
+            "epoch": history[-1]["epoch"],
+            "test_loss": history[-1]["test_loss"],
+            "test_accuracy": history[-1]["test_accuracy"],
+            "train_accuracy": history[-1]["train_accuracy"],
+            "class_accuracy": {
+                name: float((predicted[labels == k] == k).mean()) if (labels == k).any() else None
+                for k, name in enumerate(data["classes"])
+            },
+        },
+        "seconds": {
+            "train": sum(row["train_seconds"] for row in history),
+            "test": sum(row["test_seconds"] for row in history),
+        },
+        "history": history,
+    }
+    try:
+        (out_dir / "figures").mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            stream = io.BytesIO()
+            figure.savefig(stream, format="png", dpi=FIGURE_DPI)
+            _write(out_dir / "figures" / f"{name}.png", stream.getvalue())
+        _write(out_dir / "log.txt", "\n".join([*log, ""]).encode())
+        _write(out_dir / "history.csv", _csv(history))
+        _write(out_dir / "steps.csv", _csv([dataclasses.asdict(record) for record in steps]))
+        stream = io.BytesIO()
+        torch.save({"state_dict": weights, "recipe": dict(recipe), "data": dict(data)}, stream)
+        _write(out_dir / "model.pt", stream.getvalue())
+        _write(out_dir / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
+    except OSError as error:
+        raise StorageError(f"cannot write to {out_dir}: {error.strerror or error}") from error
+    return out_dir
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _write(file: Path, content: bytes) -> None:
+    """All of the content or nothing: what was there before stays until the new file is whole."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""The assignment's augmentation, as albumentations pipelines."""
+
+import os
+from collections.abc import Sequence
+
+# albumentations asks a server for its newest version at import unless this is set before.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+from albumentations.pytorch import ToTensorV2
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+"""Mean of each channel over the 50,000 training images, 0..1."""
+
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+"""Standard deviation of each channel over all pixels of the training images, 0..1."""
+
+IMAGE_SIZE_PX = 32
+PADDING_PX = 4
+CUTOUT_SIZE_PX = 8
+
+
+def get_train_aug_transform(
+    mu: Sequence[float], sigma: Sequence[float], *, flip_probability: float = 0.5
+) -> A.Compose:
+    """RandomCrop 32x32 after a black padding of 4, FlipLR, CutOut of one 8x8 hole, normalise.
+
+    The hole is in every image and is filled with the mean, so that it is 0 after normalising; it
+    lies wholly inside the image.
+
+    Args:
+        mu: mean of each of the three channels, 0..1.
+        sigma: standard deviation of each of the three channels, 0..1.
+        flip_probability: 0..1; 0 where mirroring changes what an image shows, as with digits.
+
+    Returns:
+        A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
+        (3, 32, 32) float32.
+
+    Source:
+        Padding and crop: He et al., "Deep Residual Learning" (2015), section 4.2. CutOut:
+        DeVries and Taylor, "Improved Regularization of CNNs with Cutout" (2017).
+    """
+    return A.Compose(
+        [
+            A.PadIfNeeded(
+                min_height=IMAGE_SIZE_PX + 2 * PADDING_PX,
+                min_width=IMAGE_SIZE_PX + 2 * PADDING_PX,
+                border_mode=cv2.BORDER_CONSTANT,
+                fill=0,
+            ),
+            A.RandomCrop(IMAGE_SIZE_PX, IMAGE_SIZE_PX),
+            A.HorizontalFlip(p=flip_probability),
+            A.CoarseDropout(
+                num_holes_range=(1, 1),
+                hole_height_range=(CUTOUT_SIZE_PX, CUTOUT_SIZE_PX),
+                hole_width_range=(CUTOUT_SIZE_PX, CUTOUT_SIZE_PX),
+                # The pixels are still 0..255 here; a mean of 0..1 would be black.
+                fill=tuple(round(255 * channel) for channel in mu),
+                p=1.0,
+            ),
+            A.Normalize(mean=tuple(mu), std=tuple(sigma)),
+            ToTensorV2(),
+        ]
+    )
+
+
+def get_test_aug_transform(mu: Sequence[float], sigma: Sequence[float]) -> A.Compose:
+    """Normalise and nothing else.
+
+    Args:
+        mu: mean of each of the three channels, 0..1.
+        sigma: standard deviation of each of the three channels, 0..1.
+
+    Returns:
+        A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
+        (3, 32, 32) float32.
+    """
+    return A.Compose([A.Normalize(mean=tuple(mu), std=tuple(sigma)), ToTensorV2()])
