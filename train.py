@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
@@ -53,6 +54,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = _Parser(description="Train the custom ResNet with a one-cycle schedule.")
     add = parser.add_argument
+    # fmt: off
     add("--dataset", choices=("cifar10", "digits"), default="cifar10")
     add("--data-dir", default="cifar10", metavar="DIR",
         help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")
@@ -73,8 +75,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--limit-test", type=int, metavar="N", help="evaluate on N images")
     add("--val", type=int, metavar="N",
         help="hold N training images out and evaluate on them instead of the test images")
-    add("--out", default="runs/latest", metavar="DIR", help="folder of the run (%(default)s)")
-    return parser.parse_args(argv)  # fmt: skip
+    add("--out", metavar="DIR", help="folder of the run (runs/ and the time)")
+    # fmt: on
+    args = parser.parse_args(argv)
+    args.out = args.out or f"runs/{args.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return args
 
 
 def choose_recipe(args: argparse.Namespace) -> Recipe:
@@ -119,8 +124,18 @@ def run(args: argparse.Namespace) -> None:
     if args.workers < 0:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     out = prepare_folder(args.out)
-    started = time.perf_counter()
+    try:
+        train_and_write(args, recipe, device, precision, out)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # only where nothing was written
+        raise
 
+
+def train_and_write(
+    args: argparse.Namespace, recipe: Recipe, device: torch.device, precision: str, out: Path
+) -> None:
+    started = time.perf_counter()
     set_seed(recipe.seed)
     train, test, test_name = load_images(args)
     is_cifar10 = train.source.startswith("CIFAR-10")

@@ -160,11 +160,6 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
     return text.getvalue().strip("\n")
 
 
-def count_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def get_optimizer(
     model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.Adam:

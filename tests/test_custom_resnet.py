@@ -1,0 +1,141 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import CustomResNet
+from models.custom_resnet import CustomResNet as from_its_module
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return CustomResNet().eval()
+
+
+def images(count):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_both_import_lines_give_the_same_class():
+    assert CustomResNet is from_its_module
+
+
+def test_parameter_count():
+    assert sum(p.numel() for p in CustomResNet().parameters()) == 6_575_370
+    assert sum(p.numel() for p in CustomResNet(num_classes=7).parameters()) == 6_575_370 - 3 * 513
+
+
+@pytest.mark.parametrize("count", [1, 2, 33])
+def test_output_shape_and_rows_are_log_probabilities(model, count):
+    with torch.no_grad():
+        output = model(images(count))
+    assert output.shape == (count, 10)
+    torch.testing.assert_close(output.exp().sum(1), torch.ones(count))
+
+
+def test_number_of_classes():
+    assert CustomResNet(num_classes=3)(images(2)).shape == (2, 3)
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        CustomResNet(num_classes=0)
+
+
+def test_layers_are_the_assignments_in_its_order(model):
+    block, pooled = ["Conv2d", "BatchNorm2d", "ReLU"], ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
+    expected = {
+        "prep_layer": block,
+        "layer1": pooled + block + block,
+        "layer2": pooled,
+        "layer3": pooled + block + block,
+        "max_pool": ["MaxPool2d"],
+        "flatten": ["Flatten"],
+        "fc": ["Linear"],
+        "softmax": ["LogSoftmax"],
+    }
+    found = {
+        name: [type(m).__name__ for m in child.modules() if not list(m.children())]
+        for name, child in model.named_children()
+    }
+    assert found == expected
+    assert list(found) == list(expected)
+
+
+def test_modules_run_in_the_order_in_which_they_are_listed(model):
+    ran = []
+    leaves = [m for m in model.modules() if not list(m.children())]
+    hooks = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in leaves]
+    with torch.no_grad():
+        model(images(1))
+    for hook in hooks:
+        hook.remove()
+    assert ran == leaves
+
+
+def test_shapes_between_the_layers(model):
+    shapes = {}
+    hooks = [
+        child.register_forward_hook(lambda _m, _i, out, name=name: shapes.update({name: tuple(out.shape[1:])}))
+        for name, child in model.named_children()
+    ]
+    with torch.no_grad():
+        model(images(1))
+    for hook in hooks:
+        hook.remove()
+    assert shapes == {
+        "prep_layer": (64, 32, 32),
+        "layer1": (128, 16, 16),
+        "layer2": (256, 8, 8),
+        "layer3": (512, 4, 4),
+        "max_pool": (512, 1, 1),
+        "flatten": (512,),
+        "fc": (10,),
+        "softmax": (10,),
+    }
+
+
+def test_every_convolution_is_3x3_stride_1_padding_1_with_a_bias(model):
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 8
+    for conv in convolutions:
+        assert (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+        assert conv.bias is not None
+
+
+@pytest.mark.parametrize("name", ["layer1", "layer3"])
+def test_residual_layers_add_x_and_its_block(model, name):
+    layer = getattr(model, name)
+    x = torch.randn(2, layer.x.conv.in_channels, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        first = layer.x(x)
+        torch.testing.assert_close(layer(x), first + layer.res_block(first))
+
+
+def test_cross_entropy_has_the_value_and_gradient_that_it_has_on_the_logits():
+    torch.manual_seed(3)
+    model = CustomResNet().double().train()
+    batch, labels = images(4).double(), torch.tensor([0, 3, 9, 3])
+    logits = []
+    model.fc.register_forward_hook(lambda _m, _i, out: logits.append(out))
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    loss = criterion(model(batch), labels)
+    on_logits = criterion(logits[0], labels)
+    torch.testing.assert_close(loss, on_logits)
+    parameters = list(model.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, parameters, retain_graph=True),
+        torch.autograd.grad(on_logits, parameters),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_an_images_result_does_not_depend_on_its_batch(model):
+    batch = images(8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch)[3:4], model(batch[3:4]), rtol=1e-4, atol=1e-5)
+
+
+def test_log_probabilities_stay_float32_under_autocast(model):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = model(images(2))
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(F.log_softmax(output, 1), output)

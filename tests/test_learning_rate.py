@@ -1,0 +1,220 @@
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from errors import UsageError
+from learning_rate import find_lr, one_cycle, suggest_lr
+
+
+def schedule(epochs=24, steps_per_epoch=98, peak_epoch=5.0, lr_max=0.01, lr_min=0.0005):
+    """The rates of all steps, as the training loop uses them, and the optimizer."""
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0)
+    total = epochs * steps_per_epoch
+    scheduler = one_cycle(
+        optimizer, lr_max=lr_max, lr_min=lr_min, total_steps=total,
+        peak_step=round(peak_epoch * steps_per_epoch),
+    )  # fmt: skip
+    rates = []
+    for step in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < total - 1:
+            scheduler.step()
+    return rates, optimizer
+
+
+def test_the_assignments_cycle_by_exact_numbers():
+    rates, _ = schedule()
+    assert len(rates) == 2352
+    assert rates[0] == pytest.approx(0.0005, rel=1e-12)
+    assert max(range(2352), key=rates.__getitem__) == 489
+    assert rates[489] == pytest.approx(0.01, rel=1e-12)
+    assert rates[-1] == pytest.approx(0.0005, rel=1e-9)
+    # two straight lines
+    assert rates[100] == pytest.approx(0.0005 + 0.0095 * 100 / 489, rel=1e-9)
+    assert rates[1000] == pytest.approx(0.01 - 0.0095 * (1000 - 489) / (2351 - 489), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps_per_epoch", "peak_epoch"),
+    [(24, 98, 5), (1, 3, 5 / 24), (1, 4, 0.9), (3, 1, 0.01), (2, 7, 1.99), (10, 98, 10 * 5 / 24),
+     (5, 11, 1), (100, 2, 99.9)],
+)  # fmt: skip
+def test_every_cycle_rises_to_one_peak_and_falls_back_and_is_never_negative(
+    epochs, steps_per_epoch, peak_epoch
+):
+    rates, _ = schedule(epochs, steps_per_epoch, peak_epoch)
+    peak = rates.index(max(rates))
+    assert all(math.isfinite(rate) and rate >= 0.0005 * (1 - 1e-9) for rate in rates)
+    assert rates[0] == pytest.approx(0.0005) and rates[-1] == pytest.approx(0.0005)
+    assert rates[peak] == pytest.approx(0.01, rel=1e-9)
+    assert 0 < peak < len(rates) - 1
+    assert all(a < b for a, b in zip(rates[:peak], rates[1 : peak + 1]))
+    assert all(a > b for a, b in zip(rates[peak:], rates[peak + 1 :]))
+
+
+def test_adams_betas_stay():
+    _, optimizer = schedule(2, 5, 0.5)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("lr_max", "lr_min", "total_steps", "message"),
+    [
+        (0.1, 0.0, 10, "0 < lr_min < lr_max"),
+        (0.1, 0.2, 10, "0 < lr_min < lr_max"),
+        (math.nan, 0.1, 10, "0 < lr_min < lr_max"),
+        (math.inf, 0.1, 10, "0 < lr_min < lr_max"),
+        (0.1, 0.01, 2, "3 steps or more, and there are 2"),
+    ],
+)
+def test_impossible_cycles_are_refused(lr_max, lr_min, total_steps, message):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(UsageError, match=message):
+        one_cycle(optimizer, lr_max=lr_max, lr_min=lr_min, total_steps=total_steps, peak_step=1)
+
+
+def curve(diverging_at=1e-2, steps=100):
+    """Falls, stays on a plateau, and climbs from ``diverging_at`` on."""
+    lrs = np.geomspace(1e-5, 0.1, steps)
+    fall = 1.2 / (1 + np.exp(2 * np.log(lrs / 1e-4)))
+    climb = np.maximum(0, np.log(lrs / diverging_at)) ** 2
+    return lrs, 1.7 + fall + climb
+
+
+@pytest.mark.parametrize("diverging_at", [1e-3, 3e-3, 1e-2, 3e-2])
+def test_suggestion_lies_at_the_end_of_the_plateau(diverging_at):
+    lrs, losses = curve(diverging_at)
+    noisy = losses + np.random.default_rng(0).normal(0, 0.02, len(losses))
+    for values in (losses, noisy):
+        finding = suggest_lr(lrs, values, ratio=25)
+        assert diverging_at / 2 < finding.lr_max < diverging_at * 2
+        assert finding.lr_min == finding.lr_max / 25
+        assert finding.lr_max in finding.lrs
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_follows_a_loss_that_is_not_finite_does_not_count(bad):
+    lrs, losses = curve(3e-3)
+    expected = suggest_lr(lrs[:80], losses[:80])
+    losses[80] = bad
+    losses[81:] = 0.0  # a tempting minimum
+    assert suggest_lr(lrs, losses) == expected
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ([2.0] * 19, "19 finite losses"),
+        ([2.0] * 5 + [math.nan] * 60, "5 finite losses"),
+        ([], "0 finite losses"),
+        ([2.3] * 60, "does not fall"),
+        (list(np.linspace(2.0, 9.0, 60)), "does not fall"),
+        (list(np.linspace(9.0, 2.0, 60)), "has not risen again"),
+    ],
+)
+def test_a_curve_that_says_nothing_gives_a_reason_and_no_rate(losses, message):
+    with pytest.raises(UsageError, match=message):
+        suggest_lr(np.geomspace(1e-5, 1, max(len(losses), 1))[: len(losses)], losses)
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def problem():
+    torch.manual_seed(0)
+    x = torch.randn(96, 3, 2, 2)
+    y = x.flatten(1)[:, :3].argmax(1)
+    model = Tiny()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.123)
+    loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
+    model(x), nn.CrossEntropyLoss()(model(x), y).backward()
+    optimizer.step()  # so that there is a state to disturb
+    optimizer.zero_grad()
+    return model, optimizer, loader
+
+
+def plain(value):
+    """Tensors and arrays as lists, all the way down, so that == compares every number."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.tolist() if isinstance(value, (torch.Tensor, np.ndarray)) else value
+
+
+def state(model, optimizer):
+    return plain((
+        model.state_dict(), [p.grad for p in model.parameters()], model.training,
+        optimizer.state_dict(), torch.get_rng_state(), np.random.get_state(), random.getstate(),
+    ))  # fmt: skip
+
+
+class Scripted(nn.CrossEntropyLoss):
+    """The true loss 30 times, then whatever ``end`` makes of it."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.calls, self.end = 0, end
+
+    def forward(self, output, labels):
+        self.calls += 1
+        loss = super().forward(output, labels)
+        return loss if self.calls <= 30 else self.end(loss)
+
+
+def interrupt(_loss):
+    raise KeyboardInterrupt
+
+
+def test_range_test_leaves_no_trace(capsys):
+    model, optimizer, loader = problem()
+    before = state(model, optimizer)
+    find_lr(model, optimizer, nn.CrossEntropyLoss(), loader, end_lr=100.0, num_steps=80)
+    assert state(model, optimizer) == before
+    one_cycle(optimizer, lr_max=0.1, lr_min=0.01, total_steps=10, peak_step=3)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_interrupted_range_test_leaves_no_trace():
+    model, optimizer, loader = problem()
+    before = state(model, optimizer)
+    with pytest.raises(KeyboardInterrupt):
+        find_lr(model, optimizer, Scripted(interrupt), loader)
+    assert state(model, optimizer) == before
+
+
+def test_range_test_sweeps_exponentially_from_the_first_to_the_last_rate():
+    model, optimizer, loader = problem()
+    done = []
+    finding = find_lr(
+        model, optimizer, nn.CrossEntropyLoss(), loader,
+        start_lr=1e-4, end_lr=30.0, num_steps=60, on_step=lambda *x: done.append(x),
+    )  # fmt: skip
+    expected = np.geomspace(1e-4, 30.0, 60)[: len(finding.lrs)]
+    np.testing.assert_allclose(finding.lrs, expected, rtol=1e-6)
+    assert done[0] == (1, 60) and len(finding.losses) >= len(done)
+    assert 1e-4 < finding.lr_max < 30
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_sweep(bad):
+    model, optimizer, loader = problem()
+    criterion = Scripted(lambda loss: loss * bad)
+    with pytest.raises(UsageError, match="range test|loss"):
+        # It still falls when it breaks off: no rate can be told from that.
+        find_lr(model, optimizer, criterion, loader, end_lr=1e-2, num_steps=60)
+    assert criterion.calls == 31

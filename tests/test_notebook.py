@@ -1,0 +1,87 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "S10_Assignment.ipynb"
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_it_only_calls_the_modules(committed):
+    for cell in code(committed):
+        assert not re.search(r"^\s*(def|class|for|while) ", cell.source, re.MULTILINE)
+        assert len(cell.source.splitlines()) <= 32
+
+
+def test_it_was_run_from_top_to_bottom_without_an_error(committed):
+    assert [cell.execution_count for cell in code(committed)] == list(range(1, len(code(committed)) + 1))
+    outputs = [output for cell in code(committed) for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 7
+
+
+def test_a_repository_page_can_show_it(committed):
+    assert NOTEBOOK.stat().st_size < 2_000_000
+    assert "widgets" not in committed.metadata
+    assert "application/vnd.jupyter.widget-view+json" not in NOTEBOOK.read_text("utf-8")
+
+
+def test_badge_and_package_name_the_same_repository(committed):
+    text = "\n".join(cell.source for cell in committed.cells)
+    (package,) = re.findall(r'REPOSITORY = "https://github\.com/(.+?)"', text)
+    (badge,) = re.findall(r"colab\.research\.google\.com/github/(.+?)/blob/", text)
+    readme = re.findall(
+        r"colab\.research\.google\.com/github/(.+?)/blob/", (ROOT / "README.md").read_text("utf-8")
+    )
+    assert {package} == {badge} == set(readme)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The notebook run small, in a checkout whose files were moved into another folder."""
+    folder = tmp_path_factory.mktemp("it's a notebook")
+    for path in [NOTEBOOK, *ROOT.glob("*.py")]:
+        shutil.copy(path, folder)
+    shutil.copytree(ROOT / "models", folder / "models")
+    settings = {
+        "DATASET": "digits", "EPOCHS": "1", "BATCH_SIZE": "16", "FINDER_STEPS": "30",
+        "LIMIT_TRAIN": "320", "LIMIT_TEST": "60", "OUT": "run",
+    }  # fmt: skip
+    subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "run_notebook.py"), str(folder / NOTEBOOK.name)],
+        env={**os.environ, **settings},
+        check=True,
+    )
+    return folder
+
+
+def test_it_runs_small_and_shows_every_figure(executed):
+    notebook = nbformat.read(executed / NOTEBOOK.name, as_version=4)
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 7
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "Total params: 6,575,370" in text
+    assert "EPOCH = 1 | LR = " in text and "Test set: Average loss: " in text
+
+
+def test_it_writes_the_run(executed):
+    results = json.loads((executed / "run" / "results.json").read_text("utf-8"))
+    assert results["data"]["source"] == "digits"
+    assert results["recipe"]["epochs"] == len(results["history"]) == 1
+    assert len(list((executed / "run" / "figures").glob("*.png"))) == 7

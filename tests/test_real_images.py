@@ -1,0 +1,31 @@
+"""On the real CIFAR-10 images, where the variable CIFAR10_DIR names them."""
+
+import json
+
+import numpy as np
+
+import train
+from data import CIFAR10_CLASSES, load_cifar10
+from transformation import CIFAR10_MEAN, CIFAR10_STD
+from utils import get_stats
+
+
+def test_the_images_are_cifar10(cifar10_dir):
+    train_images, test_images = load_cifar10(cifar10_dir)
+    assert (len(train_images), len(test_images)) == (50_000, 10_000)
+    assert train_images.classes == CIFAR10_CLASSES
+    assert set(np.bincount(train_images.targets)) == {5000}
+    mean, std = get_stats(train_images.data)
+    np.testing.assert_allclose(mean, CIFAR10_MEAN, atol=0.002)
+    np.testing.assert_allclose(std, CIFAR10_STD, atol=0.01)  # JPEG takes some contrast away
+
+
+def test_a_short_training_learns(cifar10_dir, tmp_path):
+    # 5,000 images, once: chance is 10 %, a network that does not learn stays there.
+    arguments = [
+        "--data-dir", cifar10_dir, "--limit-train", "5000", "--limit-test", "1000",
+        "--batch-size", "50", "--epochs", "1", "--lr-max", "0.002", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert train.main(arguments) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
+    assert results["final"]["test_accuracy"] > 0.35

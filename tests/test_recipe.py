@@ -1,0 +1,53 @@
+import dataclasses
+import math
+
+import pytest
+
+from errors import UsageError
+from recipe import PRESETS, Recipe
+
+
+def test_the_assignments_numbers():
+    recipe = PRESETS["assignment"]
+    assert (recipe.epochs, recipe.peak, recipe.batch_size) == (24, 5, 512)
+    assert (recipe.finder_end_lr, recipe.finder_steps, recipe.flip_probability) == (0.1, 100, 0.5)
+
+
+@pytest.mark.parametrize("epochs", [1, 10, 12, 48])
+def test_the_peak_stays_at_five_of_twenty_four(epochs):
+    assert dataclasses.replace(Recipe(), epochs=epochs).peak == pytest.approx(epochs * 5 / 24)
+
+
+def test_a_recipe_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().epochs = 3
+
+
+def test_digits_are_not_mirrored_and_stay_small():
+    recipe = PRESETS["digits"]
+    assert recipe.flip_probability == 0
+    passes = recipe.epochs * (1437 + 360) + recipe.finder_steps * recipe.batch_size + 360
+    assert passes <= 20_000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0), ("epochs", -1), ("peak_epoch", 0), ("peak_epoch", 24), ("peak_epoch", math.nan),
+        ("batch_size", 1), ("batch_size", -512), ("lr_max", 0), ("lr_max", -0.1), ("lr_max", math.nan),
+        ("lr_max", math.inf), ("lr_min", 0), ("lr_min", math.nan), ("lr_ratio", 1),
+        ("finder_start_lr", 0), ("finder_start_lr", 0.2), ("finder_end_lr", math.inf),
+        ("finder_steps", 19), ("weight_decay", -1), ("weight_decay", math.nan), ("beta1", 1),
+        ("beta2", -0.1), ("label_smoothing", 1), ("flip_probability", 1.1), ("seed", -1),
+        ("seed", 2**32),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):
+    with pytest.raises(UsageError, match=rf"^{field} is {value}; it must be (from|above) .* (to|and) "):
+        Recipe(**{field: value})
+
+
+def test_lrmin_is_below_lrmax():
+    with pytest.raises(UsageError, match="lr_min is 0.01"):
+        Recipe(lr_max=0.01, lr_min=0.01)
+    Recipe(lr_max=0.01, lr_min=0.001)

@@ -1,0 +1,118 @@
+import csv
+import json
+import socket
+
+import pytest
+import torch
+
+import train
+from models import CustomResNet
+
+SMALL = [
+    "--dataset", "digits", "--epochs", "2", "--batch-size", "32", "--limit-train", "192",
+    "--limit-test", "50", "--lr-max", "0.004", "--device", "cpu",
+]  # fmt: skip
+FIGURES = {
+    "class_counts", "samples", "history", "lr_history", "misclassified", "confusion_matrix",
+}  # fmt: skip
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "one"
+    assert train.main([*SMALL, "--out", str(out)]) == 0
+    return out
+
+
+def test_a_run_leaves_everything_that_it_promises(finished):
+    assert {path.stem for path in (finished / "figures").iterdir()} == FIGURES
+    results = json.loads((finished / "results.json").read_text("utf-8"))
+    assert results["data"]["source"] == "digits"
+    assert (results["data"]["num_train"], results["data"]["num_test"]) == (192, 50)
+    assert results["learning_rate"]["lr_max"] == 0.004
+    assert results["learning_rate"]["lr_min"] == 0.004 / 20
+    assert results["final"]["test_accuracy"] == results["history"][-1]["test_accuracy"]
+    with open(finished / "steps.csv", encoding="utf-8") as file:
+        steps = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in steps] == list(range(12))
+    assert float(steps[0]["lr"]) == pytest.approx(0.0002)
+    log = (finished / "log.txt").read_text("utf-8")
+    assert log.startswith("digits: 192 training images, 50 test images")
+    assert "EPOCH = 2 | LR = " in log and "Total params: 6,575,370" in log
+
+
+def test_the_weights_load_and_give_the_published_accuracy(finished):
+    stored = torch.load(finished / "model.pt", weights_only=True)
+    assert stored["recipe"]["epochs"] == 2 and stored["data"]["source"] == "digits"
+    CustomResNet().load_state_dict(stored["state_dict"])
+
+
+def test_the_same_command_gives_the_same_numbers(finished, tmp_path, offline):
+    assert train.main([*SMALL, "--out", str(tmp_path / "two")]) == 0
+    for name in ("steps.csv", "model.pt"):
+        assert (finished / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_validation_images_come_from_the_training_images(tmp_path, capsys):
+    args = train.parse(["--dataset", "digits", "--val", "137"])
+    rest, held_out, name = train.load_images(args)
+    everything, _, _ = train.load_images(train.parse(["--dataset", "digits"]))
+    assert (len(rest), len(held_out), name) == (1300, 137, "held-out training images")
+    pixels = lambda images: sorted(image.tobytes() for image in images.data)  # noqa: E731
+    assert pixels(everything) == sorted(pixels(rest) + pixels(held_out))
+
+
+def test_the_peak_moves_with_the_length_unless_it_is_given():
+    recipe = lambda *argv: train.choose_recipe(train.parse(list(argv)))  # noqa: E731
+    assert recipe().peak == 5
+    assert recipe("--epochs", "12").peak == 2.5
+    assert recipe("--epochs", "12", "--peak-epoch", "4").peak == 4
+    assert recipe("--dataset", "digits").batch_size == 64
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["--epochs", "0"], 2, "epochs is 0"),
+        (["--epochs", "many"], 2, "--epochs"),
+        (["--peak-epoch", "24"], 2, "peak_epoch is 24"),
+        (["--batch-size", "-1"], 2, "batch_size is -1"),
+        (["--lr-max", "nan"], 2, "lr_max is nan"),
+        (["--lr-max", "0.1", "--lr-min", "0.2"], 2, "lr_min is 0.2"),
+        (["--lr-min", "-1"], 2, "lr_min is -1"),
+        (["--seed", "-1"], 2, "seed is -1"),
+        (["--workers", "-1"], 2, "--workers is -1"),
+        (["--device", "abacus"], 2, "device is 'abacus'"),
+        (["--precision", "float16", "--device", "cpu"], 2, "precision is float16 on cpu"),
+        (["--dataset", "mnist"], 2, "invalid choice"),
+        (["--no-such-option"], 2, "unrecognized"),
+        (["--data-dir", "nowhere"], 3, "no CIFAR-10 in nowhere"),
+        (["--dataset", "digits", "--val", "5000"], 2, "--val is 5000"),
+        (["--dataset", "digits", "--limit-train", "0"], 2, "--limit-train is 0"),
+        (["--dataset", "digits", "--batch-size", "2000"], 2, "batch_size is 2000, more than the 1437"),
+        (["--dataset", "digits", "--batch-size", "1000", "--epochs", "1", "--lr-max", "0.1"], 2, "3 steps"),
+        (["--dataset", "digits", "--out", "train.py"], 6, "train.py"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_an_exit_code(argv, code, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("precious")
+    assert train.main(argv) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert (tmp_path / "train.py").read_text() == "precious"
+
+
+def test_a_finished_run_is_not_overwritten(finished, capsys):
+    before = (finished / "results.json").read_bytes()
+    assert train.main([*SMALL, "--out", str(finished)]) == 6
+    assert "holds a finished run" in capsys.readouterr().err
+    assert (finished / "results.json").read_bytes() == before

@@ -1,0 +1,429 @@
+import io
+import re
+import warnings
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from sklearn.metrics import confusion_matrix
+
+from transformation import CIFAR10_MEAN, CIFAR10_STD, get_test_aug_transform
+from utils import EpochRecord, StepRecord
+from visualize import (
+    plot_class_counts,
+    plot_confusion_matrix,
+    plot_history,
+    plot_lr_finder,
+    plot_lr_history,
+    plot_misclassified,
+    plot_samples,
+)
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+SOURCE = "CIFAR-10 (image folder)"
+NAMED = {"classes": CLASSES, "source": SOURCE}
+NAN = float("nan")
+
+
+def pixels(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def random_labels(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 10, count)
+
+
+def random_probabilities(count, seed=1):
+    return np.random.default_rng(seed).dirichlet(np.full(10, 0.3), count).astype(np.float32)
+
+
+def sweep(steps):
+    """Rates and losses of a range test that falls and diverges at its end."""
+    lrs = np.geomspace(1e-5, 0.1, steps)
+    losses = 2.3 - np.sin(np.linspace(0, 2.5, steps)) + 50 * (lrs > 0.06)
+    return list(lrs), list(losses)
+
+
+def epoch_records(count):
+    return [
+        EpochRecord(
+            epoch=epoch, lr=0.01 / epoch, train_loss=2 / (epoch + 1 / 3),
+            train_accuracy=1 - 1 / (epoch + 1.7), test_loss=2.2 / (epoch + 1 / 7),
+            test_accuracy=0.95 - 1 / (epoch + 2.3), train_seconds=1.0, test_seconds=0.1,
+        )
+        for epoch in range(1, count + 1)
+    ]  # fmt: skip
+
+
+def step_records(rates):
+    return [StepRecord(step=step, lr=rate, loss=1.0) for step, rate in enumerate(rates)]
+
+
+def one_cycle_rates():
+    return [*np.linspace(0.0005, 0.01, 20), *np.linspace(0.01, 0.0007, 77)[1:]]
+
+
+def draw_class_counts(count):
+    return plot_class_counts(random_labels(count), **NAMED)
+
+
+def draw_samples(count, images=None):
+    images = np.zeros((count, 3, 32, 32), np.float32) if images is None else images
+    labels = random_labels(count)
+    return plot_samples(images, labels, mean=CIFAR10_MEAN, std=CIFAR10_STD, **NAMED)
+
+
+def draw_lr_finder(lrs, losses, smoothed=None):
+    return plot_lr_finder(
+        lrs, losses, smoothed=losses if smoothed is None else smoothed,
+        lr_max=0.0123456, lr_min=0.000617, source=SOURCE, rule="half of it; see there",
+    )  # fmt: skip
+
+
+def draw_history(epochs):
+    return plot_history(epochs, source=SOURCE)
+
+
+def draw_lr_history(rates):
+    return plot_lr_history(step_records(rates), source=SOURCE)
+
+
+def draw_misclassified(count, probabilities=None, labels=None, **options):
+    labels = random_labels(count) if labels is None else labels
+    probabilities = random_probabilities(count) if probabilities is None else probabilities
+    return plot_misclassified(pixels(count), labels, probabilities, **NAMED | options)
+
+
+def draw_confusion_matrix(count):
+    return plot_confusion_matrix(random_labels(count), random_labels(count, seed=1), **NAMED)
+
+
+TYPICAL = {
+    "class_counts": lambda: draw_class_counts(500),
+    "samples": lambda: draw_samples(12),
+    "lr_finder": lambda: draw_lr_finder(*sweep(40)),
+    "history": lambda: draw_history(epoch_records(24)),
+    "lr_history": lambda: draw_lr_history(one_cycle_rates()),
+    "misclassified": lambda: draw_misclassified(14),
+    "confusion_matrix": lambda: draw_confusion_matrix(500),
+}
+ONE_VALUE = {
+    "class_counts": lambda: draw_class_counts(1),
+    "samples": lambda: draw_samples(1),
+    "lr_finder": lambda: draw_lr_finder([0.001], [2.3]),
+    "history": lambda: draw_history(epoch_records(1)),
+    "lr_history": lambda: draw_lr_history([0.01]),
+    "misclassified": lambda: draw_misclassified(1),
+    "confusion_matrix": lambda: draw_confusion_matrix(1),
+}
+EMPTY = {
+    "class_counts": lambda: draw_class_counts(0),
+    "samples": lambda: draw_samples(0),
+    "lr_finder": lambda: draw_lr_finder([], []),
+    "lr_finder, all NaN": lambda: draw_lr_finder([1e-3, 1e-2], [NAN, NAN]),
+    "history": lambda: draw_history([]),
+    "lr_history": lambda: draw_lr_history([]),
+    "misclassified": lambda: draw_misclassified(0),
+    "misclassified, all right": lambda: draw_misclassified(10, np.eye(10), np.arange(10)),
+    "confusion_matrix": lambda: draw_confusion_matrix(0),
+}
+WITH_NAN = {
+    "samples": lambda: draw_samples(1, np.full((1, 3, 32, 32), NAN, np.float32)),
+    "lr_finder, diverging": lambda: draw_lr_finder(sweep(8)[0], [*sweep(8)[1][:6], NAN, NAN]),
+    "lr_finder, infinite": lambda: draw_lr_finder(sweep(8)[0], [*sweep(8)[1][:7], np.inf]),
+    "lr_finder, first steps": lambda: draw_lr_finder(sweep(8)[0], [NAN, NAN, *sweep(8)[1][2:]]),
+    "history": lambda: draw_history(
+        [*epoch_records(2), replace(epoch_records(3)[2], test_loss=NAN, test_accuracy=NAN)]
+    ),
+    "history, all NaN": lambda: draw_history(
+        [replace(epoch_records(1)[0], train_loss=NAN, test_loss=NAN)]
+    ),
+    "lr_history": lambda: draw_lr_history([0.1, NAN, 0.3, 0.2]),
+    "misclassified": lambda: draw_misclassified(2, np.full((2, 10), NAN), np.array([1, 2])),
+}
+
+
+def cases(*groups):
+    return [
+        pytest.param(draw, id=f"{name} {group}")
+        for group, members in groups
+        for name, draw in members.items()
+    ]
+
+
+def render(figure):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=20)
+    return stream.getvalue()
+
+
+def words(figure):
+    """All that the figure says outside its axes and in their texts."""
+    return [text.get_text() for part in (figure, *figure.axes) for text in part.texts]
+
+
+def lines(axes):
+    return {line.get_label().split(",")[0].split(" =")[0]: line for line in axes.get_lines()}
+
+
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def pictures(figure):
+    """(picture as uint8, caption with its line break as a blank) in the order of reading."""
+    shown = []
+    for axes in figure.axes:
+        for image in axes.get_images():
+            array = np.asarray(image.get_array())
+            if array.dtype != np.uint8:
+                array = np.rint(255 * array).astype(np.uint8)
+            shown.append((array, axes.get_title().replace("\n", " ")))
+    return shown
+
+
+def cells(axes, count=len(CLASSES)):
+    """The texts of a confusion matrix by true and predicted class, as numbers."""
+    numbers = np.full((count, count), NAN)
+    for text in axes.texts:
+        column, row = text.get_position()
+        numbers[row, column] = float(text.get_text())
+    return numbers
+
+
+def test_there_is_a_typical_figure_of_every_kind_and_one_without_data():
+    assert set(TYPICAL) == set(ONE_VALUE) == {name.split(",")[0] for name in EMPTY}
+
+
+@pytest.mark.parametrize(
+    "draw", cases(("typical", TYPICAL), ("of one", ONE_VALUE), ("with NaN", WITH_NAN))
+)
+def test_figure_renders_without_a_warning_and_shows_its_axes(draw):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = draw()
+    assert render(figure).startswith(b"\x89PNG")
+    assert figure.axes
+    assert "no data" not in words(figure)
+
+
+@pytest.mark.parametrize("draw", cases(("", EMPTY)))
+def test_figure_without_data_says_so_and_shows_no_axes(draw):
+    figure = draw()
+    assert not figure.axes
+    assert {"no data", "nothing is misclassified"} & set(words(figure))
+    assert SOURCE in figure.get_suptitle()
+    assert render(figure).startswith(b"\x89PNG")
+
+
+def test_perfect_predictions_are_not_called_missing_data():
+    assert "nothing is misclassified" in words(draw_misclassified(10, np.eye(10), np.arange(10)))
+
+
+@pytest.mark.parametrize("draw", cases(("", TYPICAL)))
+def test_title_names_the_source_and_lies_within_the_figure(draw):
+    figure = draw()
+    assert SOURCE in figure.get_suptitle()
+    (title,) = [text for text in figure.texts if text.get_text() == figure.get_suptitle()]
+    box = title.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+def test_nothing_is_registered_with_pyplot():
+    plt.close("all")
+    for draw in (*TYPICAL.values(), *EMPTY.values()):
+        draw()
+    assert plt.get_fignums() == []
+
+
+def test_bars_carry_the_class_names_and_the_counts_with_an_absent_class_at_zero():
+    expected = [5000, 1, 0, 12, 7, 3, 1234, 2, 9, 40]
+    targets = np.random.default_rng(0).permutation(np.repeat(np.arange(10), expected))
+    (axes,) = plot_class_counts(targets, **NAMED).axes
+    assert [bar.get_height() for bar in axes.patches] == expected
+    assert [text.get_text() for text in axes.texts] == [f"{count:,}" for count in expected]
+    bar_of_label = [round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches]
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert [names[place] for place in bar_of_label] == list(CLASSES)
+
+
+def test_samples_show_the_original_pixels_under_their_class_names():
+    originals, labels = pixels(13), random_labels(13)
+    originals[0], originals[1] = 0, 255  # where rounding leaves 0..1
+    transform = get_test_aug_transform(CIFAR10_MEAN, CIFAR10_STD)
+    images = np.stack([transform(image=image)["image"].numpy() for image in originals])
+    shown = pictures(
+        plot_samples(images, labels, mean=CIFAR10_MEAN, std=CIFAR10_STD, **NAMED, columns=5)
+    )
+    np.testing.assert_array_equal([picture for picture, _ in shown], originals)
+    assert [caption for _, caption in shown] == [CLASSES[label] for label in labels]
+
+
+def test_samples_stay_within_the_range_that_can_be_shown():
+    images = np.stack([np.full((3, 32, 32), value, np.float32) for value in (-10, 10)])
+    dark, bright = (picture for picture, _ in pictures(draw_samples(2, images)))
+    assert dark.max() == 0 and bright.min() == 255
+
+
+def test_range_test_shows_every_loss_on_a_logarithmic_axis():
+    lrs, losses = sweep(40)
+    smoothed = [loss + 0.01 for loss in losses]
+    (axes,) = draw_lr_finder(lrs, losses, smoothed).axes
+    assert axes.get_xscale() == "log"
+    curves = lines(axes)
+    for name, values in (("loss of the batch", losses), ("smoothed loss", smoothed)):
+        assert list(curves[name].get_xdata()) == lrs
+        assert list(curves[name].get_ydata()) == values
+
+
+def test_range_test_marks_exactly_the_chosen_rates_and_tells_the_rule():
+    figure = draw_lr_finder(*sweep(40))
+    (axes,) = figure.axes
+    marks = lines(axes)
+    assert set(marks["LRMAX"].get_xdata()) == {0.0123456}
+    assert set(marks["LRMIN"].get_xdata()) == {0.000617}
+    assert {"LRMAX = 0.0123", "LRMIN = 0.000617"} <= set(legend(axes))
+    assert "half of it; see there" in [text.replace("\n", " ") for text in words(figure)]
+
+
+def test_diverging_end_does_not_flatten_the_curve_of_the_range_test():
+    lrs, losses = sweep(40)
+    (axes,) = draw_lr_finder(lrs, losses).axes
+    low, high = axes.get_ylim()
+    assert low < min(losses) and losses[0] < high < 5 < max(losses)
+    assert axes.get_xlim()[0] < lrs[0] and lrs[-1] < axes.get_xlim()[1]
+
+
+@pytest.mark.parametrize("quantity", ["accuracy", "loss"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_history_shows_exactly_the_records_values_and_the_last_in_the_legend(split, quantity):
+    records = epoch_records(7)
+    left, right = draw_history(records).axes
+    axes = left if quantity == "accuracy" else right
+    values = [getattr(record, f"{split}_{quantity}") for record in records]
+    assert list(lines(axes)[split].get_xdata()) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(lines(axes)[split].get_ydata()) == values
+    last = f"{100 * values[-1]:.2f}%" if quantity == "accuracy" else f"{values[-1]:.3f}"
+    (entry,) = [text for text in legend(axes) if text.startswith(split)]
+    assert entry.endswith(last)
+
+
+def test_history_labels_accuracies_as_percentages_and_losses_as_they_are():
+    left, right = draw_history(epoch_records(3)).axes
+    assert left.yaxis.get_major_formatter()(0.5) == "50%"
+    assert "%" not in right.yaxis.get_major_formatter()(0.5)
+
+
+def test_rate_of_every_step_is_drawn_with_first_peak_and_last_annotated():
+    rates = one_cycle_rates()
+    (axes,) = draw_lr_history(rates).axes
+    curve = max(axes.get_lines(), key=lambda line: len(line.get_xdata()))
+    assert list(curve.get_xdata()) == list(range(len(rates)))
+    assert list(curve.get_ydata()) == rates
+    notes = {text.get_text(): text.xy for text in axes.texts}
+    assert notes == {
+        "step 0: 0.0005": (0, rates[0]),
+        "step 19: 0.01": (19, rates[19]),
+        "step 95: 0.0007": (95, rates[95]),
+    }
+
+
+def test_peak_of_the_rates_is_the_highest_number_even_with_a_nan_among_them():
+    (axes,) = draw_lr_history([0.1, NAN, 0.3, 0.2]).axes
+    assert {text.get_text() for text in axes.texts} == {"step 0: 0.1", "step 2: 0.3", "step 3: 0.2"}
+
+
+def test_misclassified_shows_only_wrong_images_the_most_confident_first():
+    count = 60
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 4, 3))
+    labels, probabilities = random_labels(count), random_probabilities(count)
+    labels[::3] = probabilities[::3].argmax(axis=1)  # a good third is right
+    expected = []
+    for index, (label, row) in enumerate(zip(labels.tolist(), probabilities.tolist())):
+        predicted = row.index(max(row))
+        if predicted != label:
+            expected.append((max(row), index, CLASSES[label], CLASSES[predicted]))
+    expected.sort(key=lambda entry: -entry[0])
+    assert 10 < len(expected) < count - 10
+
+    figure = plot_misclassified(images, labels, probabilities, **NAMED, count=8, columns=4)
+    shown = pictures(figure)
+    assert [picture.max() for picture, _ in shown] == [index for _, index, *_ in expected[:8]]
+    for (_, caption), (confidence, _, true, predicted) in zip(shown, expected):
+        assert re.fullmatch(rf"{true}\b.* {predicted} \({100 * confidence:.1f}%\)", caption)
+    assert f"{len(expected)} of {count}" in figure.get_suptitle()
+
+
+def test_misclassified_shows_all_wrong_images_where_they_are_fewer_than_count():
+    probabilities = np.eye(10)[[1, 1, 2, 4]]
+    shown = pictures(draw_misclassified(4, probabilities, np.array([0, 1, 3, 4]), count=20))
+    assert [caption.split()[0].strip(",") for _, caption in shown] == ["airplane", "cat"]
+
+
+def test_captions_of_the_longest_class_names_do_not_overlap():
+    labels, probabilities = np.array([0, 1] * 5), np.eye(10)[[1, 0] * 5]
+    for figure in (
+        draw_misclassified(10, probabilities, labels, count=5),
+        plot_samples(np.zeros((10, 3, 4, 4)), [1] * 10, mean=(0,) * 3, std=(1,) * 3, **NAMED),
+    ):
+        figure.savefig(io.BytesIO(), format="png")
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes]
+        assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
+        assert 0 <= boxes[0].x0 and boxes[-1].x1 <= figure.bbox.width
+
+
+def confusing_labels():
+    """True class 7 never occurs, class 3 is never predicted, about half is right."""
+    labels, predicted = random_labels(400, seed=2), random_labels(400, seed=3)
+    labels[labels == 7] = 2
+    predicted[::2] = labels[::2]
+    predicted[predicted == 3] = 8
+    return labels, predicted
+
+
+def test_confusion_matrix_shows_the_counts_with_true_classes_as_rows():
+    labels, predicted = confusing_labels()
+    expected = confusion_matrix(labels, predicted, labels=list(range(10)))
+    assert not expected[7].any() and not expected[:, 3].any()
+    counts, _ = plot_confusion_matrix(labels, predicted, **NAMED).axes
+    np.testing.assert_array_equal(cells(counts), expected)
+
+
+def test_confusion_matrix_shows_the_shares_of_each_true_class():
+    labels, predicted = confusing_labels()
+    _, panel = plot_confusion_matrix(labels, predicted, **NAMED).axes
+    shares = cells(panel)
+    sums = shares.sum(axis=1)
+    assert sums[7] == 0
+    np.testing.assert_allclose(np.delete(sums, 7), 100, atol=0.5)  # ten roundings to 0.1
+    for row in (0, 2, 9):
+        expected = 100 * np.bincount(predicted[labels == row], minlength=10) / (labels == row).sum()
+        np.testing.assert_allclose(shares[row], expected, atol=0.051)
+
+
+def test_confusion_matrix_names_rows_columns_and_accuracy():
+    labels, predicted = confusing_labels()
+    figure = plot_confusion_matrix(labels, predicted, **NAMED)
+    for axes in figure.axes:
+        assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
+        for names in (axes.get_xticklabels(), axes.get_yticklabels()):
+            assert tuple(text.get_text() for text in names) == CLASSES
+    trace = np.trace(confusion_matrix(labels, predicted, labels=list(range(10))))
+    assert f"{100 * trace / 400:.2f}%" in figure.get_suptitle()
+
+
+def test_confusion_matrix_does_not_depend_on_the_order_of_samples():
+    labels, predicted = confusing_labels()
+    order = np.random.default_rng(4).permutation(len(labels))
+    one = plot_confusion_matrix(labels, predicted, **NAMED)
+    other = plot_confusion_matrix(labels[order], predicted[order], **NAMED)
+    assert one.get_suptitle() == other.get_suptitle()
+    for left, right in zip(one.axes, other.axes):
+        np.testing.assert_array_equal(cells(left), cells(right))
