@@ -1,11 +1,11 @@
 # All paths are relative, so that a folder with a space or an apostrophe in its name works.
 # .venv/bin/python -m pip, never .venv/bin/pip: its first line cannot hold a space.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-RUN := .venv/bin/python
+PY := .venv/bin/python
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test notebook choose publish clean
+.PHONY: help install demo train test notebook publish clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -14,27 +14,24 @@ install: $(INSTALLED) ## make the environment in .venv
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED) ## finder, training and figures on the embedded digits, about 2 minutes
-	$(RUN) train.py --dataset digits
+	$(PY) train.py --dataset digits
 
 train: $(INSTALLED) ## CIFAR-10, 24 epochs; DATA=folder of the images, downloaded where not given
-	$(RUN) train.py $(if $(DATA),--data-dir "$(DATA)",--download)
+	$(PY) train.py $(if $(DATA),--data-dir "$(DATA)",--download)
 
 test: $(INSTALLED) ## all tests; CIFAR10_DIR=folder adds those on the real images
-	$(RUN) -m pytest
+	$(PY) -m pytest
 
 notebook: $(INSTALLED) ## execute the notebook in place; DATA=folder of the images, EPOCHS=24
 	DOWNLOAD=$(if $(DATA),0,1) DATA_DIR="$(or $(DATA),cifar10)" EPOCHS=$(or $(EPOCHS),24) \
-		$(RUN) scripts/run_notebook.py
-
-choose: $(INSTALLED) ## compare recipes on held-out training images; DATA=folder of the images
-	$(RUN) scripts/choose.py "$(or $(DATA),cifar10)"
+		$(PY) scripts/run_notebook.py
 
 publish: $(INSTALLED) ## README, images/, results/ and weights/ from a run; RUN=folder of the run
-	$(RUN) scripts/publish.py "$(RUN_DIR)"
+	$(PY) scripts/publish.py "$(RUN)"
 
 clean: ## remove the environment and what Python left behind
 	rm -rf .venv .pytest_cache build *.egg-info

@@ -92,10 +92,10 @@ def draw_lr_history(rates):
     return plot_lr_history(step_records(rates), source=SOURCE)
 
 
-def draw_misclassified(count, probabilities=None, labels=None, **options):
-    labels = random_labels(count) if labels is None else labels
-    probabilities = random_probabilities(count) if probabilities is None else probabilities
-    return plot_misclassified(pixels(count), labels, probabilities, **NAMED | options)
+def draw_misclassified(size, probabilities=None, labels=None, **options):
+    labels = random_labels(size) if labels is None else labels
+    probabilities = random_probabilities(size) if probabilities is None else probabilities
+    return plot_misclassified(pixels(size), labels, probabilities, **NAMED, **options)
 
 
 def draw_confusion_matrix(count):
@@ -195,10 +195,6 @@ def cells(axes, count=len(CLASSES)):
         column, row = text.get_position()
         numbers[row, column] = float(text.get_text())
     return numbers
-
-
-def test_there_is_a_typical_figure_of_every_kind_and_one_without_data():
-    assert set(TYPICAL) == set(ONE_VALUE) == {name.split(",")[0] for name in EMPTY}
 
 
 @pytest.mark.parametrize(
