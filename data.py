@@ -160,17 +160,17 @@ def load_cifar10(
     """Training and test images, from the official files or from an image folder.
 
     Args:
-        data_dir: a folder with ``train/`` and ``test/`` (see :func:`load_image_folder`), or one
-            with ``cifar-10-batches-py`` (see :class:`Cifar10Dataset`).
+        data_dir: a folder with ``cifar-10-batches-py`` (see :class:`Cifar10Dataset`), or one
+            with ``train/`` and ``test/`` (see :func:`load_image_folder`).
         progress: called while pictures are decoded.
 
     Raises:
         DataError: as those two say.
     """
     data_dir = Path(data_dir)
-    if (data_dir / "train").is_dir() and (data_dir / "test").is_dir():
-        return load_image_folder(data_dir, progress=progress)
-    return Cifar10Dataset(data_dir, train=True), Cifar10Dataset(data_dir, train=False)
+    if (data_dir / CIFAR10.base_folder).is_dir():
+        return Cifar10Dataset(data_dir, train=True), Cifar10Dataset(data_dir, train=False)
+    return load_image_folder(data_dir, progress=progress)
 
 
 def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
@@ -247,6 +247,9 @@ def load_image_folder(
 
 
 def _class_names(data_dir: Path) -> tuple[str, ...]:
+    for split in ("train", "test"):
+        if not (data_dir / split).is_dir():
+            raise DataError(f"{data_dir} has no folder {split}/; a folder a class belongs there")
     names = {
         split: sorted(
             entry.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from errors import UsageError
 
@@ -70,6 +70,10 @@ class Recipe:
             "flip_probability": (0, 1, True),
             "seed": (0, 2**32 - 1, True),
         }
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and not isinstance(value, int):
+                raise UsageError(f"{field.name} is {value}; it must be a whole number")
         for name, (least, most, closed) in ranges.items():
             value = getattr(self, name)
             if value is None:

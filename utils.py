@@ -103,7 +103,9 @@ def get_precision(device: torch.device, name: str = "auto") -> str:
     if name == "auto":
         if device.type == "cuda":
             capability = torch.cuda.get_device_capability(device)
-            return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
+            if capability >= (8, 0):
+                return "bfloat16"
+            return "float16" if capability >= (7, 0) else "float32"
         return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
     if name not in PRECISIONS:
         raise UsageError(f"precision is {name!r}; it must be auto, {', '.join(PRECISIONS)}")
@@ -264,14 +266,14 @@ def _train_epoch(
     """One pass; the mean loss per image, the accuracy, a record of each step."""
     model.train()
     device = next(model.parameters()).device
-    read_every = 20 if device.type == "cuda" else 1
+    read_every = 20 if device.type == "cuda" else 1  # reading waits for the GPU
     num_steps = len(loader)
     losses = torch.zeros(num_steps, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    sizes, steps = [], []
+    rates, sizes, records = [], [], []
     for index, (images, labels) in enumerate(loader):
         images, labels = _place(images, device), labels.to(device, non_blocking=True)
-        lr = optimizer.param_groups[0]["lr"]
+        rates.append(optimizer.param_groups[0]["lr"])
 
         with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
             output = model(images)
@@ -288,22 +290,24 @@ def _train_epoch(
             losses[index] = F.cross_entropy(output, labels)
             correct += (output.argmax(1) == labels).sum()
         sizes.append(len(labels))
-        number = (epoch - 1) * num_steps + index
-        steps.append((number, lr))
         if last or (index + 1) % read_every == 0:
-            seen = losses[: index + 1].tolist()
-            if not all(map(math.isfinite, seen)):
-                raise DivergedError(
-                    f"the loss is {seen[-1]} in epoch {epoch}, step {number}, at rate {lr:.3g} "
-                    f"(before: {', '.join(f'{x:.3g}' for x in seen[-4:-1]) or 'nothing'}); "
-                    "lower lr_max"
-                )
+            for i, value in enumerate(losses[len(records) : index + 1].tolist(), len(records)):
+                step = StepRecord(step=(epoch - 1) * num_steps + i, lr=rates[i], loss=value)
+                if not math.isfinite(value):
+                    raise _diverged(epoch, step, records)
+                records.append(step)
             if on_step is not None:
-                accuracy = correct.item() / sum(sizes)
-                on_step(epoch, StepRecord(step=number, lr=lr, loss=seen[-1]), accuracy)
-    records = [StepRecord(step=n, lr=lr, loss=x) for (n, lr), x in zip(steps, seen)]
-    mean_loss = sum(x * size for x, size in zip(seen, sizes)) / sum(sizes)
+                on_step(epoch, records[-1], correct.item() / sum(sizes))
+    mean_loss = sum(step.loss * size for step, size in zip(records, sizes)) / sum(sizes)
     return mean_loss, correct.item() / sum(sizes), records
+
+
+def _diverged(epoch: int, step: StepRecord, before: list[StepRecord]) -> DivergedError:
+    last = ", ".join(f"{record.loss:.3g}" for record in before[-3:]) or "none"
+    return DivergedError(
+        f"the loss is {step.loss} in epoch {epoch}, step {step.step}, at rate {step.lr:.3g}; "
+        f"the losses before: {last}; lower lr_max"
+    )
 
 
 def _place(images: Tensor, device: torch.device) -> Tensor:

@@ -47,6 +47,12 @@ def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):
         Recipe(**{field: value})
 
 
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "finder_steps", "seed"])
+def test_counts_are_whole_numbers(field):
+    with pytest.raises(UsageError, match=f"{field} is 30.5; it must be a whole number"):
+        Recipe(**{field: 30.5})
+
+
 def test_lrmin_is_below_lrmax():
     with pytest.raises(UsageError, match="lr_min is 0.01"):
         Recipe(lr_max=0.01, lr_min=0.01)

@@ -24,6 +24,7 @@ WRITTEN = (
     "figures/history.png", "figures/samples.png", "history.csv", "log.txt", "model.pt",
     "results.json", "steps.csv",
 )  # fmt: skip
+CALLS = range(len(WRITTEN))
 LAST_EPOCH = EpochRecord(
     epoch=2, lr=1e-17, train_loss=2 / 3, train_accuracy=0.1 + 0.2, test_loss=1 / 7,
     test_accuracy=5 / 6, train_seconds=4.25, test_seconds=0.75,
@@ -53,7 +54,7 @@ def arguments():
             "std": (0.2, 0.2, 0.2),
             "num_test": 7,
         },
-        "learning_rate": {"lr_max": 0.01, "lr_min": 1 / 3000, "losses": [2.3, 1.9], "rule": "given"},
+        "learning_rate": {"lr_max": 0.01, "lr_min": 1 / 3000, "losses": [2.3, 1.9], "rule": "so"},
         "machine": {"device": "cpu", "threads": 1, "precision": "float32", "versions": {}},
         "epochs": EPOCHS,
         "steps": STEPS,
@@ -192,8 +193,9 @@ def test_figures_are_pngs_of_their_names(tmp_path, arguments):
         assert expected.getvalue().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-@pytest.mark.parametrize("call", ["replace", "fsync"])
-@pytest.mark.parametrize("number", range(len(WRITTEN)))
+@pytest.mark.parametrize(
+    "call, number", [*(("replace", number) for number in CALLS), ("fsync", 0), ("fsync", CALLS[-1])]
+)
 def test_full_disk_leaves_whole_files_and_no_results(
     tmp_path, arguments, monkeypatch, call, number
 ):
@@ -219,7 +221,7 @@ def test_full_disk_leaves_whole_files_and_no_results(
     assert all(left[name] == new[name] for name in left if name not in unchanged)
 
 
-@pytest.mark.parametrize("number", range(len(WRITTEN)))
+@pytest.mark.parametrize("number", CALLS)
 def test_full_disk_in_a_new_folder_leaves_no_results(tmp_path, arguments, monkeypatch, number):
     monkeypatch.setattr(os, "replace", fail_at(number, os.replace))
     with pytest.raises(StorageError):

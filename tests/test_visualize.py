@@ -67,14 +67,28 @@ def one_cycle_rates():
     return [*np.linspace(0.0005, 0.01, 20), *np.linspace(0.01, 0.0007, 77)[1:]]
 
 
+def confusing_labels():
+    """True class 7 never occurs, class 3 is never predicted, about half is right."""
+    labels, predicted = random_labels(400, seed=2), random_labels(400, seed=3)
+    labels[labels == 7] = 2
+    predicted[::2] = labels[::2]
+    predicted[predicted == 3] = 8
+    return labels, predicted
+
+
 def draw_class_counts(count):
     return plot_class_counts(random_labels(count), **NAMED)
 
 
-def draw_samples(count, images=None):
-    images = np.zeros((count, 3, 32, 32), np.float32) if images is None else images
-    labels = random_labels(count)
-    return plot_samples(images, labels, mean=CIFAR10_MEAN, std=CIFAR10_STD, **NAMED)
+def draw_samples(images, labels=None, columns=5):
+    labels = random_labels(len(images)) if labels is None else labels
+    return plot_samples(
+        images, labels, mean=CIFAR10_MEAN, std=CIFAR10_STD, columns=columns, **NAMED
+    )
+
+
+def grey(*values):
+    return np.stack([np.full((3, 32, 32), value, np.float32) for value in values])
 
 
 def draw_lr_finder(lrs, losses, smoothed=None):
@@ -99,21 +113,22 @@ def draw_misclassified(size, probabilities=None, labels=None, **options):
 
 
 def draw_confusion_matrix(count):
-    return plot_confusion_matrix(random_labels(count), random_labels(count, seed=1), **NAMED)
+    labels = random_labels(count) % 3
+    return plot_confusion_matrix(labels, (labels + 1) % 3, classes=CLASSES[:3], source=SOURCE)
 
 
 TYPICAL = {
     "class_counts": lambda: draw_class_counts(500),
-    "samples": lambda: draw_samples(12),
+    "samples": lambda: draw_samples(grey(-1, 0, 1, 2)),
     "lr_finder": lambda: draw_lr_finder(*sweep(40)),
     "history": lambda: draw_history(epoch_records(24)),
     "lr_history": lambda: draw_lr_history(one_cycle_rates()),
-    "misclassified": lambda: draw_misclassified(14),
-    "confusion_matrix": lambda: draw_confusion_matrix(500),
+    "misclassified": lambda: draw_misclassified(5),
+    "confusion_matrix": lambda: plot_confusion_matrix(*confusing_labels(), **NAMED),
 }
 ONE_VALUE = {
     "class_counts": lambda: draw_class_counts(1),
-    "samples": lambda: draw_samples(1),
+    "samples": lambda: draw_samples(grey(0.5)),
     "lr_finder": lambda: draw_lr_finder([0.001], [2.3]),
     "history": lambda: draw_history(epoch_records(1)),
     "lr_history": lambda: draw_lr_history([0.01]),
@@ -122,7 +137,7 @@ ONE_VALUE = {
 }
 EMPTY = {
     "class_counts": lambda: draw_class_counts(0),
-    "samples": lambda: draw_samples(0),
+    "samples": lambda: draw_samples(np.zeros((0, 3, 32, 32), np.float32)),
     "lr_finder": lambda: draw_lr_finder([], []),
     "lr_finder, all NaN": lambda: draw_lr_finder([1e-3, 1e-2], [NAN, NAN]),
     "history": lambda: draw_history([]),
@@ -132,15 +147,14 @@ EMPTY = {
     "confusion_matrix": lambda: draw_confusion_matrix(0),
 }
 WITH_NAN = {
-    "samples": lambda: draw_samples(1, np.full((1, 3, 32, 32), NAN, np.float32)),
-    "lr_finder, diverging": lambda: draw_lr_finder(sweep(8)[0], [*sweep(8)[1][:6], NAN, NAN]),
-    "lr_finder, infinite": lambda: draw_lr_finder(sweep(8)[0], [*sweep(8)[1][:7], np.inf]),
+    "samples": lambda: draw_samples(grey(NAN)),
+    "lr_finder, last steps": lambda: draw_lr_finder(sweep(8)[0], [*sweep(8)[1][:6], np.inf, NAN]),
     "lr_finder, first steps": lambda: draw_lr_finder(sweep(8)[0], [NAN, NAN, *sweep(8)[1][2:]]),
     "history": lambda: draw_history(
-        [*epoch_records(2), replace(epoch_records(3)[2], test_loss=NAN, test_accuracy=NAN)]
-    ),
-    "history, all NaN": lambda: draw_history(
-        [replace(epoch_records(1)[0], train_loss=NAN, test_loss=NAN)]
+        [
+            replace(epoch_records(1)[0], test_loss=NAN),
+            replace(epoch_records(2)[1], test_loss=NAN, train_accuracy=NAN),
+        ]
     ),
     "lr_history": lambda: draw_lr_history([0.1, NAN, 0.3, 0.2]),
     "misclassified": lambda: draw_misclassified(2, np.full((2, 10), NAN), np.array([1, 2])),
@@ -155,12 +169,20 @@ def cases(*groups):
     ]
 
 
-def render(figure):
+def drawn_and_rendered(draw):
+    stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        stream = io.BytesIO()
+        figure = draw()
         figure.savefig(stream, format="png", dpi=20)
-    return stream.getvalue()
+    assert stream.getvalue().startswith(b"\x89PNG")
+    return figure
+
+
+def assert_title_is_inside(figure):
+    (title,) = [text for text in figure.texts if text.get_text() == figure.get_suptitle()]
+    box = title.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def words(figure):
@@ -197,45 +219,33 @@ def cells(axes, count=len(CLASSES)):
     return numbers
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_registered_with_pyplot():
+    plt.close("all")
+    yield
+    assert plt.get_fignums() == []
+
+
 @pytest.mark.parametrize(
     "draw", cases(("typical", TYPICAL), ("of one", ONE_VALUE), ("with NaN", WITH_NAN))
 )
-def test_figure_renders_without_a_warning_and_shows_its_axes(draw):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = draw()
-    assert render(figure).startswith(b"\x89PNG")
-    assert figure.axes
-    assert "no data" not in words(figure)
+def test_figure_with_data_renders_without_a_warning_under_a_title_with_its_source(draw):
+    figure = drawn_and_rendered(draw)
+    assert figure.axes and "no data" not in words(figure)
+    assert SOURCE in figure.get_suptitle()
+    assert_title_is_inside(figure)
 
 
-@pytest.mark.parametrize("draw", cases(("", EMPTY)))
+@pytest.mark.parametrize("draw", cases(("without data", EMPTY)))
 def test_figure_without_data_says_so_and_shows_no_axes(draw):
-    figure = draw()
+    figure = drawn_and_rendered(draw)
     assert not figure.axes
     assert {"no data", "nothing is misclassified"} & set(words(figure))
     assert SOURCE in figure.get_suptitle()
-    assert render(figure).startswith(b"\x89PNG")
 
 
 def test_perfect_predictions_are_not_called_missing_data():
     assert "nothing is misclassified" in words(draw_misclassified(10, np.eye(10), np.arange(10)))
-
-
-@pytest.mark.parametrize("draw", cases(("", TYPICAL)))
-def test_title_names_the_source_and_lies_within_the_figure(draw):
-    figure = draw()
-    assert SOURCE in figure.get_suptitle()
-    (title,) = [text for text in figure.texts if text.get_text() == figure.get_suptitle()]
-    box = title.get_window_extent(FigureCanvasAgg(figure).get_renderer())
-    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
-
-
-def test_nothing_is_registered_with_pyplot():
-    plt.close("all")
-    for draw in (*TYPICAL.values(), *EMPTY.values()):
-        draw()
-    assert plt.get_fignums() == []
 
 
 def test_bars_carry_the_class_names_and_the_counts_with_an_absent_class_at_zero():
@@ -250,20 +260,17 @@ def test_bars_carry_the_class_names_and_the_counts_with_an_absent_class_at_zero(
 
 
 def test_samples_show_the_original_pixels_under_their_class_names():
-    originals, labels = pixels(13), random_labels(13)
+    originals, labels = pixels(7), random_labels(7)
     originals[0], originals[1] = 0, 255  # where rounding leaves 0..1
     transform = get_test_aug_transform(CIFAR10_MEAN, CIFAR10_STD)
     images = np.stack([transform(image=image)["image"].numpy() for image in originals])
-    shown = pictures(
-        plot_samples(images, labels, mean=CIFAR10_MEAN, std=CIFAR10_STD, **NAMED, columns=5)
-    )
+    shown = pictures(draw_samples(images, labels))
     np.testing.assert_array_equal([picture for picture, _ in shown], originals)
     assert [caption for _, caption in shown] == [CLASSES[label] for label in labels]
 
 
 def test_samples_stay_within_the_range_that_can_be_shown():
-    images = np.stack([np.full((3, 32, 32), value, np.float32) for value in (-10, 10)])
-    dark, bright = (picture for picture, _ in pictures(draw_samples(2, images)))
+    dark, bright = (picture for picture, _ in pictures(draw_samples(grey(-10, 10))))
     assert dark.max() == 0 and bright.min() == 255
 
 
@@ -332,12 +339,13 @@ def test_rate_of_every_step_is_drawn_with_first_peak_and_last_annotated():
 
 def test_peak_of_the_rates_is_the_highest_number_even_with_a_nan_among_them():
     (axes,) = draw_lr_history([0.1, NAN, 0.3, 0.2]).axes
-    assert {text.get_text() for text in axes.texts} == {"step 0: 0.1", "step 2: 0.3", "step 3: 0.2"}
+    notes = {text.get_text() for text in axes.texts}
+    assert notes == {"step 0: 0.1", "step 2: 0.3", "step 3: 0.2"}
 
 
 def test_misclassified_shows_only_wrong_images_the_most_confident_first():
     count = 60
-    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 4, 3))
+    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1).repeat(3, axis=3)
     labels, probabilities = random_labels(count), random_probabilities(count)
     labels[::3] = probabilities[::3].argmax(axis=1)  # a good third is right
     expected = []
@@ -362,40 +370,34 @@ def test_misclassified_shows_all_wrong_images_where_they_are_fewer_than_count():
     assert [caption.split()[0].strip(",") for _, caption in shown] == ["airplane", "cat"]
 
 
-def test_captions_of_the_longest_class_names_do_not_overlap():
-    labels, probabilities = np.array([0, 1] * 5), np.eye(10)[[1, 0] * 5]
+def test_longest_class_names_and_title_have_room():
+    labels, probabilities = np.array([0, 1] * 5000), np.eye(10)[[1, 0] * 5000]
     for figure in (
-        draw_misclassified(10, probabilities, labels, count=5),
-        plot_samples(np.zeros((10, 3, 4, 4)), [1] * 10, mean=(0,) * 3, std=(1,) * 3, **NAMED),
+        plot_misclassified(np.zeros((10_000, 1, 1, 3)), labels, probabilities, **NAMED, count=5),
+        draw_samples(grey(*range(10)), [1] * 10, columns=10),
     ):
-        figure.savefig(io.BytesIO(), format="png")
-        renderer = FigureCanvasAgg(figure).get_renderer()
-        boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes]
+        figure.draw_without_rendering()  # lays the axes out
+        boxes = [axes.title.get_window_extent() for axes in figure.axes]
         assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
         assert 0 <= boxes[0].x0 and boxes[-1].x1 <= figure.bbox.width
+        assert_title_is_inside(figure)
 
 
-def confusing_labels():
-    """True class 7 never occurs, class 3 is never predicted, about half is right."""
-    labels, predicted = random_labels(400, seed=2), random_labels(400, seed=3)
-    labels[labels == 7] = 2
-    predicted[::2] = labels[::2]
-    predicted[predicted == 3] = 8
-    return labels, predicted
+@pytest.fixture(scope="module")
+def confusion():
+    return plot_confusion_matrix(*confusing_labels(), **NAMED)
 
 
-def test_confusion_matrix_shows_the_counts_with_true_classes_as_rows():
+def test_confusion_matrix_shows_the_counts_with_true_classes_as_rows(confusion):
     labels, predicted = confusing_labels()
     expected = confusion_matrix(labels, predicted, labels=list(range(10)))
     assert not expected[7].any() and not expected[:, 3].any()
-    counts, _ = plot_confusion_matrix(labels, predicted, **NAMED).axes
-    np.testing.assert_array_equal(cells(counts), expected)
+    np.testing.assert_array_equal(cells(confusion.axes[0]), expected)
 
 
-def test_confusion_matrix_shows_the_shares_of_each_true_class():
+def test_confusion_matrix_shows_the_shares_of_each_true_class(confusion):
     labels, predicted = confusing_labels()
-    _, panel = plot_confusion_matrix(labels, predicted, **NAMED).axes
-    shares = cells(panel)
+    shares = cells(confusion.axes[1])
     sums = shares.sum(axis=1)
     assert sums[7] == 0
     np.testing.assert_allclose(np.delete(sums, 7), 100, atol=0.5)  # ten roundings to 0.1
@@ -404,22 +406,20 @@ def test_confusion_matrix_shows_the_shares_of_each_true_class():
         np.testing.assert_allclose(shares[row], expected, atol=0.051)
 
 
-def test_confusion_matrix_names_rows_columns_and_accuracy():
+def test_confusion_matrix_names_rows_columns_and_accuracy(confusion):
     labels, predicted = confusing_labels()
-    figure = plot_confusion_matrix(labels, predicted, **NAMED)
-    for axes in figure.axes:
+    for axes in confusion.axes:
         assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
         for names in (axes.get_xticklabels(), axes.get_yticklabels()):
             assert tuple(text.get_text() for text in names) == CLASSES
     trace = np.trace(confusion_matrix(labels, predicted, labels=list(range(10))))
-    assert f"{100 * trace / 400:.2f}%" in figure.get_suptitle()
+    assert f"{100 * trace / 400:.2f}%" in confusion.get_suptitle()
 
 
-def test_confusion_matrix_does_not_depend_on_the_order_of_samples():
+def test_confusion_matrix_does_not_depend_on_the_order_of_samples(confusion):
     labels, predicted = confusing_labels()
     order = np.random.default_rng(4).permutation(len(labels))
-    one = plot_confusion_matrix(labels, predicted, **NAMED)
     other = plot_confusion_matrix(labels[order], predicted[order], **NAMED)
-    assert one.get_suptitle() == other.get_suptitle()
-    for left, right in zip(one.axes, other.axes):
+    assert confusion.get_suptitle() == other.get_suptitle()
+    for left, right in zip(confusion.axes, other.axes):
         np.testing.assert_array_equal(cells(left), cells(right))
