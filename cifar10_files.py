@@ -108,7 +108,11 @@ def download_cifar10(data_dir: str | os.PathLike, *, progress: Progress | None =
 def _fetch(url: str, target: Path, progress: Progress | None) -> None:
     if urllib.parse.urlsplit(url).scheme not in DOWNLOAD_SCHEMES:
         raise ValueError("not an https address")
-    part, digest, received = target.with_name(f".{target.name}.{os.getpid()}.part"), hashlib.sha256(), 0
+    part, digest, received = (
+        target.with_name(f".{target.name}.{os.getpid()}.part"),
+        hashlib.sha256(),
+        0,
+    )
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             if urllib.parse.urlsplit(response.url).scheme not in DOWNLOAD_SCHEMES:

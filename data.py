@@ -149,9 +149,7 @@ class Cifar10Dataset(ImageDataset):
                     f"remove {folder} and unpack the archive again"
                 )
         official = CIFAR10(str(root), train=train)
-        super().__init__(
-            official.data, official.targets, official.classes, "CIFAR-10", transform
-        )
+        super().__init__(official.data, official.targets, official.classes, "CIFAR-10", transform)
 
 
 def load_cifar10(
@@ -184,7 +182,9 @@ def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
     """
     digits = load_sklearn_digits()
     grey = torch.from_numpy(digits.images * (255 / 16)).float().unsqueeze(1)
-    large = torch.nn.functional.interpolate(grey, size=(IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bilinear")
+    large = torch.nn.functional.interpolate(
+        grey, size=(IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bilinear"
+    )
     images = large.round().to(torch.uint8).permute(0, 2, 3, 1).repeat(1, 1, 1, 3).numpy()
     everything = ImageDataset(images, digits.target, [str(k) for k in range(10)], "digits")
     return everything.hold_out(num_test)

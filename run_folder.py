@@ -114,7 +114,9 @@ def write_run(
     """
     out_dir = Path(out_dir)
     history = [dataclasses.asdict(record) for record in epochs]
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
     results = {
         "recipe": dict(recipe),
         "data": dict(data),
@@ -148,7 +150,10 @@ def write_run(
         stream = io.BytesIO()
         torch.save({"state_dict": weights, "recipe": dict(recipe), "data": dict(data)}, stream)
         _write(out_dir / "model.pt", stream.getvalue())
-        _write(out_dir / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
+        _write(
+            out_dir / "results.json",
+            json.dumps(results, indent=1, allow_nan=False).encode() + b"\n",
+        )
     except OSError as error:
         raise StorageError(f"cannot write to {out_dir}: {error.strerror or error}") from error
     return out_dir

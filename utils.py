@@ -81,7 +81,11 @@ def get_device(name: str = "auto") -> torch.device:
     Raises:
         UsageError: the device is unknown or not on this machine.
     """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         return torch.device(next(kind for kind, is_here in here.items() if is_here))
     if not here.get(name.split(":")[0], False):
@@ -141,7 +145,9 @@ def get_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
     """
     # From histograms: exact, and without a float copy of all images.
     levels = np.arange(256) / 255
-    shares = [np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size for c in range(3)]
+    shares = [
+        np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size for c in range(3)
+    ]
     means = [share @ levels for share in shares]
     stds = [math.sqrt(share @ (levels - mean) ** 2) for share, mean in zip(shares, means)]
     return tuple(float(mean) for mean in means), tuple(stds)
@@ -315,7 +321,9 @@ def _place(images: Tensor, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def _log_probabilities(model: nn.Module, loader: DataLoader, precision: str) -> tuple[Tensor, Tensor]:
+def _log_probabilities(
+    model: nn.Module, loader: DataLoader, precision: str
+) -> tuple[Tensor, Tensor]:
     """(N, K) float32 log-probabilities and (N,) labels of all images, on the CPU."""
     device = next(model.parameters()).device
     was_training = model.training

@@ -282,7 +282,9 @@ def _picture_grid(
     rows = max(1, -(-len(captions) // columns))
     lines = max((text.count("\n") + 1 for text, _ in captions), default=1)
     size = 1.7 if lines == 1 else 2.0
-    figure = Figure(figsize=(columns * size, rows * (size + 0.1 * lines) + 0.6), layout="constrained")
+    figure = Figure(
+        figsize=(columns * size, rows * (size + 0.1 * lines) + 0.6), layout="constrained"
+    )
     figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
     if not captions:
         return _no_data(figure, empty)

@@ -79,7 +79,12 @@ def render_results(results: dict) -> str:
     lines = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
     names = " | ".join(final["class_accuracy"])
     accuracies = " | ".join(f"{value:.1%}" for value in final["class_accuracy"].values())
-    lines += ["", f"| {names} |", "| " + "--- | " * len(final["class_accuracy"]), f"| {accuracies} |"]
+    lines += [
+        "",
+        f"| {names} |",
+        "| " + "--- | " * len(final["class_accuracy"]),
+        f"| {accuracies} |",
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 

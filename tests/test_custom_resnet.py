@@ -41,7 +41,10 @@ def test_number_of_classes():
 
 
 def test_layers_are_the_assignments_in_its_order(model):
-    block, pooled = ["Conv2d", "BatchNorm2d", "ReLU"], ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
+    block, pooled = (
+        ["Conv2d", "BatchNorm2d", "ReLU"],
+        ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"],
+    )
     expected = {
         "prep_layer": block,
         "layer1": pooled + block + block,
@@ -74,7 +77,9 @@ def test_modules_run_in_the_order_in_which_they_are_listed(model):
 def test_shapes_between_the_layers(model):
     shapes = {}
     hooks = [
-        child.register_forward_hook(lambda _m, _i, out, name=name: shapes.update({name: tuple(out.shape[1:])}))
+        child.register_forward_hook(
+            lambda _m, _i, out, name=name: shapes.update({name: tuple(out.shape[1:])})
+        )
         for name, child in model.named_children()
     ]
     with torch.no_grad():

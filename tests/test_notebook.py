@@ -29,7 +29,9 @@ def test_it_only_calls_the_modules(committed):
 
 
 def test_it_was_run_from_top_to_bottom_without_an_error(committed):
-    assert [cell.execution_count for cell in code(committed)] == list(range(1, len(code(committed)) + 1))
+    assert [cell.execution_count for cell in code(committed)] == list(
+        range(1, len(code(committed)) + 1)
+    )
     outputs = [output for cell in code(committed) for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]

@@ -53,7 +53,9 @@ def test_wheel_asks_for_what_requirements_txt_says(wheel):
     }
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     expected = {line for line in lines if line and not line.startswith("#")}
-    parts = lambda items: {frozenset(item.replace("<", ",<").replace(">", ",>").split(",")) for item in items}  # noqa: E731
+    parts = lambda items: {
+        frozenset(item.replace("<", ",<").replace(">", ",>").split(",")) for item in items
+    }  # noqa: E731
     assert parts(asked) == parts(expected)
 
 

@@ -23,7 +23,11 @@ def loader(count=50, batch_size=16, num_classes=4, seed=0):
 def network(num_classes=4):
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, num_classes)
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, num_classes),
     )
 
 
@@ -212,20 +216,23 @@ def test_devices_and_precisions():
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision"), [("avx2 amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx2", "float32")]
+    ("flags", "precision"),
+    [("avx2 amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx2", "float32")],
 )
 def test_precision_follows_the_processor(flags, precision, monkeypatch, tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n")
     real_open = open
     monkeypatch.setattr(
-        "builtins.open", lambda f, *a, **k: real_open(cpuinfo if f == "/proc/cpuinfo" else f, *a, **k)
+        "builtins.open",
+        lambda f, *a, **k: real_open(cpuinfo if f == "/proc/cpuinfo" else f, *a, **k),
     )
     assert utils.get_precision(torch.device("cpu")) == precision
 
 
 @pytest.mark.parametrize(
-    ("capability", "precision"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")]
+    ("capability", "precision"),
+    [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")],
 )
 def test_precision_follows_the_gpu(capability, precision, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
