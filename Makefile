@@ -28,7 +28,7 @@ test: $(INSTALLED) ## all tests; CIFAR10_DIR=folder adds those on the real image
 
 notebook: $(INSTALLED) ## execute the notebook in place; DATA=folder of the images, EPOCHS=24
 	DOWNLOAD=$(if $(DATA),0,1) DATA_DIR="$(or $(DATA),cifar10)" EPOCHS=$(or $(EPOCHS),24) \
-		$(PY) scripts/run_notebook.py
+		OUT="$(or $(OUT),runs/notebook-$(shell date +%Y%m%d-%H%M%S))" $(PY) scripts/run_notebook.py
 
 publish: $(INSTALLED) ## README, images/, results/ and weights/ from a run; RUN=folder of the run
 	$(PY) scripts/publish.py "$(RUN)"

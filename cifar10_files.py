@@ -58,6 +58,8 @@ def prepare_cifar10(
     if (path / "train").is_dir() and (path / "test").is_dir():
         return path
     archive = path if path.is_file() else path / CIFAR10_ARCHIVE
+    if (archive.parent / CIFAR10_FOLDER).is_dir():
+        return archive.parent
     if not archive.is_file():
         if not download:
             raise DataError(
@@ -106,17 +108,15 @@ def download_cifar10(data_dir: str | os.PathLike, *, progress: Progress | None =
 
 
 def _fetch(url: str, target: Path, progress: Progress | None) -> None:
-    if urllib.parse.urlsplit(url).scheme not in DOWNLOAD_SCHEMES:
-        raise ValueError("not an https address")
+    _check_scheme(url)
     part, digest, received = (
         target.with_name(f".{target.name}.{os.getpid()}.part"),
         hashlib.sha256(),
         0,
     )
     try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
-            if urllib.parse.urlsplit(response.url).scheme not in DOWNLOAD_SCHEMES:
-                raise ValueError(f"leads to {response.url}, which is not an https address")
+        opener = urllib.request.build_opener(_CheckedRedirects)
+        with opener.open(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             with _writing(target), open(part, "wb"):
                 pass  # shows that the folder can be written before 170 MB come
             while chunk := response.read(1 << 20):
@@ -135,6 +135,17 @@ def _fetch(url: str, target: Path, progress: Progress | None) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        _check_scheme(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_scheme(url: str) -> None:
+    if urllib.parse.urlsplit(url).scheme not in DOWNLOAD_SCHEMES:
+        raise ValueError(f"{url} is not an https address")
 
 
 @contextlib.contextmanager
@@ -157,12 +168,20 @@ def _unpack(archive: Path) -> None:
         # Unpacked beside its place and renamed: half an unpacking never looks whole.
         with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as folder:
             with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
+                # Python before 3.11.4 lacks the filter; the digest has spoken for the content.
+                safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                tar.extractall(folder, **safely)
             os.replace(Path(folder) / CIFAR10_FOLDER, archive.parent / CIFAR10_FOLDER)
     except OSError as error:
-        raise StorageError(f"cannot unpack {archive} beside itself: {error.strerror}") from error
+        raise StorageError(
+            f"cannot unpack {archive} beside itself: {error.strerror}; "
+            "copy it to a folder that can be written"
+        ) from error
 
 
 def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -198,14 +197,15 @@ def stratified_order(targets: np.ndarray, seed: int = 0) -> np.ndarray:
         seed: another seed, another order.
 
     Returns:
-        (N,) indices, each once. The first n are a stratified sample of n images.
+        (N,) indices, each once. Of each class, the first n hold its share of n to within two.
     """
-    shuffled = np.random.default_rng(seed).permutation(len(targets))
-    place = np.empty(len(targets))
-    for label in np.unique(targets):
+    rng = np.random.default_rng(seed)
+    shuffled, place = rng.permutation(len(targets)), np.empty(len(targets))
+    labels = rng.permutation(np.unique(targets))
+    for turn, label in enumerate(labels):  # the classes take turns, evenly spread over the order
         members = shuffled[targets[shuffled] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return shuffled[np.argsort(place[shuffled], kind="stable")]
+        place[members] = (np.arange(len(members)) + (turn + 0.5) / len(labels)) / len(members)
+    return np.argsort(place, kind="stable")
 
 
 def load_image_folder(
@@ -228,13 +228,16 @@ def load_image_folder(
         DataError: a class is missing or empty, or a picture is unreadable or not 32x32.
     """
     data_dir = Path(data_dir)
-    classes = _class_names(data_dir)
-    files = {
-        split: [(file, label) for label, name in enumerate(classes)
-                for file in _pictures(data_dir / split / name)]
-        for split in ("train", "test")
-    }  # fmt: skip
-    fingerprint = _fingerprint(data_dir, files)
+    try:
+        classes = _class_names(data_dir)
+        files = {
+            split: [(file, label) for label, name in enumerate(classes)
+                    for file in _pictures(data_dir / split / name)]
+            for split in ("train", "test")
+        }  # fmt: skip
+        fingerprint = _fingerprint(data_dir, files)
+    except OSError as error:
+        raise DataError(f"{error.filename or data_dir} cannot be read: {error.strerror}") from error
     arrays = _read_cache(data_dir / CACHE_FILE, fingerprint)
     if arrays is None:
         arrays = _decode(files, progress)
@@ -322,9 +325,13 @@ def _read_cache(file: Path, fingerprint: str) -> dict | None:
         with np.load(file, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != fingerprint:
                 return None
-            return {name: stored[name] for name in stored.files if name != "fingerprint"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # absent or damaged: decoding again costs seconds and is always right
+            arrays = {name: stored[name] for name in stored.files if name != "fingerprint"}
+            for split in ("train", "test"):  # whatever else it is, it must make a data set
+                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+                ImageDataset(images, labels, range(labels.max() + 1), str(file))
+            return arrays
+    except Exception:  # absent, or damaged in any way: decoding anew costs seconds and is right
+        return None
 
 
 def _write_cache(file: Path, fingerprint: str, arrays: dict) -> None:

@@ -109,11 +109,17 @@ def find_lr(
                 if on_step is not None:
                     on_step(number + 1, len(numbers))
 
-        # In place of its own bar, whose widget a repository page refuses to show.
+        # In place of its own bar, which cannot be switched off and whose widget a repository page
+        # refuses to show.
         with mock.patch.object(torch_lr_finder.lr_finder, "tqdm", steps):
             with contextlib.suppress(_NotFinite):
                 finder.range_test(
-                    loader, start_lr=start_lr, end_lr=end_lr, num_iter=num_steps, smooth_f=0
+                    loader,
+                    start_lr=start_lr,
+                    end_lr=end_lr,
+                    num_iter=num_steps,
+                    smooth_f=0,
+                    non_blocking_transfer=device.type == "cuda",
                 )
     losses = finder.history["loss"]
     return suggest_lr(finder.history["lr"][: len(losses)], losses, ratio=ratio)

@@ -22,7 +22,8 @@ class SeededLoader(DataLoader):
         dataset: images; a ``transform`` with ``set_random_state`` is seeded at every epoch.
         batch_size: images a batch.
         seed: 0 or more.
-        options: whatever else a DataLoader takes.
+        options: whatever else a DataLoader takes, but ``persistent_workers``: a worker that stays
+            would not be seeded anew.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, *, seed: int, **options) -> None:

@@ -13,7 +13,11 @@ PEAK_SHARE = 5 / 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What is trained and how: the assignment's numbers, to be varied with ``replace``."""
+    """What is trained and how, to be varied with ``replace``.
+
+    Epochs, peak, batch size and the range test's end and steps are the assignment's; decay, beta2
+    and label smoothing are ours, against overfitting.
+    """
 
     epochs: int = 24
     """Passes over the training images, 1 or more."""

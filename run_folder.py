@@ -35,12 +35,17 @@ def prepare_folder(out_dir: str | os.PathLike) -> Path:
         StorageError: it cannot be made or written, or holds a finished run already.
     """
     out_dir = Path(out_dir)
-    if (out_dir / "results.json").exists():
-        raise StorageError(f"{out_dir} holds a finished run already; name another folder")
     try:
+        if (out_dir / "results.json").exists():
+            raise StorageError(
+                f"{out_dir} holds a finished run already; name another folder "
+                "(--out, or OUT in the notebook)"
+            )
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out_dir):
             pass
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(f"cannot write to {out_dir}: {error.strerror}") from error
     return out_dir
@@ -139,17 +144,19 @@ def write_run(
         "history": history,
     }
     try:
-        (out_dir / "figures").mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            stream = io.BytesIO()
-            figure.savefig(stream, format="png", dpi=FIGURE_DPI)
-            _write(out_dir / "figures" / f"{name}.png", stream.getvalue())
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "results.json").unlink(missing_ok=True)
         _write(out_dir / "log.txt", "\n".join([*log, ""]).encode())
         _write(out_dir / "history.csv", _csv(history))
         _write(out_dir / "steps.csv", _csv([dataclasses.asdict(record) for record in steps]))
         stream = io.BytesIO()
         torch.save({"state_dict": weights, "recipe": dict(recipe), "data": dict(data)}, stream)
         _write(out_dir / "model.pt", stream.getvalue())
+        (out_dir / "figures").mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            stream = io.BytesIO()
+            figure.savefig(stream, format="png", dpi=FIGURE_DPI)
+            _write(out_dir / "figures" / f"{name}.png", stream.getvalue())
         _write(
             out_dir / "results.json",
             json.dumps(results, indent=1, allow_nan=False).encode() + b"\n",

@@ -89,8 +89,6 @@ def choose_recipe(args: argparse.Namespace) -> Recipe:
         for field in dataclasses.fields(Recipe)
         if getattr(args, field.name, None) is not None
     }
-    if "epochs" in given:
-        given.setdefault("peak_epoch", None)  # the peak moves with the length
     return dataclasses.replace(preset, **given)
 
 
@@ -123,12 +121,14 @@ def run(args: argparse.Namespace) -> None:
     precision = get_precision(device, args.precision)
     if args.workers < 0:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
+    is_new = not Path(args.out).exists()
     out = prepare_folder(args.out)
     try:
         train_and_write(args, recipe, device, precision, out)
     except BaseException:
         with contextlib.suppress(OSError):
-            out.rmdir()  # only where nothing was written
+            if is_new:
+                out.rmdir()  # refused where something was written
         raise
 
 
@@ -148,6 +148,20 @@ def train_and_write(
     train_loader = get_loader(train_set, recipe.batch_size, train=True, **loading)
     test_loader = get_loader(test_set, recipe.batch_size, train=False, **loading)
 
+    total_steps = recipe.epochs * len(train_loader)
+    if total_steps < 3:
+        raise UsageError(
+            f"{total_steps} steps in all; one cycle needs 3: more epochs or smaller batches"
+        )
+
+    images, labels = next(iter(train_loader))
+    shown = {"source": train.source, "classes": train.classes}
+    figures = {
+        "class_counts": visualize.plot_class_counts(train.targets, **shown),
+        "samples": visualize.plot_samples(
+            images[:20].numpy(), labels[:20], mean=mean, std=std, **shown
+        ),
+    }
     log = TrainingLog(len(train_loader), len(test), test_name=test_name.capitalize())
     machine = describe_machine(device, precision)
     log.write(f"{train.source}: {len(train):,} training images, {len(test):,} {test_name}")
@@ -162,10 +176,9 @@ def train_and_write(
         weight_decay=recipe.weight_decay,
         betas=(recipe.beta1, recipe.beta2),
     )
-    figures = {}
-    rates = {"rule": "given", "lr_max": recipe.lr_max, "lr_min": recipe.lr_min}
+    rates = {"rule": "LRMAX is given", "lr_max": recipe.lr_max, "lr_min": recipe.lr_min}
     if recipe.lr_max is None:
-        with progress_bar("LR finder") as on_step:
+        with progress_bar("range test") as on_step:
             finding = find_lr(
                 model, optimizer, criterion, train_loader,
                 start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
@@ -173,38 +186,46 @@ def train_and_write(
                 autocast_dtype=PRECISIONS[precision], on_step=on_step,
             )  # fmt: skip
         rates = dataclasses.asdict(finding)
-        figures["lr_finder"] = visualize.plot_lr_finder(**rates, source=train.source)
     lr_max = rates["lr_max"]
-    lr_min = recipe.lr_min or lr_max / recipe.lr_ratio
+    if recipe.lr_min is not None:
+        rates |= {"lr_min": recipe.lr_min, "rule": rates["rule"].split(";")[0] + "; LRMIN is given"}
+    elif recipe.lr_max is not None:
+        rates |= {
+            "lr_min": lr_max / recipe.lr_ratio,
+            "rule": f"LRMAX is given; LRMIN is LRMAX / {recipe.lr_ratio:g}",
+        }
+    lr_min = rates["lr_min"]
+    if recipe.lr_max is None:
+        figures["lr_finder"] = visualize.plot_lr_finder(**rates, source=train.source)
     log.write(f"LRMAX = {lr_max:.6g}, LRMIN = {lr_min:.6g}: {rates['rule']}")
     log.write()
     scheduler = one_cycle(
         optimizer,
         lr_max=lr_max,
         lr_min=lr_min,
-        total_steps=recipe.epochs * len(train_loader),
+        total_steps=total_steps,
         peak_step=round(recipe.peak * len(train_loader)),
     )
-    history = fit(
-        model, train_loader, test_loader, optimizer, scheduler, criterion,
-        epochs=recipe.epochs, precision=precision, on_step=log.on_step, on_epoch=log.on_epoch,
-    )  # fmt: skip
+    with contextlib.closing(log):
+        history = fit(
+            model, train_loader, test_loader, optimizer, scheduler, criterion,
+            epochs=recipe.epochs, precision=precision, on_step=log.on_step, on_epoch=log.on_epoch,
+        )  # fmt: skip
 
     predictions = predict(model, test_loader, precision=precision)
-    predicted, shown = predictions.predicted, {"source": train.source, "classes": train.classes}
+    predicted = predictions.predicted
+    log.write(
+        f"Accuracy {100 * predictions.accuracy:.2f} % on {len(test):,} {test_name} "
+        f"({train.source}), {time.perf_counter() - started:.0f} s"
+    )
     figures |= {
-        "class_counts": visualize.plot_class_counts(train.targets, **shown),
-        "samples": visualize.plot_samples(
-            torch.stack([train_set[i][0] for i in range(20)]).numpy(), train.targets[:20],
-            mean=mean, std=std, **shown,
-        ),
         "history": visualize.plot_history(history.epochs, source=train.source),
         "lr_history": visualize.plot_lr_history(history.steps, source=train.source),
         "misclassified": visualize.plot_misclassified(
             test.data, test.targets, predictions.probabilities, **shown
         ),
         "confusion_matrix": visualize.plot_confusion_matrix(test.targets, predicted, **shown),
-    }  # fmt: skip
+    }
     write_run(
         out,
         model=model,
@@ -218,7 +239,7 @@ def train_and_write(
             "num_test": len(test),
             "evaluated_on": test_name,
         },
-        learning_rate=rates | {"lr_max": lr_max, "lr_min": lr_min},
+        learning_rate=rates,
         machine=machine,
         epochs=history.epochs,
         steps=history.steps,
@@ -226,10 +247,6 @@ def train_and_write(
         predicted=predicted,
         log=log.lines,
         figures=figures,
-    )
-    log.write(
-        f"Accuracy {100 * predictions.accuracy:.2f} % on {len(test):,} {test_name} "
-        f"({train.source}), {time.perf_counter() - started:.0f} s"
     )
     log.write(f"The run is in {out}, its figures in {out / 'figures'}")
 
@@ -241,6 +258,9 @@ def main(argv: list[str] | None = None) -> int:
     except RunError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted; the run is not kept", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -87,15 +87,19 @@ class TrainingLog:
         self._bar.set_description_str(self._last, refresh=False)
         self._bar.update(batch + 1 - self._bar.n)
 
+    def close(self) -> None:
+        """Take the bar away, so that what is written next has a line of its own."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
     def on_epoch(self, record) -> None:
         """Close the bar and write the epoch's lines.
 
         Args:
             record: with ``test_loss``, ``test_accuracy`` (0..1) and ``train_seconds``.
         """
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self.close()
         correct = round(record.test_accuracy * self._num_test)
         self.write(f"{self._last} | {record.train_seconds:.1f} s")
         self.write(

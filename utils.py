@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def get_device(name: str = "auto") -> torch.device:
     }
     if name == "auto":
         return torch.device(next(kind for kind, is_here in here.items() if is_here))
-    if not here.get(name.split(":")[0], False):
+    if not here.get(name, False):
         found = ", ".join(kind for kind, is_here in here.items() if is_here)
         raise UsageError(f"device is {name!r}; this machine has {found} (or auto)")
     return torch.device(name)
@@ -163,7 +163,7 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
     # torchsummary runs a batch in the mode it finds, which would move BN's statistics.
     twin = copy.deepcopy(model).cpu().float().eval()
     text = io.StringIO()
-    with torch.random.fork_rng(), contextlib.redirect_stdout(text):
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(text):
         summary(twin, input_size, device="cpu")
     return text.getvalue().strip("\n")
 
@@ -249,6 +249,8 @@ def fit(
         )  # fmt: skip
         middle = time.perf_counter()
         test_loss, test_accuracy = evaluate(model, test_loader, precision=precision)
+        if not math.isfinite(test_loss):  # the very last step can break what was finite before
+            raise _diverged(epoch, replace(steps[-1], loss=test_loss), steps)
         record = EpochRecord(
             epoch=epoch,
             lr=steps[-1].lr,
@@ -278,7 +280,10 @@ def _train_epoch(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     rates, sizes, records = [], [], []
     for index, (images, labels) in enumerate(loader):
-        images, labels = _place(images, device), labels.to(device, non_blocking=True)
+        images, labels = (
+            _place(images, device),
+            labels.to(device, non_blocking=_in_background(device)),
+        )
         rates.append(optimizer.param_groups[0]["lr"])
 
         with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
@@ -317,7 +322,14 @@ def _diverged(epoch: int, step: StepRecord, before: list[StepRecord]) -> Diverge
 
 
 def _place(images: Tensor, device: torch.device) -> Tensor:
-    return images.to(device, non_blocking=True, memory_format=_memory_format(device))
+    return images.to(
+        device, non_blocking=_in_background(device), memory_format=_memory_format(device)
+    )
+
+
+def _in_background(device: torch.device) -> bool:
+    # On mps such a copy can read memory that has been given away meanwhile.
+    return device.type == "cuda"
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def plot_samples(
         columns: images a row.
     """
     pictures = np.asarray(images).transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
-    captions = [(classes[label], "black") for label in labels]
+    captions = [classes[label] for label in labels]
     title = "Samples after the training transforms"
     return _picture_grid(np.clip(pictures, 0, 1), captions, title, source, columns=columns)
 
@@ -154,7 +154,7 @@ def plot_lr_history(steps: Sequence[Any], *, source: str) -> Figure:
         return _no_data(figure)
     numbers, rates = [record.step for record in steps], [record.lr for record in steps]
     axes.plot(numbers, rates, color=TRAIN_COLOUR, linewidth=2.5)
-    peak, end = int(np.argmax(rates)), len(rates) - 1
+    peak, end = int(np.nanargmax(rates)) if np.isfinite(rates).any() else 0, len(rates) - 1
     for index, place in ((0, (12, -4)), (peak, (12, -4)), (end, (-12, -4))):
         axes.plot(numbers[index], rates[index], "o", color=TEST_COLOUR, markersize=8, zorder=3)
         axes.annotate(
@@ -200,11 +200,8 @@ def plot_misclassified(
     confidence = probabilities[wrong, predicted[wrong]]
     shown = wrong[np.argsort(-confidence, kind="stable")][:count]
     captions = [
-        (
-            f"{classes[labels[i]]}, taken for\n"
-            f"{classes[predicted[i]]} ({probabilities[i, predicted[i]]:.1%})",
-            "black",
-        )
+        f"{classes[labels[i]]}, taken for\n"
+        f"{classes[predicted[i]]} ({probabilities[i, predicted[i]]:.1%})"
         for i in shown
     ]
     title = f"Misclassified: {len(wrong):,} of {len(labels):,}, the most confident ones"
@@ -257,9 +254,12 @@ def _figure(
 
 
 def _no_data(figure: Figure, text: str = "no data") -> Figure:
+    """The text in place of all axes but one: a notebook shows no figure without axes."""
     for axes in figure.axes:
         axes.remove()
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=18, color=QUIET_COLOUR)
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=18, color=QUIET_COLOUR)
     return figure
 
 
@@ -271,16 +271,16 @@ def _quiet_frame(axes: Axes) -> None:
 
 def _picture_grid(
     pictures: np.ndarray,
-    captions: Sequence[tuple[str, str]],
+    captions: Sequence[str],
     title: str,
     source: str,
     *,
     columns: int,
     empty: str = "no data",
 ) -> Figure:
-    """Pictures (N, H, W, 3) with a (text, colour) above each."""
+    """Pictures (N, H, W, 3) with a caption above each."""
     rows = max(1, -(-len(captions) // columns))
-    lines = max((text.count("\n") + 1 for text, _ in captions), default=1)
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     size = 1.7 if lines == 1 else 2.0
     figure = Figure(
         figsize=(columns * size, rows * (size + 0.1 * lines) + 0.6), layout="constrained"
@@ -290,7 +290,7 @@ def _picture_grid(
         return _no_data(figure, empty)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
-    for axes, picture, (text, colour) in zip(figure.axes, pictures, captions):
+    for axes, picture, caption in zip(figure.axes, pictures, captions):
         axes.imshow(picture, interpolation="nearest")
-        axes.set_title(text, fontsize=LABEL_SIZE, color=colour)
+        axes.set_title(caption, fontsize=LABEL_SIZE)
     return figure

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -39,6 +38,13 @@ SOURCES = {"CIFAR-10": "CIFAR-10", "CIFAR-10 (image folder)": "CIFAR-10, JPEG co
 
 
 def copy_run(run: Path) -> None:
+    data = json.loads((run / "results.json").read_text("utf-8"))["data"]
+    missing = [name for name in IMAGES if not (run / "figures" / f"{name}.png").is_file()]
+    if data["source"] not in SOURCES or data["evaluated_on"] != "test images" or missing:
+        raise SystemExit(
+            f"{run} is not a whole CIFAR-10 run: {data['source']}, evaluated on "
+            f"{data['num_test']:,} {data['evaluated_on']}, without the figures {missing}"
+        )
     for folder in (RESULTS, ROOT / "images", WEIGHTS.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for name in NUMBERS:
@@ -102,12 +108,10 @@ def render_readme(text: str) -> str:
     }
     for name, part in parts.items():
         begin, end = f"<!-- {name}: made by scripts/publish.py -->", f"<!-- end of {name} -->"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        text, count = re.subn(
-            pattern, lambda _match: f"{begin}\n{part}\n{end}", text, flags=re.DOTALL
-        )
-        if count != 1:
-            raise SystemExit(f"README.md: {begin} ... {end} is there {count} times, expected once")
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SystemExit(f"README.md: {begin} and {end} are needed once each")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{part}\n{end}{rest.split(end)[1]}"
     return text
 
 

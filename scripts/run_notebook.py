@@ -26,6 +26,9 @@ def main(file: str = "S10_Assignment.ipynb") -> None:
     )
     try:
         client.execute()
+    except BaseException:
+        path = path.with_suffix(".failed.ipynb")  # the outputs that were there stay
+        raise
     finally:
         notebook.metadata.pop("widgets", None)
         nbformat.write(notebook, path)

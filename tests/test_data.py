@@ -483,7 +483,7 @@ def change_size_alone(cat, dog):
         lambda cat, dog: Image.new("RGB", (32, 32), "teal").save(cat.with_name("new.png")),
         lambda cat, dog: cat.unlink(),
         lambda cat, dog: cat.rename(cat.with_name("zzz.png")),
-        lambda cat, dog: cat.rename(dog.with_name("moved.png")),
+        lambda cat, dog: cat.with_name("001.png").rename(dog.with_name("001.png")),
         lambda cat, dog: cat.parent.rename(cat.parent.with_name("tiger")),
     ],
     ids=["pixels", "size", "added", "removed", "renamed", "other class", "class renamed"],
