@@ -7,10 +7,8 @@ import dataclasses
 import io
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,6 @@ from torch import nn
 
 from errors import StorageError
 
-PACKAGES = (
-    "torch", "torchvision", "albumentations", "torch-lr-finder", "torchsummary", "numpy",
-    "matplotlib", "scikit-learn",
-)  # fmt: skip
 FIGURE_DPI = 150
 
 
@@ -49,31 +43,6 @@ def prepare_folder(out_dir: str | os.PathLike) -> Path:
     except OSError as error:
         raise StorageError(f"cannot write to {out_dir}: {error.strerror}") from error
     return out_dir
-
-
-def describe_machine(device: torch.device, precision: str) -> dict[str, Any]:
-    """Versions, processor and settings that a run's figures depend on."""
-    return {
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(terse=True),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-        },
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {name.strip(): value.strip() for name, value in lines.items()}
-    return fields.get("model name", platform.machine())
 
 
 def write_run(
@@ -102,7 +71,7 @@ def write_run(
         recipe: plain data.
         data: plain data with ``source``, ``classes``, ``mean``, ``std``, and what was counted.
         learning_rate: plain data: LRMAX and LRMIN, and how they were found.
-        machine: plain data, see :func:`describe_machine`.
+        machine: plain data, the hardware and the versions.
         epochs: a record an epoch, for ``history.csv`` and ``history`` in ``results.json``; the
             last one's ``test_loss`` and ``test_accuracy`` are the final ones.
         steps: a record a step, for ``steps.csv``.

@@ -20,11 +20,12 @@ import visualize
 from cifar10_files import prepare_cifar10
 from data import ImageDataset, load_cifar10, load_digits
 from errors import RunError, UsageError
+from hardware import PRECISIONS, describe_machine, get_device, get_precision
 from learning_rate import find_lr, one_cycle
 from loaders import get_loader
 from models import CustomResNet
 from recipe import PRESETS, Recipe
-from run_folder import describe_machine, prepare_folder, write_run
+from run_folder import prepare_folder, write_run
 from training_log import TrainingLog, progress_bar
 from transformation import (
     CIFAR10_MEAN,
@@ -33,11 +34,8 @@ from transformation import (
     get_train_aug_transform,
 )
 from utils import (
-    PRECISIONS,
     fit,
-    get_device,
     get_optimizer,
-    get_precision,
     get_stats,
     model_summary,
     predict,

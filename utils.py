@@ -1,4 +1,4 @@
-"""The helpers of a run: device, seed, statistics, train and test loops, predictions."""
+"""The helpers of a run: seed, statistics, summary, train and test loops, predictions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchsummary import summary
 
-from errors import DivergedError, UsageError
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from errors import DivergedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,61 +68,6 @@ class Predictions:
     def accuracy(self) -> float:
         """The share of images whose most probable class is the true one, 0..1."""
         return float((self.predicted == self.labels).mean())
-
-
-def get_device(name: str = "auto") -> torch.device:
-    """The device to train on.
-
-    Args:
-        name: "auto" for the best of cuda, mps and cpu, or one of them by name.
-
-    Raises:
-        UsageError: the device is unknown or not on this machine.
-    """
-    here = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return torch.device(next(kind for kind, is_here in here.items() if is_here))
-    if not here.get(name, False):
-        found = ", ".join(kind for kind, is_here in here.items() if is_here)
-        raise UsageError(f"device is {name!r}; this machine has {found} (or auto)")
-    return torch.device(name)
-
-
-def get_precision(device: torch.device, name: str = "auto") -> str:
-    """The number format of the matrix products: "float32", "bfloat16" or "float16".
-
-    Args:
-        device: where the network trains.
-        name: "auto" for the fastest that the hardware is built for, or one of the three.
-
-    Raises:
-        UsageError: the name is unknown, or float16 on a device other than cuda.
-    """
-    if name == "auto":
-        if device.type == "cuda":
-            capability = torch.cuda.get_device_capability(device)
-            if capability >= (8, 0):
-                return "bfloat16"
-            return "float16" if capability >= (7, 0) else "float32"
-        return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
-    if name not in PRECISIONS:
-        raise UsageError(f"precision is {name!r}; it must be auto, {', '.join(PRECISIONS)}")
-    if name == "float16" and device.type != "cuda":
-        raise UsageError(f"precision is float16 on {device.type}; take bfloat16 or float32 there")
-    return name
-
-
-def _cpu_has_bfloat16() -> bool:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def set_seed(seed: int) -> None:
@@ -225,7 +168,7 @@ def fit(
             ``epochs * len(train_loader)`` rates.
         criterion: loss to minimise, of (output, labels).
         epochs: 1 or more.
-        precision: "float32", "bfloat16" or "float16", see :func:`get_precision`.
+        precision: "float32", "bfloat16" or "float16" (cuda only).
         on_step: called with (epoch from 1, step, accuracy of the epoch so far) after each step
             whose loss was read: on cuda after every 20th and an epoch's last, else after each.
         on_epoch: called after each evaluation.
@@ -286,7 +229,7 @@ def _train_epoch(
         )
         rates.append(optimizer.param_groups[0]["lr"])
 
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
+        with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
             output = model(images)
             loss = criterion(output, labels)
         optimizer.zero_grad()
@@ -342,7 +285,7 @@ def _log_probabilities(
     model.eval()
     outputs, targets = [], []
     for images, labels in loader:
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
+        with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
             outputs.append(model(_place(images, device)))
         targets.append(labels)
     model.train(was_training)

@@ -1,5 +1,4 @@
 import ast
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def test_library_is_quiet_and_never_exits(room):
 
 def test_rooms_can_be_read_in_one_sitting():
     lengths = {room: len(path.read_text("utf-8").splitlines()) for room, path in ROOMS.items()}
-    assert {room: n for room, n in lengths.items() if n > 360} == {}
+    assert {room: n for room, n in lengths.items() if n > 350} == {}
 
 
 def test_public_names_have_docstrings():
@@ -66,4 +65,3 @@ def test_dependencies_are_lower_bounds_so_that_nothing_loaded_is_replaced():
          "tqdm", "scikit-learn"]
     )  # fmt: skip
     assert [line for line in requirements if "," in line] == ["albumentations>=2.0,<3"]
-    assert sys.version_info >= (3, 11)

@@ -1,13 +1,19 @@
 """On the real CIFAR-10 images, where the variable CIFAR10_DIR names them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file
 
 import train
 from data import CIFAR10_CLASSES, load_cifar10
-from transformation import CIFAR10_MEAN, CIFAR10_STD
-from utils import get_stats
+from loaders import get_loader
+from models import CustomResNet
+from transformation import CIFAR10_MEAN, CIFAR10_STD, get_test_aug_transform
+from utils import evaluate, get_stats
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_images_are_cifar10(cifar10_dir):
@@ -29,3 +35,14 @@ def test_a_short_training_learns(cifar10_dir, tmp_path):
     assert train.main(arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
     assert results["final"]["test_accuracy"] > 0.35
+
+
+def test_published_weights_have_the_published_accuracy(cifar10_dir):
+    results = json.loads((ROOT / "results" / "cifar10" / "results.json").read_text("utf-8"))
+    model = CustomResNet()
+    model.load_state_dict(load_file(ROOT / "weights" / "custom_resnet_cifar10.safetensors"))
+    _, images = load_cifar10(cifar10_dir)
+    images = images.sample(1000).with_transform(get_test_aug_transform(CIFAR10_MEAN, CIFAR10_STD))
+    _, accuracy = evaluate(model, get_loader(images, 250, train=False))
+    published = results["final"]["test_accuracy"]
+    assert abs(accuracy - published) < 0.03  # three standard errors of 1,000 images

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 import train
+from data import load_digits
+from loaders import get_loader
 from models import CustomResNet
+from transformation import get_test_aug_transform
+from utils import evaluate, to_device
 
 SMALL = [
     "--dataset", "digits", "--epochs", "2", "--batch-size", "32", "--limit-train", "192",
@@ -49,10 +53,38 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     assert "EPOCH = 2 | LR = " in log and "Total params: 6,575,370" in log
 
 
-def test_the_weights_load_and_give_the_published_accuracy(finished):
+def test_the_weights_load_and_give_the_accuracy_of_the_results(finished):
     stored = torch.load(finished / "model.pt", weights_only=True)
-    assert stored["recipe"]["epochs"] == 2 and stored["data"]["source"] == "digits"
-    CustomResNet().load_state_dict(stored["state_dict"])
+    model = to_device(CustomResNet(), torch.device("cpu"))
+    model.load_state_dict(stored["state_dict"])
+    _, images = load_digits()
+    data = stored["data"]
+    images = images.sample(50).with_transform(get_test_aug_transform(data["mean"], data["std"]))
+    results = json.loads((finished / "results.json").read_text("utf-8"))
+    loader = get_loader(images, 32, train=False)
+    loss, accuracy = evaluate(model, loader, precision=results["machine"]["precision"])
+    assert accuracy == results["final"]["test_accuracy"]
+    assert loss == pytest.approx(results["final"]["test_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "lr_max", "lr_min", "rule"),
+    [
+        (["--lr-max", "0.004"], 0.004, 0.0002, "LRMAX is given; LRMIN is LRMAX / 20"),
+        (
+            ["--lr-max", "0.004", "--lr-min", "0.001"],
+            0.004,
+            0.001,
+            "LRMAX is given; LRMIN is given",
+        ),
+    ],
+)
+def test_results_say_how_the_rates_came_about(given, lr_max, lr_min, rule, tmp_path):
+    arguments = ["--dataset", "digits", "--limit-train", "48", "--limit-test", "10",
+                 "--batch-size", "16", "--epochs", "1", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert train.main([*arguments, *given]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
+    assert results["learning_rate"] == {"lr_max": lr_max, "lr_min": lr_min, "rule": rule}
 
 
 def test_the_same_command_gives_the_same_numbers(finished, tmp_path, offline):
@@ -98,7 +130,7 @@ def test_the_peak_moves_with_the_length_unless_it_is_given():
         (["--dataset", "digits", "--val", "5000"], 2, "--val is 5000"),
         (["--dataset", "digits", "--limit-train", "0"], 2, "--limit-train is 0"),
         (["--dataset", "digits", "--batch-size", "2000"], 2, "batch_size is 2000, more than the 1437"),
-        (["--dataset", "digits", "--batch-size", "1000", "--epochs", "1", "--lr-max", "0.1"], 2, "3 steps"),
+        (["--dataset", "digits", "--batch-size", "1000", "--epochs", "1"], 2, "one cycle needs 3"),
         (["--dataset", "digits", "--out", "train.py"], 6, "train.py"),
     ],
 )  # fmt: skip
@@ -109,6 +141,20 @@ def test_bad_input_is_one_line_and_an_exit_code(argv, code, message, capsys, mon
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert (tmp_path / "train.py").read_text() == "precious"
+
+
+def test_a_folder_that_was_there_stays_when_a_run_is_refused(tmp_path):
+    assert train.main(["--data-dir", "nowhere", "--out", str(tmp_path / "new")]) == 3
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    assert train.main(["--data-dir", "nowhere", "--out", str(tmp_path / "mine")]) == 3
+    assert (tmp_path / "mine").exists()
+
+
+def test_fewer_images_than_the_samples_figure_shows_are_enough(tmp_path):
+    arguments = ["--dataset", "digits", "--limit-train", "12", "--limit-test", "10", "--lr-max",
+                 "0.01", "--batch-size", "4", "--epochs", "1", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert train.main(arguments) == 0
 
 
 def test_a_finished_run_is_not_overwritten(finished, capsys):

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import utils
-from errors import DivergedError, UsageError
+from errors import DivergedError
 from models import CustomResNet
 
 
@@ -125,6 +126,19 @@ def test_loader_is_told_each_epochs_number():
     assert told == [1, 2, 3]
 
 
+def test_what_breaks_in_the_very_last_step_is_noticed():
+    class Poison(nn.CrossEntropyLoss):
+        calls = 0
+
+        def forward(self, output, labels):
+            self.calls += 1
+            loss = super().forward(output, labels)
+            return loss if self.calls < 8 else loss * torch.tensor(math.nan)
+
+    with pytest.raises(DivergedError, match="the loss is nan in epoch 2, step 7"):
+        training(criterion=Poison())
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_training_and_is_located(bad):
     class Poisoned(nn.CrossEntropyLoss):
@@ -147,7 +161,9 @@ def test_predictions():
     np.testing.assert_allclose(predictions.probabilities, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(predictions.labels, labels.numpy())
     np.testing.assert_array_equal(predictions.predicted, expected.argmax(1))
-    assert predictions.accuracy == utils.evaluate(model, batches)[1]
+    loss, accuracy = utils.evaluate(model, batches)
+    assert predictions.accuracy == accuracy == accuracy_score(labels, expected.argmax(1))
+    assert loss == pytest.approx(log_loss(labels, expected), rel=1e-5)
 
 
 def test_bfloat16_trains_float32_weights_close_to_float32():
@@ -196,44 +212,3 @@ def test_seed_reaches_every_generator():
         utils.set_seed(3)
         draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
     assert draws[0] == draws[1]
-
-
-def test_devices_and_precisions():
-    cpu = utils.get_device("cpu")
-    assert utils.get_device().type in ("cuda", "mps", "cpu")
-    assert utils.get_precision(cpu) in ("float32", "bfloat16")
-    assert utils.get_precision(cpu, "float32") == "float32"
-    for call in (
-        lambda: utils.get_device("tpu"),
-        lambda: utils.get_precision(cpu, "int4"),
-        lambda: utils.get_precision(cpu, "float16"),
-    ):
-        with pytest.raises(UsageError):
-            call()
-    if not torch.cuda.is_available():
-        with pytest.raises(UsageError, match="device is 'cuda'; this machine has"):
-            utils.get_device("cuda")
-
-
-@pytest.mark.parametrize(
-    ("flags", "precision"),
-    [("avx2 amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx2", "float32")],
-)
-def test_precision_follows_the_processor(flags, precision, monkeypatch, tmp_path):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n")
-    real_open = open
-    monkeypatch.setattr(
-        "builtins.open",
-        lambda f, *a, **k: real_open(cpuinfo if f == "/proc/cpuinfo" else f, *a, **k),
-    )
-    assert utils.get_precision(torch.device("cpu")) == precision
-
-
-@pytest.mark.parametrize(
-    ("capability", "precision"),
-    [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")],
-)
-def test_precision_follows_the_gpu(capability, precision, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    assert utils.get_precision(torch.device("cuda")) == precision

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+import hardware
+from errors import UsageError
+
+
+def test_devices_and_precisions():
+    cpu = hardware.get_device("cpu")
+    assert hardware.get_device().type in ("cuda", "mps", "cpu")
+    assert hardware.get_precision(cpu) in ("float32", "bfloat16")
+    assert hardware.get_precision(cpu, "float32") == "float32"
+    for call in (
+        lambda: hardware.get_device("tpu"),
+        lambda: hardware.get_precision(cpu, "int4"),
+        lambda: hardware.get_precision(cpu, "float16"),
+    ):
+        with pytest.raises(UsageError):
+            call()
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="device is 'cuda'; this machine has"):
+            hardware.get_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("avx2 amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx2", "float32")],
+)
+def test_precision_follows_the_processor(flags, precision, monkeypatch, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n")
+    real_open = open
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda f, *a, **k: real_open(cpuinfo if f == "/proc/cpuinfo" else f, *a, **k),
+    )
+    assert hardware.get_precision(torch.device("cpu")) == precision
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")],
+)
+def test_precision_follows_the_gpu(capability, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert hardware.get_precision(torch.device("cuda")) == precision
