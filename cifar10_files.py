@@ -100,7 +100,8 @@ def download_cifar10(data_dir: str | os.PathLike, *, progress: Progress | None =
         except StorageError:
             raise
         except (OSError, ValueError, http.client.HTTPException) as error:
-            failures.append(f"{url} ({error or type(error).__name__})")
+            reason = " ".join(str(error).split()) or type(error).__name__
+            failures.append(f"{url} ({reason})")
     raise DataError(
         f"no mirror gave {CIFAR10_ARCHIVE}: {'; '.join(failures)}; put the file "
         f"(SHA-256 {CIFAR10_SHA256}) into {data_dir}, or name another address in CIFAR10_URL"

@@ -174,7 +174,7 @@ def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
     """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 grey to 32x32 RGB. Offline.
 
     Args:
-        num_test: how many make the test set, the same number of each class to within one.
+        num_test: how many make the test set, the classes in their proportions.
 
     Source:
         E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (1998), test part.
@@ -197,7 +197,7 @@ def stratified_order(targets: np.ndarray, seed: int = 0) -> np.ndarray:
         seed: another seed, another order.
 
     Returns:
-        (N,) indices, each once. Of each class, the first n hold its share of n to within two.
+        (N,) indices, each once. Of each class, the first n hold its share of n to within a few.
     """
     rng = np.random.default_rng(seed)
     shuffled, place = rng.permutation(len(targets)), np.empty(len(targets))
@@ -303,6 +303,8 @@ def _decode(files: dict[str, list[tuple[Path, int]]], progress: Progress | None)
             try:
                 with Image.open(file) as picture:
                     size = picture.size
+                    if picture.mode[0] in "IF":  # Pillow would clip 16 bits to white
+                        raise ValueError(f"mode {picture.mode}; save it with 8 bits a channel")
                     if size == (IMAGE_SIZE_PX, IMAGE_SIZE_PX):
                         images[index] = np.asarray(picture.convert("RGB"))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

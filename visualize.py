@@ -100,9 +100,11 @@ def plot_lr_finder(
     for rate, name, colour in ((lr_min, "LRMIN", MARK_COLOUR), (lr_max, "LRMAX", TEST_COLOUR)):
         axes.axvline(rate, color=colour, linestyle="--", linewidth=2, label=f"{name} = {rate:.3g}")
     axes.set_xscale("log")
-    lowest, first = np.nanmin(smoothed), np.nanmax(smoothed[: max(1, len(smoothed) // 4)])
-    if np.isfinite([lowest, first]).all() and first > lowest:  # a diverging end would flatten it
-        axes.set_ylim(lowest - 0.15 * (first - lowest), first + 0.35 * (first - lowest))
+    finite = np.asarray(smoothed)[np.isfinite(smoothed)]
+    if len(finite):  # a diverging end would flatten the rest
+        lowest, first = finite.min(), finite[: len(finite) // 4 + 1].max()
+        if first > lowest:
+            axes.set_ylim(lowest - 0.15 * (first - lowest), first + 0.35 * (first - lowest))
     axes.set_xlabel("learning rate", fontsize=LABEL_SIZE)
     axes.set_ylabel("loss (nats)", fontsize=LABEL_SIZE)
     axes.legend(fontsize=LABEL_SIZE - 1, loc="upper center")

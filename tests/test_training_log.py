@@ -121,6 +121,20 @@ def test_bar_shows_the_share_of_the_epoch_that_is_done_and_begins_anew_with_each
     assert f"EPOCH = 2 | LR = 0.0246913 | Loss = 0.62 | Batch = {batch} |" in stream.getvalue()
 
 
+def test_closed_in_the_middle_of_an_epoch_the_bar_leaves_its_row_to_the_next_line(clock):
+    stream = io.StringIO()
+    log = TrainingLog(4, 100, stream=stream)
+    log.write("begun")
+    for index in range(2):
+        clock.now += 2
+        log.on_step(1, StepRecord(step=index, lr=0.01, loss=2.0), 0.5)
+    log.close()
+    print("the loss is nan", file=stream)
+    log.close()
+    assert percentages(stream.getvalue()) == [0, 50]
+    assert screen(stream.getvalue()) == ["begun", "the loss is nan", ""]
+
+
 def test_without_a_stream_all_goes_to_standard_output_as_it_is_then(clock):
     log = TrainingLog(4, 100)
     replaced = io.StringIO()

@@ -68,11 +68,11 @@ def one_cycle_rates():
 
 
 def confusing_labels():
-    """True class 7 never occurs, class 3 is never predicted, about half is right."""
+    """7 is never true, 3 is never predicted, 5 is neither; about half is right."""
     labels, predicted = random_labels(400, seed=2), random_labels(400, seed=3)
-    labels[labels == 7] = 2
+    labels[np.isin(labels, (5, 7))] = 2
     predicted[::2] = labels[::2]
-    predicted[predicted == 3] = 8
+    predicted[np.isin(predicted, (3, 5))] = 8
     return labels, predicted
 
 
@@ -231,16 +231,20 @@ def nothing_is_registered_with_pyplot():
 )
 def test_figure_with_data_renders_without_a_warning_under_a_title_with_its_source(draw):
     figure = drawn_and_rendered(draw)
-    assert figure.axes and "no data" not in words(figure)
+    assert figure.axes and not {"no data", "nothing is misclassified"} & set(words(figure))
     assert SOURCE in figure.get_suptitle()
     assert_title_is_inside(figure)
 
 
 @pytest.mark.parametrize("draw", cases(("without data", EMPTY)))
-def test_figure_without_data_says_so_and_shows_no_axes(draw):
+def test_figure_without_data_says_so_and_nothing_else(draw):
     figure = drawn_and_rendered(draw)
-    assert not figure.axes
-    assert {"no data", "nothing is misclassified"} & set(words(figure))
+    assert set(words(figure)) - {figure.get_suptitle()} in (
+        {"no data"},
+        {"nothing is misclassified"},
+    )
+    assert figure.axes  # without any, a notebook shows no figure
+    assert not any(axes.axison for axes in figure.axes)
     assert SOURCE in figure.get_suptitle()
 
 
@@ -391,7 +395,7 @@ def confusion():
 def test_confusion_matrix_shows_the_counts_with_true_classes_as_rows(confusion):
     labels, predicted = confusing_labels()
     expected = confusion_matrix(labels, predicted, labels=list(range(10)))
-    assert not expected[7].any() and not expected[:, 3].any()
+    assert not expected[[5, 7]].any() and not expected[:, [3, 5]].any()
     np.testing.assert_array_equal(cells(confusion.axes[0]), expected)
 
 
@@ -399,8 +403,8 @@ def test_confusion_matrix_shows_the_shares_of_each_true_class(confusion):
     labels, predicted = confusing_labels()
     shares = cells(confusion.axes[1])
     sums = shares.sum(axis=1)
-    assert sums[7] == 0
-    np.testing.assert_allclose(np.delete(sums, 7), 100, atol=0.5)  # ten roundings to 0.1
+    assert sums[5] == sums[7] == 0
+    np.testing.assert_allclose(np.delete(sums, (5, 7)), 100, atol=0.5)  # ten roundings to 0.1
     for row in (0, 2, 9):
         expected = 100 * np.bincount(predicted[labels == row], minlength=10) / (labels == row).sum()
         np.testing.assert_allclose(shares[row], expected, atol=0.051)
