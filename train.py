@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -21,7 +22,7 @@ from cifar10_files import prepare_cifar10
 from data import ImageDataset, load_cifar10, load_digits
 from errors import RunError, UsageError
 from hardware import PRECISIONS, describe_machine, get_device, get_precision
-from learning_rate import find_lr, one_cycle
+from learning_rate import LRFinding, find_lr, one_cycle
 from loaders import get_loader
 from models import CustomResNet
 from recipe import PRESETS, Recipe
@@ -113,6 +114,18 @@ def in_range(option: str, value: int | None, most: int) -> None:
         raise UsageError(f"--{option} is {value}; it must be from 1 to {most:,}")
 
 
+def choose_rates(recipe: Recipe, finding: LRFinding | None) -> dict[str, Any]:
+    """LRMAX and LRMIN with their rule, from what is given and, where there is one, the finding."""
+    measured = {} if finding is None else dataclasses.asdict(finding)
+    lr_max = measured.get("lr_max", recipe.lr_max)
+    rules = [
+        measured["rule"].split("; ")[0] if measured else "LRMAX is given",
+        f"LRMIN is LRMAX / {recipe.lr_ratio:g}" if recipe.lr_min is None else "LRMIN is given",
+    ]
+    lr_min = lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min
+    return measured | {"lr_max": lr_max, "lr_min": lr_min, "rule": "; ".join(rules)}
+
+
 def run(args: argparse.Namespace) -> None:
     recipe = choose_recipe(args)
     device = get_device(args.device)
@@ -174,7 +187,7 @@ def train_and_write(
         weight_decay=recipe.weight_decay,
         betas=(recipe.beta1, recipe.beta2),
     )
-    rates = {"rule": "LRMAX is given", "lr_max": recipe.lr_max, "lr_min": recipe.lr_min}
+    finding = None
     if recipe.lr_max is None:
         with progress_bar("range test") as on_step:
             finding = find_lr(
@@ -183,17 +196,9 @@ def train_and_write(
                 num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
                 autocast_dtype=PRECISIONS[precision], on_step=on_step,
             )  # fmt: skip
-        rates = dataclasses.asdict(finding)
-    lr_max = rates["lr_max"]
-    if recipe.lr_min is not None:
-        rates |= {"lr_min": recipe.lr_min, "rule": rates["rule"].split(";")[0] + "; LRMIN is given"}
-    elif recipe.lr_max is not None:
-        rates |= {
-            "lr_min": lr_max / recipe.lr_ratio,
-            "rule": f"LRMAX is given; LRMIN is LRMAX / {recipe.lr_ratio:g}",
-        }
-    lr_min = rates["lr_min"]
-    if recipe.lr_max is None:
+    rates = choose_rates(recipe, finding)
+    lr_max, lr_min = rates["lr_max"], rates["lr_min"]
+    if finding is not None:
         figures["lr_finder"] = visualize.plot_lr_finder(**rates, source=train.source)
     log.write(f"LRMAX = {lr_max:.6g}, LRMIN = {lr_min:.6g}: {rates['rule']}")
     log.write()

@@ -7,8 +7,10 @@ import torch
 
 import train
 from data import load_digits
+from learning_rate import LRFinding
 from loaders import get_loader
 from models import CustomResNet
+from recipe import Recipe
 from transformation import get_test_aug_transform
 from utils import evaluate, to_device
 
@@ -91,6 +93,16 @@ def test_the_same_command_gives_the_same_numbers(finished, tmp_path, offline):
     assert train.main([*SMALL, "--out", str(tmp_path / "two")]) == 0
     for name in ("steps.csv", "model.pt"):
         assert (finished / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_given_lrmin_stands_beside_a_found_lrmax():
+    finding = LRFinding(
+        [1e-4, 1e-3], [2.0, 1.0], [2.0, 1.0], 1e-3, 5e-5, "LRMAX is found; LRMIN is so"
+    )
+    rates = train.choose_rates(Recipe(lr_min=1e-4), finding)
+    assert (rates["lr_max"], rates["lr_min"]) == (1e-3, 1e-4)
+    assert rates["rule"] == "LRMAX is found; LRMIN is given"
+    assert train.choose_rates(Recipe(), finding)["lr_min"] == 1e-3 / 20
 
 
 def test_validation_images_come_from_the_training_images(tmp_path, capsys):
