@@ -2,6 +2,7 @@ import io
 import re
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -210,9 +211,9 @@ def pictures(figure):
     return shown
 
 
-def cells(axes, count=len(CLASSES)):
+def cells(axes):
     """The texts of a confusion matrix by true and predicted class, as numbers."""
-    numbers = np.full((count, count), NAN)
+    numbers = np.full((len(CLASSES), len(CLASSES)), NAN)
     for text in axes.texts:
         column, row = text.get_position()
         numbers[row, column] = float(text.get_text())
@@ -382,7 +383,7 @@ def test_longest_class_names_and_title_have_room():
     ):
         figure.draw_without_rendering()  # lays the axes out
         boxes = [axes.title.get_window_extent() for axes in figure.axes]
-        assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
         assert 0 <= boxes[0].x0 and boxes[-1].x1 <= figure.bbox.width
         assert_title_is_inside(figure)
 
