@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import CustomResNet
+from recipe import PRESETS
 from transformation import get_train_aug_transform
 from utils import model_summary
 
@@ -82,7 +83,21 @@ def render_results(results: dict) -> str:
         "Machine": f"{machine['device_name']}, {machine['threads']} threads, "
         f"{machine['precision']}, torch {machine['versions']['torch']}",
     }
-    lines = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
+    lines = []
+    if recipe["epochs"] != PRESETS["assignment"].epochs:
+        lines += [
+            f"**This run has {recipe['epochs']} epochs, not the assignment's "
+            f"{PRESETS['assignment'].epochs}**, whose accuracy has not been measured yet: "
+            "`make notebook` and `make publish` make that run and its figures.",
+            "",
+        ]
+    if data["source"] != "CIFAR-10":
+        lines += [
+            "The images are a copy of CIFAR-10 that was encoded again as JPEG, which makes the task "
+            "slightly harder: do not compare with figures from the original files.",
+            "",
+        ]
+    lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
     names = " | ".join(final["class_accuracy"])
     accuracies = " | ".join(f"{value:.1%}" for value in final["class_accuracy"].values())
     lines += [
