@@ -1,3 +1,4 @@
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -32,6 +33,18 @@ def test_no_worker_and_no_epoch_repeats_a_draw(num_workers):
     loader = get_loader(dataset(transform=Draws()), 10, train=True, num_workers=num_workers)
     draws = torch.cat(epochs_of(loader, 3))
     assert len(draws.unique()) == 120
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_transforms_of_a_pipeline_draw_independently(num_workers):
+    # Seeded alike, both flips would always fall together.
+    flips = A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
+    images = dataset(200, flips)
+    images.data = np.zeros_like(images.data)
+    images.data[:, 0, 0] = 1  # which corner it ends in tells both draws
+    loader = get_loader(images, 50, train=True, num_workers=num_workers)
+    corners = torch.cat(epochs_of(loader, 2))[:, [0, 0, -1, -1], [0, -1, 0, -1], 0]
+    assert corners.sum(0).min() > 60  # 100 of 400 expected in each
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
