@@ -1,6 +1,6 @@
 """The state of an unfinished run: saved whole or not at all, verified before anything is touched.
 
-A file is a header (magic, version, length and SHA-256 of the rest) and a payload of tensors and plain
+A file is a header (magic, length and SHA-256 of the rest) and a payload of tensors and plain
 data. Damaged files never reach ``torch.load``, and nothing in a file is ever executed.
 """
 
@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from errors import CheckpointError, DivergedError, StorageError
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-_HEADER = struct.Struct(">8sHQ32s")
-_MAGIC, _VERSION = b"\x89RunCkpt", 1
-_KEYS = {"identity", "environment", "notes", "parts", "rng"}
+_HEADER = struct.Struct(">8sQ32s")
+_MAGIC = b"\x89RunCkp1"
+_KEYS = {"identity", "environment", "notes", "kinds", "parts", "rng"}
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP)  # what mounted drives say
 
 
@@ -74,8 +74,8 @@ class Checkpoint:
         self.notes: dict[str, Any] = {}
         self.source: Path | None = None
         self.warnings: list[str] = []
-        self._identity = _as_json(identity)
-        self._environment = _as_json(environment)
+        self._identity = json.loads(json.dumps(identity))  # tuples are lists there, keys are text
+        self._environment = json.loads(json.dumps(environment))
         self._extra = dict(extra or {})
         self._every_s = every_s
         self._write = write
@@ -103,38 +103,33 @@ class Checkpoint:
             for part in self.folder.glob(f".{LAST}.*.part"):  # a killed save left it
                 with contextlib.suppress(OSError):
                     part.unlink()
-        if which == "never":
-            return False
-        last = self.folder / LAST
+        last, failures = self.folder / LAST, []
         if which == "auto":
             files = [file for file in (last, self.folder / PREVIOUS) if os.path.lexists(file)]
         else:
-            files = [Path(which)]
-        failures = []
+            files = [] if which == "never" else [Path(which)]
         for file in files:
             try:
                 state = _read(file)
             except CheckpointError as error:
-                failures.append(error)
+                failures.append(str(error))
                 continue
-            self._accept(file, state)
+            if found := list(_compare("", state["identity"], self._identity)):
+                raise CheckpointError(
+                    f"{file} is of another run: {_first(found)}; give what it was started with, "
+                    "name another folder, or start afresh without resuming"
+                )
+            self.warnings += [f"{failure}; going on from {file}" for failure in failures]
+            if found := list(_compare("", state["environment"], self._environment)):
+                self.warnings.append(f"not bit-exact from here on: {_first(found)}")
+            self.source, self.notes, self._loaded = file, state["notes"], state
             self._last_is_whole = file == last
-            self.warnings += [f"{error}; going on from {file}" for error in failures]
             return True
         if failures:
-            hint = "name another file to resume from, or start afresh without resuming"
-            raise CheckpointError("; ".join(map(str, failures)) + f"; {hint}")
-        return False
-
-    def _accept(self, file: Path, state: dict[str, Any]) -> None:
-        if found := list(_compare("", state["identity"], self._identity)):
             raise CheckpointError(
-                f"{file} is of another run: {_first(found)}; give what it was started with, "
-                "name another folder, or start afresh without resuming"
+                f"{'; '.join(failures)}; name another file, or start afresh without resuming"
             )
-        if found := list(_compare("", state["environment"], self._environment)):
-            self.warnings.append(f"not bit-exact from here on: {_first(found)}")
-        self.source, self._loaded, self.notes = file, state, state["notes"]
+        return False
 
     def restore(self, parts: Mapping[str, Any]) -> None:
         """Bring the parts, the extras and the random generators to where the loaded file was.
@@ -152,15 +147,16 @@ class Checkpoint:
         if self._loaded is None:
             return
         parts = {**parts, **self._extra}
-        saved, rng = self._loaded["parts"], self._loaded["rng"]
+        state = self._loaded
         before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
         rng_before = _get_rng()
         try:
-            if found := list(_misfits(saved, parts, before)):
+            if found := list(_misfits(state, parts, before)):
                 raise CheckpointError(f"{self.source} does not fit: {_first(found)}")
             for name, part in parts.items():
-                part.load_state_dict(saved[name])
-            _set_rng(rng)
+                if state["parts"][name] or not before[name]:  # else it was switched off there
+                    part.load_state_dict(state["parts"][name])
+            _set_rng(state["rng"])
         except Exception as error:
             for name, part in parts.items():
                 part.load_state_dict(before[name])
@@ -183,16 +179,16 @@ class Checkpoint:
         """
         if not self._write or not (now or self._clock() - self._saved_s >= self._every_s):
             return
+        parts = {**parts, **self._extra}
         state = {
             "identity": self._identity,
             "environment": self._environment,
-            "notes": _plain(self.notes, "notes"),
-            "parts": {
-                name: _plain(part.state_dict(), name)
-                for name, part in {**parts, **self._extra}.items()
-            },
+            "notes": self.notes,
+            "kinds": _kinds(parts),
+            "parts": {name: part.state_dict() for name, part in parts.items()},
             "rng": _get_rng(),
         }
+        state = _plain(state)
         if found := next(_not_finite(state["parts"]), None):
             raise DivergedError(f"{found}: not saved in {self.folder}; lower lr_max")
         stream = io.BytesIO()
@@ -205,70 +201,49 @@ class Checkpoint:
         part = self.folder / f".{LAST}.{os.getpid()}.part"
         digest = hashlib.sha256(payload).digest()
         try:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with open(part, "wb") as file:
-                    file.write(_HEADER.pack(_MAGIC, _VERSION, len(payload), digest))
-                    file.write(payload)
-                    file.flush()
-                    _fsync(file.fileno())
-                if self._last_is_whole:  # a damaged one must not take a whole one's place
-                    self._last_is_whole = False
-                    os.replace(last, previous)
-                os.replace(part, last)
-                self._last_is_whole = True
-                if os.name == "posix":  # else a folder cannot be opened
-                    descriptor = os.open(self.folder, os.O_RDONLY)
-                    try:
-                        _fsync(descriptor)
-                    finally:
-                        os.close(descriptor)
-            finally:
-                with contextlib.suppress(OSError):
-                    part.unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                file.write(_HEADER.pack(_MAGIC, len(payload), digest))
+                file.write(payload)
+                file.flush()
+                _fsync(file.fileno())
+            if self._last_is_whole:  # a damaged one must not take a whole one's place
+                self._last_is_whole = False
+                os.replace(last, previous)
+            os.replace(part, last)
+            self._last_is_whole = True
+            if os.name == "posix":  # elsewhere a folder cannot be opened
+                descriptor = os.open(self.folder, os.O_RDONLY)
+                try:
+                    _fsync(descriptor)
+                finally:
+                    os.close(descriptor)
         except OSError as error:
             raise StorageError(
                 f"cannot write {last} ({len(payload) / 1e6:,.1f} MB needed, {_free(self.folder)}): "
-                f"{error.strerror or error}; make room or name another folder, then resume from "
-                "what was saved before"
+                f"{error.strerror or error}; make room or name another folder; what was saved "
+                "before is still there"
             ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
 
     def discard(self) -> None:
-        """Remove the files of a run that is finished and written.
-
-        Raises:
-            StorageError: they cannot be removed.
-        """
-        if not self._write:
-            return
-        try:
-            for name in (PREVIOUS, LAST):
-                (self.folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"cannot remove {name} in {self.folder}: {error.strerror or error}"
-            ) from error
+        """Remove the files of a run that is finished and written."""
+        for name in (PREVIOUS, LAST) if self._write else ():
+            with contextlib.suppress(OSError):  # one that stays harms nobody
+                (self.folder / name).unlink()
         self._last_is_whole = False
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The verified content of a file."""
     try:
-        if not path.exists():
-            raise CheckpointError(f"{path} is not there")
-        if not path.is_file():
-            raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}")
         with open(path, "rb") as file:
             header = file.read(_HEADER.size)
-            if header[: len(_MAGIC)] != _MAGIC[: len(header)] or not header:
+            if len(header) < _HEADER.size or not header.startswith(_MAGIC):
                 raise CheckpointError(f"{path} is not a checkpoint of this program")
-            if len(header) < _HEADER.size:
-                raise CheckpointError(f"{path} is damaged: it ends in its header")
-            _, version, length, digest = _HEADER.unpack(header)
-            if version != _VERSION:
-                raise CheckpointError(
-                    f"{path} has version {version}; this program reads {_VERSION}"
-                )
+            _, length, digest = _HEADER.unpack(header)
             found = os.fstat(file.fileno()).st_size - _HEADER.size
             if found != length:
                 raise CheckpointError(f"{path} is damaged: {found} bytes of {length}")
@@ -289,62 +264,42 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _misfits(
-    saved: dict[str, Any], parts: Mapping[str, Any], current: Mapping[str, Any]
+    state: dict[str, Any], parts: Mapping[str, Any], current: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What speaks against loading ``saved`` into the parts, whose states are ``current``."""
-    yield from _compare("", dict.fromkeys(saved), dict.fromkeys(current))
-    for name in (name for name in current if name in saved):
-        part, there, here = parts[name], saved[name], current[name]
-        if isinstance(part, torch.optim.Optimizer):
-            there, here = _optimizer_trees(part, there, here)
-        elif not isinstance(part, nn.Module):
-            if not there or not here:  # a part that is switched off has no state
-                continue
-            there, here = dict.fromkeys(there), dict.fromkeys(here)
-        yield from _compare(name, there, here)
-    yield from _not_finite(saved)
+    """What speaks against loading the file's state into the parts, which are at ``current``."""
+    yield from _compare("", state["kinds"], _kinds(parts))
+    for name in (name for name in parts if name in state["parts"]):
+        part, there = parts[name], state["parts"][name]
+        if isinstance(part, nn.Module):
+            yield from _compare(name, there, current[name])
+        elif isinstance(part, torch.optim.Optimizer):
+            parameters = [p for group in part.param_groups for p in group["params"]]
+            for index, values in there["state"].items():
+                for key, value in values.items():
+                    if isinstance(value, Tensor) and value.ndim:  # else a counter
+                        yield from _compare(f"{name}.{index}.{key}", value, parameters[index])
+    yield from _not_finite(state["parts"])
 
 
-def _optimizer_trees(
-    optimizer: torch.optim.Optimizer, there: dict[str, Any], here: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both states without what may differ; a fresh one gets the shapes of its parameters."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    names = next(iter(there["state"].values()), {})  # the same for each parameter
-    trees = []
-    for state in (there, here):
-        groups = [
-            {**dict.fromkeys(group), "params": str(group["params"])}
-            for group in state["param_groups"]
-        ]
-        trees.append({"param_groups": dict(enumerate(groups)), "state": {}})
-    for index, values in there["state"].items():
-        trees[0]["state"][index] = values
-        if index in range(len(parameters)):
-            trees[1]["state"][index] = {
-                name: parameters[index] if values.get(name, index).ndim else values[name]
-                for name in names
-            }
-    return trees[0], trees[1]
+def _kinds(parts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: type(part).__name__ for name, part in parts.items()}
 
 
 def _compare(name: str, there: Any, here: Any) -> Iterator[str]:
     """Each place where the trees of the file and of this run differ."""
     if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*here, *(key for key in there if key not in here)]:
+        for key in {**here, **there}:
             path = f"{name}.{key}" if name else str(key)
             if key in here and key in there:
                 yield from _compare(path, there[key], here[key])
             else:
                 yield f"{path} is only {'here' if key in here else 'in the file'}"
-        return
-    if isinstance(here, Tensor):
-        there, here = (
-            (tuple(value.shape), value.dtype, value.layout) if isinstance(value, Tensor) else value
-            for value in (there, here)
-        )
-    if there != here:
-        yield f"{name} is {there} in the file and {here} here"
+    elif isinstance(here, Tensor) and isinstance(there, Tensor):
+        forms = [f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in (there, here)]
+        if forms[0] != forms[1] or there.layout != torch.strided:
+            yield f"{name} is {forms[0]} in the file and {forms[1]} here"
+    elif isinstance(here, Tensor) != isinstance(there, Tensor) or here != there:
+        yield f"{name} is {there!r} in the file and {here!r} here"
 
 
 def _first(found: list[str]) -> str:
@@ -352,33 +307,27 @@ def _first(found: list[str]) -> str:
     return "; ".join(found[:3]) + rest
 
 
-def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same plain data after a round through JSON: tuples are lists, keys are text."""
-    return json.loads(json.dumps(dict(values)))
-
-
-def _plain(value: Any, name: str) -> Any:
-    """A state that loads with ``weights_only=True`` on any machine."""
+def _plain(value: Any, name: str = "state") -> Any:
+    """The same for ``weights_only=True`` and for machines without this one's devices."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):
         return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        items = [_plain(item, name) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
+        return (tuple if isinstance(value, tuple) else list)(_plain(x, name) for x in value)
     if isinstance(value, np.generic):
         return value.item()
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise TypeError(f"{name} is a {type(value).__name__}; checkpoints hold tensors and plain data")
+    raise TypeError(f"{name} is neither a tensor nor plain data: {type(value).__name__}")
 
 
 def _not_finite(value: Any, name: str = "") -> Iterator[str]:
     if isinstance(value, Tensor):
-        if value.is_floating_point() and value.numel():
-            # Both ends of the range are NaN where one value is; no mask of its size is made.
-            if not all(math.isfinite(end) for end in torch.stack(torch.aminmax(value)).tolist()):
-                yield f"{name} has values that are not finite"
+        # Both ends of a range are NaN where one value is; and no mask of that size is made.
+        ends = torch.aminmax(value) if value.is_floating_point() and value.numel() else ()
+        if not all(math.isfinite(end) for end in ends):
+            yield f"{name} has values that are not finite"
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _not_finite(item, f"{name}.{key}" if name else str(key))
