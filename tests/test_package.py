@@ -8,9 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "checkpoint", "cifar10_files", "data", "errors", "hardware", "interrupts", "learning_rate",
-    "loaders", "recipe", "run_folder", "run_lock", "training_log", "transformation", "utils",
-    "visualize",
+    "checkpoint", "cifar10_files", "data", "distributed", "errors", "hardware", "interrupts",
+    "learning_rate", "loaders", "optimizer", "recipe", "records", "run_folder", "run_lock",
+    "training_log", "transformation", "utils", "visualize",
 }  # fmt: skip
 IMPORTS = "import torch; from models import CustomResNet; " + "; ".join(
     f"import {name}" for name in sorted(MODULES)
