@@ -226,7 +226,9 @@ def test_the_shares_of_all_processes_are_the_batch(world_size, train, batch_size
         everything = EpochBatches(count, batch_size, train, seed=1)
         everything.set_epoch(3)
         order = everything.order().tolist()
-        ranks = [EpochBatches(count, batch_size, train, 1, r, world_size) for r in range(world_size)]
+        ranks = [
+            EpochBatches(count, batch_size, train, 1, r, world_size) for r in range(world_size)
+        ]
         for batches in ranks:
             batches.set_epoch(3)
         shares = [list(batches) for batches in ranks]
