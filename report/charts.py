@@ -87,7 +87,7 @@ def chart(
     words = [f'<span class="yt" style="bottom:{up(y):g}%">{y_text(y)}</span>' for y in inside]
     words += [f'<span class="xt" style="left:{left(x):g}%">{text}</span>' for x, text in x_ticks]
     for x, name in marks:
-        side = "flip" if left(x) > 60 else ""
+        side = "flip" if left(x) > 50 else ""
         words.append(f'<span class="mt {side}" style="left:{left(x):g}%">{escape(name)}</span>')
     keys = [
         f'<span class="key"><svg viewBox="0 0 22 8" aria-hidden="true">{_sample(s)}</svg>'

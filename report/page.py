@@ -213,8 +213,8 @@ def _errors(evaluation: Any, names: Sequence[str], sprite: Sprite | None) -> str
     wrong, labels, predicted = evaluation.wrong[:MOST_ERRORS], evaluation.labels, evaluation.predicted
     tiles = "".join(
         f'<li class="tile" data-true="{labels[i]}" data-predicted="{predicted[i]}">'
-        f"{sprite.picture(place, f'image {i}')}"
-        f"<span><b>{names[labels[i]]}</b> taken for <b>{names[predicted[i]]}</b> "
+        f"{sprite.picture(place, f'image number {i}')}"
+        f"<span><b>{names[labels[i]]}</b><br>as {names[predicted[i]]}, "
         f"{_percent(float(evaluation.probabilities[i, predicted[i]]), 0)}</span></li>"
         for place, i in enumerate(wrong)
     )
@@ -222,8 +222,8 @@ def _errors(evaluation: Any, names: Sequence[str], sprite: Sprite | None) -> str
     options += [f'<option value="{k}">{name}</option>' for k, name in enumerate(names)]
     some = "" if len(wrong) == total else f" These are the {len(wrong):,} most confident ones."
     return (
-        f"<p>The network is wrong on {total:,} images, the most confident errors first; the "
-        f"percentage is its probability for what it says.{some}</p>"
+        f"<p>The network is wrong on {total:,} images. Bold is what an image is; below it stands "
+        f"what the network says, and how sure it is. The surest errors come first.{some}</p>"
         '<form class="filter" hidden>'
         f'<label>True class <select name="true">{"".join(options)}</select></label> '
         f'<label>Taken for <select name="predicted">{"".join(options)}</select></label> '
@@ -246,7 +246,7 @@ def _grad_cam(
     for place, i in enumerate(indices):
         label, guess = names[evaluation.labels[i]], names[evaluation.predicted[i]]
         captions = (f"image {i}: {label}", f"speaks for {guess}", f"speaks for {label}")
-        shown = (label, f"for {guess} (predicted)", f"for {label} (true)")
+        shown = (label, f"for {guess}", f"for {label}")
         parts = "".join(
             f"<span>{sprite.picture(3 * place + k, captions[k])}<small>{shown[k]}</small></span>"
             for k in range(3)
@@ -254,7 +254,7 @@ def _grad_cam(
         items.append(f"<li>{parts}</li>")
     return (
         f"<p>Where the maps of <code>{layer}</code> speak for a class, bright is most: the image, "
-        "the heat for what the network says, and for what it is. Both are scaled to their own "
+        "the heat for what the network says, and the heat for what it is. Each is scaled to its own "
         f'maximum.</p><ul class="cams">{"".join(items)}</ul>'
     )
 
@@ -279,9 +279,9 @@ def _calibration(evaluation: Any) -> str:
     sure = sum(b.count * b.confidence for b in filled) / len(evaluation.labels)
     kind = "less sure than it is right" if sure < evaluation.accuracy else "surer than it is right"
     return (
-        f'<div class="pair">{drawn}<p>On average the network gives what it says {_percent(sure, 1)} '
-        f"and is right in {_percent(evaluation.accuracy, 1)}: it is {kind}. The expected "
-        f"calibration error is {_percent(evaluation.calibration_error)}.</p></div>"
+        f'<div class="pair">{drawn}<p>The mean confidence is {_percent(sure, 1)}, the accuracy '
+        f"{_percent(evaluation.accuracy, 1)}: the network is {kind}. The expected calibration error, "
+        f"how far the two lie apart bin by bin, is {_percent(evaluation.calibration_error)}.</p></div>"
     )
 
 
