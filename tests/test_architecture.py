@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = {"train"}  # may import several rooms
+ROOTS = {"train", "predict"}  # may import several rooms
 ROOMS = {path.stem: path for path in ROOT.glob("*.py") if path.stem not in ROOTS} | {
-    "models": ROOT / "models" / "custom_resnet.py"
+    "models": ROOT / "models" / "custom_resnet.py",
+    "weights_file": ROOT / "models" / "weights_file.py",
 }
 
 
