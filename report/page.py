@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .charts import Series, chart, thinned
-from .pictures import Sprite, heated
+from .sprites import Sprite, heated
 
 MOST_ERRORS = 1200
 """Pictures in the gallery; more would make the file larger than about 5 MB."""

@@ -4,10 +4,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = {"train", "predict"}  # may import several rooms
+ROOTS = {"train", "evaluate", "predict"}  # may import several rooms
 ROOMS = {path.stem: path for path in ROOT.glob("*.py") if path.stem not in ROOTS} | {
     "models": ROOT / "models" / "custom_resnet.py",
     "weights_file": ROOT / "models" / "weights_file.py",
+    "report": ROOT / "report" / "page.py",
+    "report.charts": ROOT / "report" / "charts.py",
+    "report.sprites": ROOT / "report" / "sprites.py",
 }
 
 

@@ -8,10 +8,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "cifar10_files", "data", "errors", "hardware", "learning_rate", "loaders", "pictures",
-    "predictions", "recipe", "run_folder", "training_log", "transformation", "utils", "visualize",
+    "cifar10_files", "data", "error_figures", "errors", "evaluation", "grad_cam", "hardware",
+    "learning_rate", "loaders", "pictures", "predictions", "recipe", "run_folder", "training_log",
+    "transformation", "utils", "visualize",
 }  # fmt: skip
-IMPORTS = "import torch; from models import CustomResNet; " + "; ".join(
+IMPORTS = "import torch; from models import CustomResNet; import report; " + "; ".join(
     f"import {name}" for name in sorted(MODULES)
 )
 
@@ -21,7 +22,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("models", "pyproject.toml", "README.md", "requirements.txt", "LICENSE"):
+    for name in ("models", "report", "pyproject.toml", "README.md", "requirements.txt", "LICENSE"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.ipynb")]:
         (source / path.name).write_bytes(path.read_bytes())
@@ -40,8 +41,13 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_exactly_the_library(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     models = {f"models/{m}.py" for m in ("__init__", "custom_resnet", "weights_file")}
-    assert names == {f"{m}.py" for m in MODULES} | models
-    assert MODULES == {path.stem for path in ROOT.glob("*.py")} - {"train", "predict"}
+    report = {
+        f"report/{name}"
+        for name in ("__init__.py", "charts.py", "page.py", "sprites.py", "report.css", "report.js")
+    }
+    assert names == {f"{m}.py" for m in MODULES} | models | report
+    scripts = {"train", "evaluate", "predict"}
+    assert MODULES == {path.stem for path in ROOT.glob("*.py")} - scripts
 
 
 def test_wheel_asks_for_what_requirements_txt_says(wheel):
