@@ -23,7 +23,7 @@ class DataError(RunError, RuntimeError):
 
 
 class CheckpointError(RunError, RuntimeError):
-    """A checkpoint or weights file is damaged, foreign or does not fit."""
+    """A checkpoint or weights file is damaged, missing, foreign, or does not fit."""
 
     exit_code = 4
 
@@ -38,3 +38,9 @@ class StorageError(RunError, OSError):
     """A folder or file cannot be written."""
 
     exit_code = 6
+
+
+class WorkerError(RunError, RuntimeError):
+    """A process that loads images died or hangs."""
+
+    exit_code = 7

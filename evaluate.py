@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data import ImageDataset, load_cifar10, load_digits
@@ -151,16 +150,11 @@ def measure(
     model: CustomResNet, test: ImageDataset, weights: WeightsFile, device: torch.device
 ) -> Evaluation:
     transform = get_test_aug_transform(weights.mean, weights.std)
-
-    def probabilities(images: np.ndarray) -> np.ndarray:
-        dataset = ImageDataset(images, test.targets, test.classes, test.source, transform)
-        loader = get_loader(dataset, BATCH_SIZE, train=False, device=device)
-        return predict(model, loader, precision=PRECISION).probabilities
-
-    plain, both = probabilities(test.data), None
+    loader = get_loader(test.with_transform(transform), BATCH_SIZE, train=False, device=device)
+    plain, mirrored = predict(model, loader, precision=PRECISION), None
     if weights.recipe.get("flip_probability", 0) > 0:  # else a mirror image means something else
-        both = (plain + probabilities(test.data[:, :, ::-1])) / 2
-    return evaluate_predictions(plain, test.targets, test.classes, mirrored=both)
+        mirrored = predict(model, loader, precision=PRECISION, mirrored=True).probabilities
+    return evaluate_predictions(plain.probabilities, plain.labels, test.classes, mirrored=mirrored)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,9 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "cifar10_files", "data", "error_figures", "errors", "evaluation", "grad_cam", "hardware",
-    "learning_rate", "loaders", "pictures", "predictions", "recipe", "run_folder", "training_log",
-    "transformation", "utils", "visualize",
+    "checkpoint", "cifar10_files", "data", "distributed", "error_figures", "errors", "evaluation",
+    "grad_cam", "hardware", "interrupts", "learning_rate", "loaders", "optimizer", "pictures",
+    "predictions", "recipe", "records", "run_folder", "run_lock", "training_log", "transformation",
+    "utils", "visualize",
 }  # fmt: skip
 IMPORTS = "import torch; from models import CustomResNet; import report; " + "; ".join(
     f"import {name}" for name in sorted(MODULES)
