@@ -148,7 +148,11 @@ def render_name(node: ast.stmt, docstring: Docstring, owner: str = "") -> Iterat
     name = getattr(node, "name", "")
     yield f"{'####' if owner else '###'} {owner}{name}\n"
     call = textwrap.fill(
-        signature(node), 88, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        signature(node),
+        88,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     yield f"```python\n{call}\n```\n"
     yield from render_docstring(docstring)
@@ -176,8 +180,7 @@ def render(root: Path = ROOT) -> str:
     trees = {room: ast.parse(file.read_text("utf-8")) for room, file in files.items()}
     page = [
         "# The library, name by name\n",
-        "Made from the docstrings by `make docs`. Whatever is not here, or begins with `_`, may\n"
-        "change without notice.\n",
+        "Made from the docstrings by `make docs`. What is not here may change without notice.\n",
     ]
     contents = []
     for room, tree in trees.items():

@@ -142,9 +142,7 @@ def test_restart_and_run_all_shows_every_figure_and_no_error(browser, lab):
         cell.cell_type == "code" for cell in nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
     )
     everything = [f"[{n}]:" for n in range(1, num_cells + 1)]
-    wait_for(
-        lambda: texts(output.format("error")) or texts(number) == everything, "the last cell"
-    )
+    wait_for(lambda: texts(output.format("error")) or texts(number) == everything, "the last cell")
     height = browser.execute_script(
         "return document.querySelector('.jp-WindowedPanel-outer').scrollHeight"
     )
