@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from matplotlib.figure import Figure
@@ -82,11 +81,10 @@ class TensorBoardTracker:
     so that no step is drawn twice.
 
     Args:
-        folder: of the event files; made where it is missing.
+        folder: of the event files; made with the first value where it is missing.
 
     Raises:
         UsageError: tensorboard is not installed.
-        StorageError: the folder cannot be made.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -96,10 +94,6 @@ class TensorBoardTracker:
             raise UsageError(
                 "tensorboard is not installed: pip install tensorboard, or go without it"
             ) from error
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot write to {folder}: {error.strerror}") from error
         self._new_writer = SummaryWriter
         self._folder = str(folder)
         self._writer = None
@@ -111,6 +105,9 @@ class TensorBoardTracker:
         Args:
             values: plain numbers by name; names with the same beginning before "/" share a group.
             step: optimizer steps before this one.
+
+        Raises:
+            StorageError: the folder cannot be made or written.
         """
         writer = self._open(step)
         for name, value in values.items():
@@ -136,6 +133,9 @@ class TensorBoardTracker:
     def _open(self, step: int):
         if self._writer is None:
             first = step if self._is_new else None
-            self._writer = self._new_writer(self._folder, purge_step=first, flush_secs=FLUSH_S)
+            try:
+                self._writer = self._new_writer(self._folder, purge_step=first, flush_secs=FLUSH_S)
+            except OSError as error:
+                raise StorageError(f"cannot write to {self._folder}: {error.strerror}") from error
             self._is_new = False
         return self._writer

@@ -133,7 +133,9 @@ def test_without_tensorboard_one_line_says_what_to_install(monkeypatch, tmp_path
     assert not (tmp_path / "events").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path):
+def test_a_folder_that_cannot_be_made_is_named_at_the_first_value(tmp_path):
     (tmp_path / "file").write_text("")
+    tracker = TensorBoardTracker(tmp_path / "file" / "events")
     with pytest.raises(StorageError, match="file"):
-        TensorBoardTracker(tmp_path / "file" / "events")
+        tracker.log({"lr": 0.1}, 0)
+    tracker.close()
