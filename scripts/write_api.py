@@ -81,15 +81,18 @@ def documented(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[ast.stmt, Docs
             yield node, Docstring(" ".join(text.split()) if is_text else "")
 
 
-def parameters(node: ast.stmt) -> list[ast.arg]:
+def parameters(node: ast.stmt) -> list[str]:
     """What a function takes, or a class when it is made, without ``self`` and ``cls``."""
     if isinstance(node, ast.ClassDef):
+        if is_dataclass(node):
+            fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
+            return [f.target.id for f in fields if "init=False" not in ast.unparse(f)]
         node = next((n for n in node.body if getattr(n, "name", "") == "__init__"), None)
         if node is None:
             return []
     given = node.args
     named = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
-    return [arg for arg in named if arg is not None and arg.arg not in ("self", "cls")]
+    return [arg.arg for arg in named if arg is not None and arg.arg not in ("self", "cls")]
 
 
 def signature(node: ast.stmt) -> str:

@@ -50,7 +50,7 @@ def test_every_public_name_says_in_one_line_what_it_is(room):
 def test_args_name_every_parameter_in_order_and_no_other(room):
     for name, node, docstring in public(room):
         if "Args" in docstring.sections:
-            taken = [parameter.arg for parameter in write_api.parameters(node)]
+            taken = write_api.parameters(node)
             assert list(docstring.items("Args")) == taken, f"{room}: Args of {name}"
 
 
