@@ -1,0 +1,331 @@
+"""What the benchmarks share: images, one training, the clock, statistics, the results file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data import CIFAR10_CLASSES, ImageDataset, load_cifar10, load_digits
+from errors import UsageError
+from hardware import PACKAGES, PRECISIONS, describe_machine, get_device, get_precision
+from learning_rate import find_lr, one_cycle
+from loaders import get_loader
+from models import CustomResNet
+from recipe import Recipe
+from transformation import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    get_test_aug_transform,
+    get_train_aug_transform,
+)
+from utils import fit, get_optimizer, get_stats, predict, set_seed, to_device
+
+RESULTS = Path(__file__).resolve().parent / "results"
+FLOP_PER_TRAINED_IMAGE = 2.272e9
+"""Forward and backward pass of one image; a multiply-add counts as two."""
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    # fmt: off
+    add("--data-dir", metavar="DIR", help="CIFAR-10 as train.py takes it, or 'digits'")
+    add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
+    add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
+    add("--compiled", action="store_true", help="compile model and loss together")
+    add("--out", type=Path, default=RESULTS / f"{name}.json", metavar="FILE",
+        help="results file (benchmarks/results/%s.json)" % name)
+    # fmt: on
+    made.set_defaults(**defaults)
+    return made
+
+
+def settle(args: argparse.Namespace) -> tuple[torch.device, str]:
+    """The device and the number format that the options ask for."""
+    device = get_device(args.device)
+    return device, get_precision(device, args.precision)
+
+
+def run_command(run: Callable[[Sequence[str] | None], Any]) -> int:
+    """Run a benchmark's ``main``; a bad option is one line, not a traceback."""
+    try:
+        run(None)
+    except UsageError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def random_images(count: int, seed: int = 0) -> ImageDataset:
+    """Noise: for speeds, which do not depend on what an image shows."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return ImageDataset(images, np.arange(count) % 10, CIFAR10_CLASSES, "random images")
+
+
+def load_images(data_dir: str | None, count: int) -> tuple[ImageDataset, ImageDataset]:
+    """Training and test images; noise where no folder is given, ``count`` and 1,000 of it."""
+    if data_dir is None:
+        return random_images(count), random_images(1000, seed=1)
+    return load_digits() if data_dir == "digits" else load_cifar10(data_dir)
+
+
+def mean_and_std(images: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Those of CIFAR-10 for CIFAR-10, else the images' own."""
+    if images.source.startswith("CIFAR-10"):
+        return CIFAR10_MEAN, CIFAR10_STD
+    return get_stats(images.data)
+
+
+# --- one training -------------------------------------------------------------------------------
+
+
+def train_loader(images: ImageDataset, recipe: Recipe, device: torch.device, *, workers: int = 0):
+    """Augmented training batches, as the recipe says."""
+    mean, std = mean_and_std(images)
+    transform = get_train_aug_transform(mean, std, flip_probability=recipe.flip_probability)
+    return get_loader(
+        images.with_transform(transform),
+        recipe.batch_size,
+        train=True,
+        seed=recipe.seed,
+        num_workers=workers,
+        device=device,
+    )
+
+
+def test_loader(images: ImageDataset, normalised_as: ImageDataset, batch_size: int, device):
+    """Normalised batches, in order."""
+    transform = get_test_aug_transform(*mean_and_std(normalised_as))
+    return get_loader(images.with_transform(transform), batch_size, train=False, device=device)
+
+
+@dataclasses.dataclass
+class Parts:
+    """What a training is made of, before its first step."""
+
+    model: nn.Module
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def make_parts(recipe: Recipe, num_classes: int, device: torch.device, *, lr: float) -> Parts:
+    """Network, loss and optimizer of a recipe, seeded."""
+    set_seed(recipe.seed)
+    model = to_device(CustomResNet(num_classes), device)
+    optimizer = get_optimizer(
+        model, lr=lr, weight_decay=recipe.weight_decay, betas=(recipe.beta1, recipe.beta2)
+    )
+    return Parts(model, nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing), optimizer)
+
+
+def train_once(
+    recipe: Recipe,
+    train: ImageDataset,
+    test: ImageDataset,
+    *,
+    device: torch.device,
+    precision: str,
+    compiled: bool = False,
+    on_epoch: Callable[[Any], None] | None = None,
+) -> dict[str, Any]:
+    """Train by a recipe and evaluate once, after the last epoch: a run of a results file.
+
+    Raises:
+        DivergedError: the loss is not finite.
+        UsageError: the range test says nothing, or the recipe does not go with the images.
+    """
+    begin = now(device)
+    loader = train_loader(train, recipe, device)
+    parts = make_parts(recipe, len(train.classes), device, lr=recipe.finder_start_lr)
+    lr_max = recipe.lr_max
+    if lr_max is None:
+        lr_max = find_lr(
+            parts.model, parts.optimizer, parts.criterion, loader,
+            start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
+            num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
+            autocast_dtype=PRECISIONS[precision],
+        ).lr_max  # fmt: skip
+    lr_min = lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min
+    scheduler = one_cycle(
+        parts.optimizer,
+        lr_max=lr_max,
+        lr_min=lr_min,
+        total_steps=recipe.epochs * len(loader),
+        peak_step=round(recipe.peak * len(loader)),
+    )
+    ready = now(device)
+    history = fit(
+        parts.model, loader, test_loader(test.sample(2), train, 2, device),
+        parts.optimizer, scheduler, parts.criterion,
+        epochs=recipe.epochs, precision=precision, on_epoch=on_epoch,
+    )  # fmt: skip
+    trained = now(device)
+    plain, mirrored = accuracies(parts.model, test, train, precision=precision)
+    return {
+        "seed": recipe.seed,
+        "lr_max": lr_max,
+        "lr_min": lr_min,
+        "accuracy": plain,
+        "accuracy_mirrored": mirrored,
+        "train_accuracy": history.epochs[-1].train_accuracy,
+        "train_loss": history.epochs[-1].train_loss,
+        "train_accuracy_by_epoch": [round(epoch.train_accuracy, 5) for epoch in history.epochs],
+        "seconds": {
+            "preparation": ready - begin,
+            "training": trained - ready,
+            "evaluation": now(device) - trained,
+        },
+    }
+
+
+class _Mirrored:
+    def __init__(self, loader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        return ((images.flip(-1), labels) for images, labels in self.loader)
+
+
+def accuracies(
+    model: nn.Module, images: ImageDataset, normalised_as: ImageDataset, *, precision: str
+) -> tuple[float, float]:
+    """Of the images as they are, and of the mean over each image and its mirror image."""
+    device = next(model.parameters()).device
+    loader = test_loader(images, normalised_as, 500, device)
+    plain = predict(model, loader, precision=precision)
+    mirror = predict(model, _Mirrored(loader), precision=precision)
+    both = (plain.probabilities + mirror.probabilities).argmax(1)
+    return plain.accuracy, float((both == plain.labels).mean())
+
+
+# --- the clock and statistics -------------------------------------------------------------------
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until everything that was asked of the device is done."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when the device has done all that was asked of it."""
+    synchronise(device)
+    return time.perf_counter()
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, mean, standard deviation (of a sample; 0 for one value), least and most."""
+    values = list(values)
+    return {
+        "median": median(values),
+        "mean": fmean(values),
+        "std": stdev(values) if len(values) > 1 else 0.0,
+        "least": min(values),
+        "most": max(values),
+        "count": len(values),
+    }
+
+
+def line_through(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """Slope, intercept and R squared of the straight line of least squares."""
+    slope, intercept = np.polyfit(x, y, 1)
+    residual = np.asarray(y) - (slope * np.asarray(x) + intercept)
+    total = float(((np.asarray(y) - np.mean(y)) ** 2).sum())
+    r2 = 1.0 if total == 0 else 1 - float((residual**2).sum()) / total
+    return {"slope": float(slope), "intercept": float(intercept), "r2": r2}
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def machine(device: torch.device, precision: str) -> dict[str, Any]:
+    """What the figures depend on; a package that is not installed has no version."""
+    try:
+        about = describe_machine(device, precision)
+    except metadata.PackageNotFoundError:
+        about = {
+            "device": str(device),
+            "device_name": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else platform.machine(),
+            "precision": precision,
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(terse=True),
+            "versions": {"python": platform.python_version()}
+            | {name: _version(name) for name in PACKAGES},
+        }
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return about | {"cores": cores, "amx": has_amx()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def has_amx() -> bool:
+    """Whether the processor has the matrix unit for bfloat16."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text("ascii", "replace").split()
+    except OSError:
+        return False
+
+
+def write_json(file: Path, result: dict[str, Any]) -> None:
+    """Write a results file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", "utf-8")
+    os.replace(part, file)
+
+
+def new_result(
+    name: str, device: torch.device, precision: str, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The form of every results file; ``runs`` and ``summary`` are to be filled."""
+    return {
+        "benchmark": name,
+        "machine": machine(device, precision),
+        "settings": settings,
+        "runs": [],
+        "summary": {},
+    }
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on standard output."""
+    rows = [list(head), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    for index, row in enumerate(rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        if index == 0:
+            print("  ".join("-" * width for width in widths))
