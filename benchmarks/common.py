@@ -52,7 +52,7 @@ def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", help="CIFAR-10 as train.py takes it, or 'digits'")
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
-    add("--compiled", action="store_true", help="compile model and loss together")
+    add("--compile", metavar="MODE", help="torch.compile's mode for model and loss; not compiled")
     add("--out", type=Path, default=RESULTS / f"{name}.json", metavar="FILE",
         help="results file (benchmarks/results/%s.json)" % name)
     # fmt: on
@@ -281,8 +281,14 @@ def machine(device: torch.device, precision: str) -> dict[str, Any]:
             "versions": {"python": platform.python_version()}
             | {name: _version(name) for name in PACKAGES},
         }
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return about | {"cores": cores, "amx": has_amx()}
+    return about | {"cores": num_cores(), "amx": has_amx()}
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:
