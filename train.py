@@ -25,6 +25,7 @@ from hardware import PRECISIONS, describe_machine, get_device, get_precision
 from learning_rate import LRFinding, find_lr, one_cycle
 from loaders import get_loader
 from models import CustomResNet
+from optimizer import get_optimizer
 from recipe import PRESETS, Recipe
 from run_folder import prepare_folder, write_run
 from training_log import TrainingLog, progress_bar
@@ -36,7 +37,6 @@ from transformation import (
 )
 from utils import (
     fit,
-    get_optimizer,
     get_stats,
     model_summary,
     predict,
