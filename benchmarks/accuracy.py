@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import (
+    KINDS,
     load_images,
     machine,
     new_result,
@@ -52,6 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, metavar="N")
     add("--peak-epoch", type=float, metavar="N")
     add("--batch-size", type=int, metavar="N")
+    add("--input", default=KINDS[0], choices=KINDS, help="(%(default)s)")
     add("--val", type=int, metavar="N",
         help="evaluate on N training images that are held out, not on the test images")
     add("--limit-train", type=int, metavar="N", help="train on N images, the classes in proportion")
@@ -148,15 +150,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "num_evaluated": len(test),
         "evaluated_on": "test images" if args.val is None else "held-out training images",
         "precision": precision,
-        "compiled": args.compiled,
+        "input": args.input,
+        "compile": args.compile,
     }
     here = machine(device, precision)
     result = continued(args.out, new_result("accuracy", device, precision, settings), recipes)
     result["recipes"] |= {name: dataclasses.asdict(recipe) for name, recipe in recipes.items()}
     done = {(run["variant"], run["seed"]) for run in result["runs"]}
-    missing = [
-        (name, seed) for seed in args.seeds for name in recipes if (name, seed) not in done
-    ]
+    missing = [(name, seed) for seed in args.seeds for name in recipes if (name, seed) not in done]
     for count, (name, seed) in enumerate(missing, 1):
         started = time.perf_counter()
         recipe = dataclasses.replace(recipes[name], seed=seed)
@@ -170,8 +171,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         try:
             run = train_once(
-                recipe, train, test, device=device, precision=precision, compiled=args.compiled,
-                on_epoch=tell,
+                recipe, train, test, device=device, precision=precision, kind=args.input,
+                compile_mode=args.compile, on_epoch=tell,
             )  # fmt: skip
             said = f"{run['accuracy']:.2%}, mirrored {run['accuracy_mirrored']:.2%}"
         except RunError as error:  # a recipe that diverges is a result

@@ -25,6 +25,7 @@ from hardware import PACKAGES, PRECISIONS, describe_machine, get_device, get_pre
 from learning_rate import find_lr, one_cycle
 from loaders import get_loader
 from models import CustomResNet
+from optimizer import get_optimizer
 from recipe import Recipe
 from transformation import (
     CIFAR10_MEAN,
@@ -32,11 +33,14 @@ from transformation import (
     get_test_aug_transform,
     get_train_aug_transform,
 )
-from utils import fit, get_optimizer, get_stats, predict, set_seed, to_device
+from utils import fit, get_stats, predict, set_seed, to_device
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FLOP_PER_TRAINED_IMAGE = 2.272e9
 """Forward and backward pass of one image; a multiply-add counts as two."""
+EVALUATED_AT_ONCE = 500
+KINDS = ("batched", "albumentations")
+"""Of the training input."""
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -103,8 +107,15 @@ def mean_and_std(images: ImageDataset) -> tuple[tuple[float, ...], tuple[float, 
 # --- one training -------------------------------------------------------------------------------
 
 
-def train_loader(images: ImageDataset, recipe: Recipe, device: torch.device, *, workers: int = 0):
-    """Augmented training batches, as the recipe says."""
+def train_loader(
+    images: ImageDataset,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    kind: str = "batched",
+    workers: int = 0,
+):
+    """Augmented training batches: "batched" on the device, or "albumentations" image by image."""
     mean, std = mean_and_std(images)
     transform = get_train_aug_transform(mean, std, flip_probability=recipe.flip_probability)
     return get_loader(
@@ -117,10 +128,12 @@ def train_loader(images: ImageDataset, recipe: Recipe, device: torch.device, *, 
     )
 
 
-def test_loader(images: ImageDataset, normalised_as: ImageDataset, batch_size: int, device):
+def test_loader(images: ImageDataset, normalised_as: ImageDataset, device: torch.device):
     """Normalised batches, in order."""
     transform = get_test_aug_transform(*mean_and_std(normalised_as))
-    return get_loader(images.with_transform(transform), batch_size, train=False, device=device)
+    return get_loader(
+        images.with_transform(transform), EVALUATED_AT_ONCE, train=False, device=device
+    )
 
 
 @dataclasses.dataclass
@@ -132,7 +145,9 @@ class Parts:
     optimizer: torch.optim.Optimizer
 
 
-def make_parts(recipe: Recipe, num_classes: int, device: torch.device, *, lr: float) -> Parts:
+def make_parts(
+    recipe: Recipe, num_classes: int, device: torch.device, *, lr: float = 1e-3
+) -> Parts:
     """Network, loss and optimizer of a recipe, seeded."""
     set_seed(recipe.seed)
     model = to_device(CustomResNet(num_classes), device)
@@ -142,6 +157,30 @@ def make_parts(recipe: Recipe, num_classes: int, device: torch.device, *, lr: fl
     return Parts(model, nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing), optimizer)
 
 
+def fit_parts(
+    parts: Parts,
+    loader,
+    recipe: Recipe,
+    *,
+    lr_max: float,
+    precision: str,
+    compile_mode: str | None = None,
+    on_epoch: Callable[[Any], None] | None = None,
+):
+    """``utils.fit`` over the whole cycle of a recipe, without evaluation: the history."""
+    scheduler = one_cycle(
+        parts.optimizer,
+        lr_max=lr_max,
+        lr_min=lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min,
+        total_steps=recipe.epochs * len(loader),
+        peak_step=round(recipe.peak * len(loader)),
+    )
+    return fit(
+        parts.model, loader, None, parts.optimizer, scheduler, parts.criterion,
+        epochs=recipe.epochs, precision=precision, compile_mode=compile_mode, on_epoch=on_epoch,
+    )  # fmt: skip
+
+
 def train_once(
     recipe: Recipe,
     train: ImageDataset,
@@ -149,7 +188,8 @@ def train_once(
     *,
     device: torch.device,
     precision: str,
-    compiled: bool = False,
+    compile_mode: str | None = None,
+    kind: str = "batched",
     on_epoch: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
     """Train by a recipe and evaluate once, after the last epoch: a run of a results file.
@@ -159,7 +199,7 @@ def train_once(
         UsageError: the range test says nothing, or the recipe does not go with the images.
     """
     begin = now(device)
-    loader = train_loader(train, recipe, device)
+    loader = train_loader(train, recipe, device, kind=kind)
     parts = make_parts(recipe, len(train.classes), device, lr=recipe.finder_start_lr)
     lr_max = recipe.lr_max
     if lr_max is None:
@@ -169,60 +209,31 @@ def train_once(
             num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
             autocast_dtype=PRECISIONS[precision],
         ).lr_max  # fmt: skip
-    lr_min = lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min
-    scheduler = one_cycle(
-        parts.optimizer,
-        lr_max=lr_max,
-        lr_min=lr_min,
-        total_steps=recipe.epochs * len(loader),
-        peak_step=round(recipe.peak * len(loader)),
-    )
     ready = now(device)
-    history = fit(
-        parts.model, loader, test_loader(test.sample(2), train, 2, device),
-        parts.optimizer, scheduler, parts.criterion,
-        epochs=recipe.epochs, precision=precision, on_epoch=on_epoch,
+    history = fit_parts(
+        parts, loader, recipe, lr_max=lr_max, precision=precision, compile_mode=compile_mode,
+        on_epoch=on_epoch,
     )  # fmt: skip
     trained = now(device)
-    plain, mirrored = accuracies(parts.model, test, train, precision=precision)
+    plain, mirrored = (
+        predict(parts.model, test_loader(test, train, device), precision=precision, mirrored=both)
+        for both in (False, True)
+    )
     return {
         "seed": recipe.seed,
         "lr_max": lr_max,
-        "lr_min": lr_min,
-        "accuracy": plain,
-        "accuracy_mirrored": mirrored,
+        "accuracy": plain.accuracy,
+        "accuracy_mirrored": mirrored.accuracy,
         "train_accuracy": history.epochs[-1].train_accuracy,
         "train_loss": history.epochs[-1].train_loss,
         "train_accuracy_by_epoch": [round(epoch.train_accuracy, 5) for epoch in history.epochs],
         "seconds": {
             "preparation": ready - begin,
             "training": trained - ready,
+            "first_epoch": history.epochs[0].train_seconds,
             "evaluation": now(device) - trained,
         },
     }
-
-
-class _Mirrored:
-    def __init__(self, loader) -> None:
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self):
-        return ((images.flip(-1), labels) for images, labels in self.loader)
-
-
-def accuracies(
-    model: nn.Module, images: ImageDataset, normalised_as: ImageDataset, *, precision: str
-) -> tuple[float, float]:
-    """Of the images as they are, and of the mean over each image and its mirror image."""
-    device = next(model.parameters()).device
-    loader = test_loader(images, normalised_as, 500, device)
-    plain = predict(model, loader, precision=precision)
-    mirror = predict(model, _Mirrored(loader), precision=precision)
-    both = (plain.probabilities + mirror.probabilities).argmax(1)
-    return plain.accuracy, float((both == plain.labels).mean())
 
 
 # --- the clock and statistics -------------------------------------------------------------------

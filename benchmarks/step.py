@@ -157,9 +157,7 @@ def measure(mode: str, args, device, precision, train) -> dict[str, Any]:
     made = {"mode": mode, "set_up_s": {"bare": now(device) - begin}, "bare": [], "loop": []}
     steps = max(1, len(train) // args.batch_size)
     if mode == "graph":
-        made["bare"] = [
-            time_bare(step, steps, args.batch_size, device) for _ in range(args.rounds)
-        ]
+        made["bare"] = [time_bare(step, steps, args.batch_size, device) for _ in range(args.rounds)]
         return made
     loader = train_loader(train, recipe, device)
     images = sum(loader.global_batch(i) for i in range(len(loader)))
@@ -234,7 +232,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         write_json(args.out, result)
     if args.profile:
         mode = result["summary"].get("fastest_loop", "eager")
-        result["profile"] = {"mode": mode, "operations": profile(args, device, precision, train, mode)}
+        result["profile"] = {
+            "mode": mode,
+            "operations": profile(args, device, precision, train, mode),
+        }
         write_json(args.out, result)
     print_step(result)
     return result
