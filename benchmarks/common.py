@@ -23,15 +23,16 @@ from data import CIFAR10_CLASSES, ImageDataset, load_cifar10, load_digits
 from errors import UsageError
 from hardware import PACKAGES, PRECISIONS, describe_machine, get_device, get_precision
 from learning_rate import find_lr, one_cycle
-from loaders import get_loader
+from loaders import ResidentLoader, get_loader
 from models import CustomResNet
 from optimizer import get_optimizer
 from recipe import Recipe
 from transformation import (
     CIFAR10_MEAN,
     CIFAR10_STD,
-    get_test_aug_transform,
+    get_test_batch_transform,
     get_train_aug_transform,
+    get_train_batch_transform,
 )
 from utils import fit, get_stats, predict, set_seed, to_device
 
@@ -58,7 +59,7 @@ def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
     add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
     add("--compile", metavar="MODE", help="torch.compile's mode for model and loss; not compiled")
     add("--out", type=Path, default=RESULTS / f"{name}.json", metavar="FILE",
-        help="results file (benchmarks/results/%s.json)" % name)
+        help=f"results file (benchmarks/results/{name}.json)")
     # fmt: on
     made.set_defaults(**defaults)
     return made
@@ -117,23 +118,27 @@ def train_loader(
 ):
     """Augmented training batches: "batched" on the device, or "albumentations" image by image."""
     mean, std = mean_and_std(images)
+    if kind == "batched":
+        transform = get_train_batch_transform(
+            images.data, mean, std,
+            device=device, seed=recipe.seed, flip_probability=recipe.flip_probability,
+        )  # fmt: skip
+        return ResidentLoader(
+            transform, images.targets, recipe.batch_size,
+            device=device, train=True, seed=recipe.seed,
+        )  # fmt: skip
     transform = get_train_aug_transform(mean, std, flip_probability=recipe.flip_probability)
     return get_loader(
-        images.with_transform(transform),
-        recipe.batch_size,
-        train=True,
-        seed=recipe.seed,
-        num_workers=workers,
-        device=device,
-    )
+        images.with_transform(transform), recipe.batch_size,
+        train=True, seed=recipe.seed, num_workers=workers, device=device,
+    )  # fmt: skip
 
 
 def test_loader(images: ImageDataset, normalised_as: ImageDataset, device: torch.device):
     """Normalised batches, in order."""
-    transform = get_test_aug_transform(*mean_and_std(normalised_as))
-    return get_loader(
-        images.with_transform(transform), EVALUATED_AT_ONCE, train=False, device=device
-    )
+    mean, std = mean_and_std(normalised_as)
+    transform = get_test_batch_transform(images.data, mean, std, device=device)
+    return ResidentLoader(transform, images.targets, EVALUATED_AT_ONCE, device=device, train=False)
 
 
 @dataclasses.dataclass
