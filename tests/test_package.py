@@ -8,8 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "cifar10_files", "data", "distributed", "errors", "hardware", "learning_rate", "loaders", "optimizer",
-    "recipe", "records", "run_folder", "training_log", "transformation", "utils", "visualize",
+    "checkpoint", "cifar10_files", "data", "distributed", "errors", "hardware", "interrupts",
+    "learning_rate", "loaders", "optimizer", "recipe", "records", "run_folder", "run_lock",
+    "training_log", "transformation", "utils", "visualize",
 }  # fmt: skip
 IMPORTS = "import torch; from models import CustomResNet; " + "; ".join(
     f"import {name}" for name in sorted(MODULES)
