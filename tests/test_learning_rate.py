@@ -98,6 +98,14 @@ def test_suggestion_lies_at_the_end_of_the_plateau(diverging_at):
         assert finding.lr_max in finding.lrs
 
 
+def test_range_test_takes_batches_that_no_loader_of_torch_makes():
+    model, optimizer, loader = problem()
+    finding = find_lr(
+        model, optimizer, nn.CrossEntropyLoss(), list(loader), end_lr=100.0, num_steps=80
+    )
+    assert len(finding.losses) >= 20
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_follows_a_loss_that_is_not_finite_does_not_count(bad):
     lrs, losses = curve(3e-3)
