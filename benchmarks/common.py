@@ -21,7 +21,14 @@ from torch import nn
 
 from data import CIFAR10_CLASSES, ImageDataset, load_cifar10, load_digits
 from errors import UsageError
-from hardware import PACKAGES, PRECISIONS, describe_machine, get_device, get_precision
+from hardware import (
+    PACKAGES,
+    PRECISIONS,
+    describe_machine,
+    get_compile_mode,
+    get_device,
+    get_precision,
+)
 from learning_rate import find_lr, one_cycle
 from loaders import ResidentLoader, get_loader
 from models import CustomResNet
@@ -57,7 +64,7 @@ def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", help="CIFAR-10 as train.py takes it, or 'digits'")
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
-    add("--compile", metavar="MODE", help="torch.compile's mode for model and loss; not compiled")
+    add("--compile", default="auto", metavar="M", help="auto, off, default or reduce-overhead")
     add("--out", type=Path, default=RESULTS / f"{name}.json", metavar="FILE",
         help=f"results file (benchmarks/results/{name}.json)")
     # fmt: on
@@ -66,8 +73,9 @@ def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def settle(args: argparse.Namespace) -> tuple[torch.device, str]:
-    """The device and the number format that the options ask for."""
+    """The device and the number format that the options ask for; ``compile`` becomes the mode."""
     device = get_device(args.device)
+    args.compile = get_compile_mode(device, args.compile)
     return device, get_precision(device, args.precision)
 
 

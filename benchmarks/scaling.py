@@ -141,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             for run in result["runs"]
         ],
     )  # fmt: skip
+    for point, error in result["failed"].items():
+        print(f"{point}: {error}")
     for axis, row in result["summary"].items():
         print(f"{axis}: " + "; ".join(f"{name} {value}" for name, value in told(row).items()))
     return result
@@ -151,7 +153,7 @@ def in_own_process(point: str, args, device: torch.device, precision: str) -> di
         sys.executable, __file__, "--point", point, "--rounds", str(args.rounds),
         "--device", device.type, "--precision", precision,
         *(["--data-dir", args.data_dir] if args.data_dir else []),
-        *(["--compile", args.compile] if args.compile else []),
+        "--compile", args.compile or "off",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
