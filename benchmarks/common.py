@@ -6,11 +6,9 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -22,7 +20,6 @@ from torch import nn
 from data import CIFAR10_CLASSES, ImageDataset, load_cifar10, load_digits
 from errors import UsageError
 from hardware import (
-    PACKAGES,
     PRECISIONS,
     describe_machine,
     get_compile_mode,
@@ -290,22 +287,8 @@ def line_through(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 
 
 def machine(device: torch.device, precision: str) -> dict[str, Any]:
-    """What the figures depend on; a package that is not installed has no version."""
-    try:
-        about = describe_machine(device, precision)
-    except metadata.PackageNotFoundError:
-        about = {
-            "device": str(device),
-            "device_name": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else platform.machine(),
-            "precision": precision,
-            "threads": torch.get_num_threads(),
-            "platform": platform.platform(terse=True),
-            "versions": {"python": platform.python_version()}
-            | {name: _version(name) for name in PACKAGES},
-        }
-    return about | {"cores": num_cores(), "amx": has_amx()}
+    """What the figures depend on."""
+    return describe_machine(device, precision) | {"cores": num_cores(), "amx": has_amx()}
 
 
 def num_cores() -> int:
@@ -313,13 +296,6 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def has_amx() -> bool:
