@@ -21,11 +21,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import torch
-from checkpoint import Checkpoint
-from interrupts import catch_signals
-from run_lock import lock_folder
 
 import visualize
+from checkpoint import LAST, Checkpoint
 from cifar10_files import prepare_cifar10
 from data import ImageDataset, load_cifar10, load_digits
 from distributed import Group, join_group
@@ -37,12 +35,14 @@ from hardware import (
     get_device,
     get_precision,
 )
+from interrupts import catch_signals
 from learning_rate import LRFinding, find_lr, one_cycle
 from loaders import ResidentLoader, fits_device, get_loader
 from models import CustomResNet
 from optimizer import get_optimizer
 from recipe import PRESETS, Recipe
 from run_folder import prepare_folder, write_run
+from run_lock import lock_folder
 from training_log import TrainingLog, progress_bar
 from transformation import (
     CIFAR10_MEAN,
@@ -203,18 +203,12 @@ def say(line: str) -> None:
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
 
 
-def is_complete(args: argparse.Namespace, recipe: Recipe) -> bool:
-    """Whether the folder holds the finished run of this recipe."""
+def stored_results(out: Path) -> dict[str, Any]:
+    """What a finished run left in the folder, or nothing."""
     try:
-        results = json.loads((Path(args.out) / "results.json").read_text("utf-8"))
-        stored = dict(results["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    if args.resume != "auto" or stored != json.loads(json.dumps(as_data(recipe))):
-        return False
-    epochs = len(results.get("history", []))
-    print(f"already complete ({epochs} of {recipe.epochs} epochs): {args.out}")
-    return True
+        return dict(json.loads((out / "results.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def as_data(recipe: Recipe) -> dict[str, Any]:
@@ -230,14 +224,15 @@ def digest(*sets: ImageDataset) -> str:
 
 
 @contextlib.contextmanager
-def own_folder(args: argparse.Namespace, is_first: bool) -> Iterator[Path]:
+def own_folder(args: argparse.Namespace, recipe: Recipe, is_first: bool) -> Iterator[Path]:
     """The folder of the run, for this process alone; gone again where nothing was written."""
     out = Path(args.out)
     if not is_first:
         yield out
         return
     is_new = not out.exists()
-    prepare_folder(out)
+    if args.resume != "auto" or stored_results(out).get("recipe") != as_data(recipe):
+        prepare_folder(out)
     try:
         with lock_folder(out) as warning:
             if warning:
@@ -260,9 +255,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < float("inf"):
         raise UsageError(f"--save-minutes is {args.save_minutes}; it must be 0 or more")
-    if is_complete(args, recipe):
-        return 0
-    with join_group(device) as group, own_folder(args, group.rank == 0) as out:
+    with join_group(device) as group, own_folder(args, recipe, group.rank == 0) as out:
         if group.world_size == 1:
             return train_and_write(args, recipe, precision, compile_mode, group, out)
         # torchrun ends with 1 whatever the reason was.
@@ -312,6 +305,13 @@ def train_and_write(
         "evaluated_on": test_name,
         "augmentation": "batched" if isinstance(train_loader, ResidentLoader) else "albumentations",
     }
+    results = stored_results(out)
+    if is_first and results:  # of this recipe, or the folder would have been refused
+        if results["data"] != json.loads(json.dumps(data)):
+            prepare_folder(out)  # says why not
+        done = len(results["history"])
+        print(f"already complete ({done} of {recipe.epochs} epochs): {out}")
+        return 0
     machine = describe_machine(
         device, precision, compile_mode=compile_mode, num_processes=group.world_size
     )
@@ -386,8 +386,9 @@ def train_and_write(
                 on_epoch=log.on_epoch,
             )  # fmt: skip
     except DivergedError as error:
-        kept = checkpoint.newest()
-        raise DivergedError(f"{error}; the last good state is {kept or 'not saved yet'}") from error
+        kept = out / LAST
+        where = f"the last good state is {kept}" if kept.exists() else "nothing was saved before"
+        raise DivergedError(f"{error}; {where}") from error
     if len(history.epochs) < recipe.epochs:
         say(
             f"stopped in epoch {len(history.epochs) + 1} of {recipe.epochs} after "
