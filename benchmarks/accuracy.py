@@ -132,6 +132,7 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if done:
                 summary[name][field] = spread(run[field] for run in done)
         if done:
+            summary[name]["share_at_90"] = sum(run["accuracy"] >= 0.9 for run in done) / len(done)
             summary[name]["training_seconds"] = spread(run["seconds"]["training"] for run in done)
     return summary
 

@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         mark[0] = now(device)
 
     fit_parts(
-        make_parts(recipe, 10, device), train_loader(train, recipe, device), recipe,
+        make_parts(recipe, device), train_loader(train, recipe, device), recipe,
         lr_max=0.001, precision=precision, compile_mode=args.compile, on_epoch=turn,
     )  # fmt: skip
     summary = result["summary"]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from data import CIFAR10_CLASSES, ImageDataset, load_cifar10, load_digits
-from errors import UsageError
+from errors import RunError
 from hardware import (
     PRECISIONS,
     describe_machine,
@@ -46,6 +46,8 @@ FLOP_PER_TRAINED_IMAGE = 2.272e9
 EVALUATED_AT_ONCE = 500
 KINDS = ("batched", "albumentations")
 """Of the training input."""
+AUGMENTATION = ("flip_probability", "alternating_flip", "cutout_size_px", "padding")
+"""The recipe's fields that the batched augmentation takes."""
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -80,7 +82,7 @@ def run_command(run: Callable[[Sequence[str] | None], Any]) -> int:
     """Run a benchmark's ``main``; a bad option is one line, not a traceback."""
     try:
         run(None)
-    except UsageError as error:
+    except RunError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
@@ -126,7 +128,8 @@ def train_loader(
     if kind == "batched":
         transform = get_train_batch_transform(
             images.data, mean, std,
-            device=device, seed=recipe.seed, flip_probability=recipe.flip_probability,
+            device=device, seed=recipe.seed,
+            **{name: getattr(recipe, name) for name in AUGMENTATION if hasattr(recipe, name)},
         )  # fmt: skip
         return ResidentLoader(
             transform, images.targets, recipe.batch_size,
@@ -156,15 +159,26 @@ class Parts:
 
 
 def make_parts(
-    recipe: Recipe, num_classes: int, device: torch.device, *, lr: float = 1e-3
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    train: ImageDataset | None = None,
+    lr: float = 1e-3,
 ) -> Parts:
-    """Network, loss and optimizer of a recipe, seeded."""
+    """Network, loss and optimizer of a recipe, seeded; ``train`` is what it is prepared for."""
     set_seed(recipe.seed)
-    model = to_device(CustomResNet(num_classes), device)
+    model = to_device(CustomResNet(len(train.classes) if train else 10), device)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    if getattr(recipe, "optimizer", "adam") == "muon":
+        from speedrun import get_speedrun_optimizer, prepare_network
+
+        prepare_network(model, train.data, *mean_and_std(train))
+        betas = (recipe.beta1, recipe.beta2)
+        return Parts(model, criterion, get_speedrun_optimizer(model, lr=lr, betas=betas))
     optimizer = get_optimizer(
         model, lr=lr, weight_decay=recipe.weight_decay, betas=(recipe.beta1, recipe.beta2)
     )
-    return Parts(model, nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing), optimizer)
+    return Parts(model, criterion, optimizer)
 
 
 def fit_parts(
@@ -191,6 +205,16 @@ def fit_parts(
     )  # fmt: skip
 
 
+def warm_up(recipe: Recipe, train: ImageDataset, device, precision: str, compile_mode) -> None:
+    """Compile for the two batch shapes of an epoch, on a twin; what follows finds it compiled."""
+    size = recipe.batch_size
+    few = train.subset(range(size + len(train) % size)) if len(train) > 2 * size else train
+    short = dataclasses.replace(recipe, epochs=3, peak_epoch=None)
+    loader = train_loader(few, short, device)
+    parts = make_parts(short, device, train=train)
+    fit_parts(parts, loader, short, lr_max=1e-3, precision=precision, compile_mode=compile_mode)
+
+
 def train_once(
     recipe: Recipe,
     train: ImageDataset,
@@ -209,8 +233,11 @@ def train_once(
         UsageError: the range test says nothing, or the recipe does not go with the images.
     """
     begin = now(device)
+    if compile_mode is not None:
+        warm_up(recipe, train, device, precision, compile_mode)
+    compiled = now(device)
     loader = train_loader(train, recipe, device, kind=kind)
-    parts = make_parts(recipe, len(train.classes), device, lr=recipe.finder_start_lr)
+    parts = make_parts(recipe, device, train=train, lr=recipe.finder_start_lr)
     lr_max = recipe.lr_max
     if lr_max is None:
         lr_max = find_lr(
@@ -238,9 +265,10 @@ def train_once(
         "train_loss": history.epochs[-1].train_loss,
         "train_accuracy_by_epoch": [round(epoch.train_accuracy, 5) for epoch in history.epochs],
         "seconds": {
-            "preparation": ready - begin,
+            "compiling": compiled - begin,
+            "preparation": ready - compiled,
             "training": trained - ready,
-            "first_epoch": history.epochs[0].train_seconds,
+            "by_epoch": [round(epoch.train_seconds, 4) for epoch in history.epochs],
             "evaluation": now(device) - trained,
         },
     }

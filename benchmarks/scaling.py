@@ -96,7 +96,7 @@ def measure(point: dict[str, int], args, device, precision) -> dict[str, Any]:
             PRESETS["assignment"], batch_size=point["batch_size"], epochs=epochs, lr_max=0.001
         )
         loader = train_loader(images, recipe, device)
-        parts = make_parts(recipe, 10, device)
+        parts = make_parts(recipe, device)
         begin = now(device)
         fit_parts(
             parts, loader, recipe, lr_max=0.001, precision=precision, compile_mode=args.compile
