@@ -5,10 +5,10 @@ PY := .venv/bin/python
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test notebook publish clean
+.PHONY: help install demo train test notebook publish bench bench-gpu clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 install: $(INSTALLED) ## make the environment in .venv
 
@@ -32,6 +32,15 @@ notebook: $(INSTALLED) ## execute the notebook in place; DATA=folder of the imag
 
 publish: $(INSTALLED) ## README, images/, results/ and weights/ from a run; RUN=folder of the run
 	$(PY) scripts/publish.py "$(RUN)"
+
+bench: $(INSTALLED) ## speeds on this CPU into benchmarks/results/, under 10 minutes
+	for name in input step baseline scaling; do \
+		$(PY) benchmarks/$$name.py --device cpu $(if $(DATA),--data-dir "$(DATA)") || exit 1; done
+
+# A machine with a GPU may have torch, but no network to make .venv with.
+bench-gpu: ## all figures that need a GPU, under 9 minutes; DATA=folder or archive, OUT=folder
+	$(if $(DATA),DATA="$(DATA)") $(if $(OUT),OUT="$(OUT)") \
+		$(or $(wildcard $(PY)),python3) benchmarks/gpu.py
 
 clean: ## remove the environment and what Python left behind
 	rm -rf .venv .pytest_cache build *.egg-info

@@ -137,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     add = made.add_argument
     # fmt: off
     add("--data-dir", default=os.environ.get("DATA") or os.environ.get("CIFAR10_DIR"), metavar="DIR")
-    add("--out", type=Path, default=Path(os.environ.get("OUT") or "runs/bench-gpu"), metavar="DIR")
+    add("--out", type=Path, metavar="DIR",
+        default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results" / "gpu"))
     add("--references", default=os.environ.get("REFERENCES"), metavar="DIR")
     add("--device", default="cuda", metavar="D", help="cpu to try the command out")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")

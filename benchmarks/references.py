@@ -46,7 +46,6 @@ def parse(argv):
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     add("--preset", default="speedrun" if "speedrun" in PRESETS else "assignment",
         choices=sorted(PRESETS))
-    add("--options", nargs="+", default=[], metavar="X", help="further ones, of accuracy.py")
     add("--most-seconds", type=float, default=60.0, metavar="X", help="of one run")
     # fmt: on
     return made.parse_args(argv)
@@ -96,7 +95,7 @@ def run_ours(args, seed: int, out: Path) -> dict[str, Any]:
     command = [
         sys.executable, str(Path(__file__).parent / "accuracy.py"), "--preset", args.preset,
         "--data-dir", args.data_dir, "--device", args.device, "--precision", args.precision,
-        "--seeds", str(seed), "--out", str(file), *args.options,
+        "--seeds", str(seed), "--out", str(file),
     ]  # fmt: skip
     try:
         subprocess.run(

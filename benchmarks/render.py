@@ -10,7 +10,11 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CPU, GPU = RESULTS, RESULTS / "gpu"
-COMMANDS = {"cpu": "make bench", "gpu": "make bench-gpu"}
+COMMANDS = {
+    "cpu": "make bench",
+    "gpu": "make bench-gpu",
+    "references": "REFERENCES=DIR make bench-gpu",
+}
 
 
 def load(file: Path) -> dict[str, Any] | None:
@@ -20,6 +24,15 @@ def load(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return result if result["summary"] else None
+
+
+def broken_off(result: dict[str, Any]) -> str:
+    """What a section that did not end says of itself."""
+    return (
+        f"\n\nThis section was broken off: {result['broken_off']}."
+        if "broken_off" in result
+        else ""
+    )
 
 
 def machine_of(result: dict[str, Any]) -> str:
@@ -139,10 +152,18 @@ def render_benchmarks(cpu: Path = CPU, gpu: Path = GPU) -> str:
         machines = list(dict.fromkeys(machine_of(r) for r in results.values() if r))
         title = "On a CPU" if place == "cpu" else "On a GPU"
         parts.append(f"**{title}**" + (f": {'; '.join(machines)}" if machines else ""))
-        parts += [SECTIONS[name](result) for name, result in results.items() if result]
-        missing = [f"`{name}`" for name, result in results.items() if not result]
-        if missing:
-            parts.append(f"Not yet measured: {', '.join(missing)} (`{COMMANDS[place]}`).")
+        parts += [
+            f"{SECTIONS[name](result)}{broken_off(result)}"
+            for name, result in results.items()
+            if result
+        ]
+        missing = {}
+        for name in (name for name, result in results.items() if not result):
+            missing.setdefault(COMMANDS.get(name, COMMANDS[place]), []).append(name)
+        parts += [
+            f"Not yet measured: {', '.join(names)} (`{command}`)."
+            for command, names in missing.items()
+        ]
     for file in sorted(cpu.glob("*.json")):  # campaigns of accuracy.py
         result = load(file)
         if result and result["benchmark"] == "accuracy" and file.stem != "accuracy":

@@ -155,7 +155,7 @@ def in_own_process(point: str, args, device: torch.device, precision: str) -> di
         *(["--data-dir", args.data_dir] if args.data_dir else []),
         "--compile", args.compile or "off",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -174,7 +174,8 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         summary[axis] = {
             "times": x[-1] / x[0],
             "seconds": line_through(x, seconds) | {"last_over_first": seconds[-1] / seconds[0]},
-            "memory_bytes": line_through(x, memory) | {"last_over_first": memory[-1] / memory[0]},
+            "memory_bytes": line_through(x, memory)
+            | {"last_over_first": memory[-1] / max(memory[0], 1)},
         }
     return summary
 
