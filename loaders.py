@@ -238,7 +238,7 @@ class _Reporting(Dataset):
     def __getitem__(self, index: int):
         try:
             return self.dataset[index]
-        except Exception as error:
+        except Exception as error:  # whatever it is, its reader wants to know the image
             return _Failure(f"image {index} cannot be loaded: {type(error).__name__}: {error}")
 
 
