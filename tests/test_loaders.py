@@ -321,9 +321,10 @@ def broken(fault, num_workers, batch_size=8, **options):
 def seen_before(loader, error, match):
     """The number of batches before ``error``; no process may be left."""
     seen = 0
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=match) as caught:
         for _ in loader:
             seen += 1
+    assert caught.tb is not None  # while it is kept, as a notebook does
     for process in multiprocessing.active_children():
         process.join(10)
         assert not process.is_alive()
