@@ -47,7 +47,7 @@ def test_wheel_holds_exactly_the_library(wheel):
         for name in ("__init__.py", "charts.py", "page.py", "sprites.py", "report.css", "report.js")
     }
     assert names == {f"{m}.py" for m in MODULES} | models | report
-    scripts = {"train", "evaluate", "predict"}
+    scripts = {"train", "training_run", "evaluate", "predict"}
     assert MODULES == {path.stem for path in ROOT.glob("*.py")} - scripts
 
 
