@@ -19,7 +19,7 @@ MOST_ERRORS = 1200
 def classes(evaluation: Any, names: Sequence[str]) -> str:
     """The scores of each class, and the confusion matrix, which leads to the errors."""
     rows = [
-        [f'<a href="#errors" data-true="{k}">{names[k]}</a>', f"{score.support:,}",
+        [f'<a href="#errors-title" data-true="{k}">{names[k]}</a>', f"{score.support:,}",
          *(percent(value, 1) for value in (score.precision, score.recall, score.f1))]
         for k, score in enumerate(evaluation.scores)
     ]  # fmt: skip
@@ -38,7 +38,7 @@ def classes(evaluation: Any, names: Sequence[str]) -> str:
             elif count:
                 said = f"{count} of {names[t]} taken for {names[p]}: show them"
                 cells.append(
-                    f'<td style="{tint}"><a href="#errors" data-true="{t}" data-predicted="{p}" '
+                    f'<td style="{tint}"><a href="#errors-title" data-true="{t}" data-predicted="{p}" '
                     f'aria-label="{said}" title="{said}">{count}</a></td>'
                 )
             else:
@@ -46,7 +46,7 @@ def classes(evaluation: Any, names: Sequence[str]) -> str:
         body.append(f'<tr><th scope="row">{names[t]}</th>{"".join(cells)}</tr>')
     heads = "".join(f'<th scope="col"><span>{name}</span></th>' for name in names)
     pairs = "".join(
-        f'<li><a href="#errors" data-true="{t}" data-predicted="{p}">{names[t]} taken for '
+        f'<li><a href="#errors-title" data-true="{t}" data-predicted="{p}">{names[t]} taken for '
         f"{names[p]}</a> <b>{count}</b></li>"
         for t, p, count in _frequent(confusion, 6)
     )
