@@ -10,8 +10,11 @@ ROOMS = {path.stem: path for path in ROOT.glob("*.py") if path.stem not in ROOTS
     "models": ROOT / "models" / "custom_resnet.py",
     "weights_file": ROOT / "models" / "weights_file.py",
     "report": ROOT / "report" / "page.py",
-    "report.charts": ROOT / "report" / "charts.py",
-    "report.sprites": ROOT / "report" / "sprites.py",
+    **{
+        f"report.{path.stem}": path
+        for path in (ROOT / "report").glob("*.py")
+        if path.stem not in ("__init__", "page")
+    },
 }
 
 
