@@ -42,8 +42,7 @@ class Checkpoint:
             run goes on only with the same.
         environment: plain data that decides the last bits (threads, versions, device, precision);
             a difference is a line in ``warnings``.
-        extra: more objects with ``state_dict`` and ``load_state_dict``, kept with the parts that
-            the training loop names.
+        extra: more parts, beside those that the training loop names.
         every_s: seconds between two saves, 0 or more; 0: at each call.
         write: False in all processes but the first: they only read.
         clock: seconds, never going back.
@@ -90,8 +89,7 @@ class Checkpoint:
             Whether there is something to go on from.
 
         Raises:
-            CheckpointError: the file is missing (when it was named), damaged, not a checkpoint or
-                of another run; with "auto": no file of those in the folder is whole.
+            CheckpointError: no file is whole, or it is of another run, or a named one is missing.
         """
         self.source, self._loaded, self._last_is_whole = None, None, False
         if self._write:
@@ -141,15 +139,17 @@ class Checkpoint:
             return
         parts, state = {**parts, **self._extra}, self._loaded
         before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+        touched = {}
         try:
             if found := _first(_misfits(state, parts, before)):
                 raise ValueError(found)
             _plain(state["parts"])
             for name, part in parts.items():
                 if state["parts"][name] or not before[name]:  # else it was switched off there
+                    touched[name] = part
                     part.load_state_dict(state["parts"][name])
         except Exception as error:
-            for name, part in parts.items():
+            for name, part in touched.items():
                 part.load_state_dict(before[name])
             raise CheckpointError(f"{self.source} does not fit: {error}") from error
         self._loaded = None
