@@ -27,15 +27,28 @@ class Group:
     evaluation uses, are process 0's.
 
     Args:
+        device: where this process computes.
         rank: this process, 0..world_size-1.
         world_size: how many there are.
-        device: where this process computes.
+        local_rank: this process among those of its machine.
     """
 
-    def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, rank: int = 0, world_size: int = 1, local_rank: int = 0
+    ) -> None:
+        self.device = device
         self.rank = rank
         self.world_size = world_size
-        self.device = device
+        self.local_rank = local_rank
+
+    @contextlib.contextmanager
+    def one_by_machine_first(self) -> Iterator[None]:
+        """What is in the block, one process of each machine does before the others."""
+        if self.local_rank:
+            self.same(None)
+        yield
+        if not self.local_rank:
+            self.same(None)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients that are means over the processes."""
@@ -60,7 +73,7 @@ class Group:
         """Put the shares of all processes together, in the order of the data set.
 
         Args:
-            outputs: (n, K) of this process's images.
+            outputs: (n, K) of this process's images, also of none.
             labels: (n,) of the same.
             loader: gave them; its ``indices()`` are their places among all images.
         """
@@ -68,11 +81,14 @@ class Group:
             return outputs, labels
         places = torch.as_tensor(loader.indices(), device=self.device)
         number = self.sum(torch.tensor([len(places)], device=self.device))
+        width = torch.tensor([outputs.shape[1]], device=self.device)
+        dist.all_reduce(width, dist.ReduceOp.MAX)  # a process without images does not know it
         # Each place is filled by exactly one process, so the sum is a gathering.
-        all_outputs = torch.zeros(int(number), outputs.shape[1], device=self.device)
+        all_outputs = torch.zeros(int(number), int(width), device=self.device)
         all_labels = torch.zeros(int(number), dtype=torch.int64, device=self.device)
-        all_outputs[places] = outputs.to(self.device)
-        all_labels[places] = labels.to(self.device)
+        if len(places):
+            all_outputs[places] = outputs.to(self.device)
+            all_labels[places] = labels.to(self.device)
         return self.sum(all_outputs), self.sum(all_labels)
 
     def same(self, value: Any) -> Any:
@@ -97,7 +113,7 @@ def join_group(device: torch.device) -> Iterator[Group]:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "RANK" not in os.environ:
-        yield Group(0, 1, device)
+        yield Group(device)
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
@@ -111,6 +127,6 @@ def join_group(device: torch.device) -> Iterator[Group]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
-        yield Group(rank, world_size, device)
+        yield Group(device, rank, world_size, local_rank)
     finally:
         dist.destroy_process_group()

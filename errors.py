@@ -38,3 +38,9 @@ class StorageError(RunError, OSError):
     """A folder or file cannot be written."""
 
     exit_code = 6
+
+
+class WorkerError(RunError, RuntimeError):
+    """A process that loads images died or hangs."""
+
+    exit_code = 7

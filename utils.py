@@ -303,6 +303,8 @@ def _log_probabilities(
                 raise _Stopped
     finally:
         model.train(was_training)
+    if not outputs:  # a process of a group may have no share
+        outputs, targets = [torch.empty(0, 1)], [torch.empty(0, dtype=torch.int64)]
     outputs, targets = F.log_softmax(torch.cat(outputs), dim=1), torch.cat(targets)
     outputs, targets = (group or _OneProcess()).gather(outputs, targets, loader)
     return outputs.cpu(), targets.cpu()
