@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 BROWSER := .venv/installed-browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test test-browser test-colab test-oldest notebook publish docs clean
+.PHONY: help install demo train test test-browser test-colab test-oldest notebook publish docs bench bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -51,6 +51,15 @@ publish: $(INSTALLED) ## README, images/, results/ and weights/ from a run; RUN=
 
 docs: $(INSTALLED) ## docs/api.md from the docstrings
 	$(PY) scripts/write_api.py
+
+bench: $(INSTALLED) ## speeds on this CPU into benchmarks/results/, under 10 minutes
+	for name in input step baseline scaling; do \
+		$(PY) benchmarks/$$name.py --device cpu $(if $(DATA),--data-dir "$(DATA)") || exit 1; done
+
+# A machine with a GPU may have torch, but no network to make .venv with.
+bench-gpu: ## all figures that need a GPU, under 9 minutes; DATA=folder or archive, OUT=folder
+	$(if $(DATA),DATA="$(DATA)") $(if $(OUT),OUT="$(OUT)") \
+		$(or $(wildcard $(PY)),python3) benchmarks/gpu.py
 
 clean: ## remove the environment and what Python left behind
 	rm -rf .venv .pytest_cache build *.egg-info

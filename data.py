@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits as load_sklearn_digits
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
@@ -191,7 +190,9 @@ def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
     Source:
         E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (1998), test part.
     """
-    digits = load_sklearn_digits()
+    from sklearn import datasets  # here, so that CIFAR-10 does without it
+
+    digits = datasets.load_digits()
     grey = torch.from_numpy(digits.images * (255 / 16)).float().unsqueeze(1)
     large = torch.nn.functional.interpolate(
         grey, size=(IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bilinear"

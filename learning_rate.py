@@ -20,10 +20,6 @@ from torch.utils.data import DataLoader
 
 from errors import UsageError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # its tqdm warns in notebooks
-    import torch_lr_finder
-
 SMOOTHING_STEPS = 7
 """Width of the centred mean over the losses; the finder's own average lags behind the rates."""
 TOLERATED_RISE = 0.1
@@ -71,7 +67,7 @@ def find_lr(
         model: on its device, as it will be trained.
         optimizer: of the model's parameters.
         criterion: loss to minimise, of (output, labels).
-        loader: training batches, begun anew where they end.
+        loader: training batches of any kind, begun anew where they end.
         start_lr: first rate.
         end_lr: last rate, reached where the loss does not diverge before.
         num_steps: steps from one to the other.
@@ -86,6 +82,10 @@ def find_lr(
         Smith, "Cyclical Learning Rates for Training Neural Networks" (2015); the sweep is
         torch-lr-finder's.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its tqdm warns in notebooks
+        import torch_lr_finder  # here, so that training at a given rate does without it
+
     device = next(model.parameters()).device
     with _global_randomness_kept(device), contextlib.redirect_stdout(io.StringIO()):
         model, optimizer = copy.deepcopy((model, optimizer))
@@ -114,7 +114,8 @@ def find_lr(
         with mock.patch.object(torch_lr_finder.lr_finder, "tqdm", steps):
             with contextlib.suppress(_NotFinite):
                 finder.range_test(
-                    loader,
+                    # It would refuse a loader that is none of torch's.
+                    torch_lr_finder.TrainDataLoaderIter(loader),
                     start_lr=start_lr,
                     end_lr=end_lr,
                     num_iter=num_steps,

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 # albumentations asks a server for its newest version at import unless this is set before.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import albumentations as A
-import cv2
 import numpy as np
 import torch
-from albumentations.pytorch import ToTensorV2
 from torch import Tensor
 
 from errors import UsageError
+
+if TYPE_CHECKING:
+    import albumentations as A
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 """Mean of each channel over the 50,000 training images, 0..1."""
@@ -50,6 +51,10 @@ def get_train_aug_transform(
         Padding and crop: He et al., "Deep Residual Learning" (2015), section 4.2. CutOut:
         DeVries and Taylor, "Improved Regularization of CNNs with Cutout" (2017).
     """
+    import albumentations as A  # here, so that the batched path does without it
+    import cv2
+    from albumentations.pytorch import ToTensorV2
+
     return A.Compose(
         [
             A.PadIfNeeded(
@@ -85,6 +90,9 @@ def get_test_aug_transform(mu: Sequence[float], sigma: Sequence[float]) -> A.Com
         A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
         (3, 32, 32) float32.
     """
+    import albumentations as A
+    from albumentations.pytorch import ToTensorV2
+
     return A.Compose([A.Normalize(mean=tuple(mu), std=tuple(sigma)), ToTensorV2()])
 
 

@@ -98,6 +98,25 @@ def test_suggestion_lies_at_the_end_of_the_plateau(diverging_at):
         assert finding.lr_max in finding.lrs
 
 
+def test_range_test_takes_a_loader_that_is_none_of_torchs():
+    class Loader:
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __iter__(self):
+            return iter(self.loader)
+
+    curves = []
+    for kind in (Loader, lambda loader: loader):
+        model, optimizer, loader = problem()
+        torch.manual_seed(0)
+        finding = find_lr(
+            model, optimizer, nn.CrossEntropyLoss(), kind(loader), end_lr=100.0, num_steps=80
+        )
+        curves.append(finding.losses)
+    assert curves[0] == curves[1]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_follows_a_loss_that_is_not_finite_does_not_count(bad):
     lrs, losses = curve(3e-3)

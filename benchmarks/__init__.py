@@ -1,0 +1,1 @@
+"""Measurements of the library, each a command; see README.md in this folder."""

@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""The whole loop against a plain one, written the way public solutions of the assignment are.
+
+Plain: float32, default memory format, a DataLoader with the albumentations pipeline, ``.item()``
+after every step. Same network, same images, same batch size. The two take turns in one process, an
+epoch each; the first of each is the warm-up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from benchmarks.common import (
+    fit_parts,
+    has_amx,
+    load_images,
+    make_parts,
+    mean_and_std,
+    new_result,
+    now,
+    parser,
+    print_table,
+    run_command,
+    settle,
+    spread,
+    train_loader,
+    write_json,
+)
+from models import CustomResNet
+from recipe import PRESETS
+from transformation import get_train_aug_transform
+
+GOAL = 3.0
+"""The ratio to reach on a CPU with AMX."""
+
+
+def parse(argv):
+    made = parser(__doc__, "baseline")
+    add = made.add_argument
+    # fmt: off
+    add("--images", type=int, metavar="N", help="an epoch (512; 50,000 on a GPU)")
+    add("--batch-size", type=int, metavar="N", help="(256; 512 on a GPU)")
+    add("--rounds", type=int, default=5, metavar="N")
+    add("--workers", type=int, metavar="N", help="of the plain loop's DataLoader (0; 2 on a GPU)")
+    # fmt: on
+    args = made.parse_args(argv)
+    device, precision = settle(args)
+    for name, sizes in {
+        "images": (512, 50_000), "batch_size": (256, 512), "workers": (0, 2),
+    }.items():  # fmt: skip
+        if getattr(args, name) is None:
+            setattr(args, name, sizes[device.type == "cuda"])
+    return args, device, precision
+
+
+class PlainTraining:
+    """The loop as it is commonly written, an epoch at a time."""
+
+    def __init__(self, train, *, batch_size: int, epochs: int, workers: int, device) -> None:
+        torch.manual_seed(0)
+        transform = get_train_aug_transform(*mean_and_std(train))
+        self.device = device
+        self.loader = DataLoader(
+            train.with_transform(transform),
+            batch_size=batch_size,
+            shuffle=True,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+        )
+        self.model = CustomResNet().to(device)
+        self.criterion = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            max_lr=0.001,
+            epochs=epochs,
+            steps_per_epoch=len(self.loader),
+            pct_start=0.25,
+        )
+
+    def epoch(self) -> float:
+        """The epoch's accuracy, 0..1."""
+        self.model.train()
+        correct = processed = 0
+        for data, target in self.loader:
+            data, target = data.to(self.device), target.to(self.device)
+            self.optimizer.zero_grad()
+            output = self.model(data)
+            loss = self.criterion(output, target)
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            correct += (output.argmax(dim=1) == target).sum().item()
+            processed += len(data)
+            f"loss={loss.item():.4f} accuracy={100 * correct / processed:.2f}"  # as a bar would
+        return correct / processed
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    args, device, precision = parse(argv)
+    train, _ = load_images(args.data_dir, args.images)
+    train = train.sample(min(args.images, len(train)))
+    settings = {
+        "images": train.source,
+        "images_an_epoch": len(train),
+        "batch_size": args.batch_size,
+        "rounds": args.rounds,
+        "plain_workers": args.workers,
+        "compile": args.compile,
+        "seed": 0,
+    }
+    result = new_result("baseline", device, precision, settings)
+    recipe = dataclasses.replace(
+        PRESETS["assignment"], batch_size=args.batch_size, epochs=args.rounds + 1, lr_max=0.001
+    )
+    plain = PlainTraining(
+        train, batch_size=args.batch_size, epochs=recipe.epochs, workers=args.workers, device=device
+    )
+    mark = [now(device)]
+
+    def turn(record) -> None:
+        middle = now(device)
+        plain.epoch()
+        end = now(device)
+        rates = {
+            "round": record.epoch - 1,  # 0 is the warm-up, and is not in the summary
+            "ours_images_per_s": len(train) / (middle - mark[0]),
+            "plain_images_per_s": len(train) / (end - middle),
+        }
+        result["runs"].append(rates)
+        if len(result["runs"]) > 1:
+            result["summary"] = summarise(result["runs"][1:], result["machine"])
+        write_json(args.out, result)
+        mark[0] = now(device)
+
+    fit_parts(
+        make_parts(recipe, device), train_loader(train, recipe, device), recipe,
+        lr_max=0.001, precision=precision, compile_mode=args.compile, on_epoch=turn,
+    )  # fmt: skip
+    summary = result["summary"]
+    print_table(
+        ["loop", "images/s", "least", "most"],
+        [
+            [name, *(f"{summary[name][key]:,.0f}" for key in ("median", "least", "most"))]
+            for name in ("ours", "plain")
+        ],
+    )
+    ratio = summary["ratio"]
+    print(f"ratio {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
+    print(summary["goal"])
+    return result
+
+
+def summarise(runs: list[dict[str, Any]], machine: dict[str, Any]) -> dict[str, Any]:
+    ours, plain = ([run[f"{name}_images_per_s"] for run in runs] for name in ("ours", "plain"))
+    if machine["device"] != "cpu":
+        goal = "no goal on this device: as measured"
+    elif has_amx():
+        goal = f"goal on a CPU with AMX: {GOAL:g}"
+    else:
+        goal = f"this CPU has no AMX: the goal of {GOAL:g} is for one that has"
+    return {
+        "ours": spread(ours),
+        "plain": spread(plain),
+        "ratio": spread(a / b for a, b in zip(ours, plain)),
+        "goal": goal,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,365 @@
+"""What the benchmarks share: images, one training, the clock, statistics, the results file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data import CIFAR10_CLASSES, ImageDataset, load_cifar10, load_digits
+from errors import RunError
+from hardware import (
+    PRECISIONS,
+    describe_machine,
+    get_compile_mode,
+    get_device,
+    get_precision,
+)
+from learning_rate import find_lr, one_cycle
+from loaders import ResidentLoader, get_loader
+from models import CustomResNet
+from optimizer import get_optimizer
+from recipe import Recipe
+from transformation import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    get_test_batch_transform,
+    get_train_aug_transform,
+    get_train_batch_transform,
+)
+from utils import fit, get_stats, predict, set_seed, to_device
+
+RESULTS = Path(__file__).resolve().parent / "results"
+FLOP_PER_TRAINED_IMAGE = 2.272e9
+"""Forward and backward pass of one image; a multiply-add counts as two."""
+EVALUATED_AT_ONCE = 500
+KINDS = ("batched", "albumentations")
+"""Of the training input."""
+AUGMENTATION = ("flip_probability", "alternating_flip", "cutout_size_px", "padding")
+"""The recipe's fields that the batched augmentation takes."""
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    # fmt: off
+    add("--data-dir", metavar="DIR", help="CIFAR-10 as train.py takes it, or 'digits'")
+    add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
+    add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
+    add("--compile", default="auto", metavar="M", help="auto, off, default or reduce-overhead")
+    add("--out", type=Path, default=RESULTS / f"{name}.json", metavar="FILE",
+        help=f"results file (benchmarks/results/{name}.json)")
+    # fmt: on
+    made.set_defaults(**defaults)
+    return made
+
+
+def settle(args: argparse.Namespace) -> tuple[torch.device, str]:
+    """The device and the number format that the options ask for; ``compile`` becomes the mode."""
+    device = get_device(args.device)
+    args.compile = get_compile_mode(device, args.compile)
+    return device, get_precision(device, args.precision)
+
+
+def run_command(run: Callable[[Sequence[str] | None], Any]) -> int:
+    """Run a benchmark's ``main``; a bad option is one line, not a traceback."""
+    try:
+        run(None)
+    except RunError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def random_images(count: int, seed: int = 0) -> ImageDataset:
+    """Noise: for speeds, which do not depend on what an image shows."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return ImageDataset(images, np.arange(count) % 10, CIFAR10_CLASSES, "random images")
+
+
+def load_images(data_dir: str | None, count: int) -> tuple[ImageDataset, ImageDataset]:
+    """Training and test images; noise where no folder is given, ``count`` and 1,000 of it."""
+    if data_dir is None:
+        return random_images(count), random_images(1000, seed=1)
+    return load_digits() if data_dir == "digits" else load_cifar10(data_dir)
+
+
+def mean_and_std(images: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Those of CIFAR-10 for CIFAR-10, else the images' own."""
+    if images.source.startswith("CIFAR-10"):
+        return CIFAR10_MEAN, CIFAR10_STD
+    return get_stats(images.data)
+
+
+# --- one training -------------------------------------------------------------------------------
+
+
+def train_loader(
+    images: ImageDataset,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    kind: str = "batched",
+    workers: int = 0,
+):
+    """Augmented training batches: "batched" on the device, or "albumentations" image by image."""
+    mean, std = mean_and_std(images)
+    if kind == "batched":
+        transform = get_train_batch_transform(
+            images.data, mean, std,
+            device=device, seed=recipe.seed,
+            **{name: getattr(recipe, name) for name in AUGMENTATION if hasattr(recipe, name)},
+        )  # fmt: skip
+        return ResidentLoader(
+            transform, images.targets, recipe.batch_size,
+            device=device, train=True, seed=recipe.seed,
+        )  # fmt: skip
+    transform = get_train_aug_transform(mean, std, flip_probability=recipe.flip_probability)
+    return get_loader(
+        images.with_transform(transform), recipe.batch_size,
+        train=True, seed=recipe.seed, num_workers=workers, device=device,
+    )  # fmt: skip
+
+
+def test_loader(images: ImageDataset, normalised_as: ImageDataset, device: torch.device):
+    """Normalised batches, in order."""
+    mean, std = mean_and_std(normalised_as)
+    transform = get_test_batch_transform(images.data, mean, std, device=device)
+    return ResidentLoader(transform, images.targets, EVALUATED_AT_ONCE, device=device, train=False)
+
+
+@dataclasses.dataclass
+class Parts:
+    """What a training is made of, before its first step."""
+
+    model: nn.Module
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def make_parts(
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    train: ImageDataset | None = None,
+    lr: float = 1e-3,
+) -> Parts:
+    """Network, loss and optimizer of a recipe, seeded; ``train`` is what it is prepared for."""
+    set_seed(recipe.seed)
+    model = to_device(CustomResNet(len(train.classes) if train else 10), device)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    if getattr(recipe, "optimizer", "adam") == "muon":
+        from speedrun import get_speedrun_optimizer, prepare_network
+
+        prepare_network(model, train.data, *mean_and_std(train))
+        betas = (recipe.beta1, recipe.beta2)
+        return Parts(model, criterion, get_speedrun_optimizer(model, lr=lr, betas=betas))
+    optimizer = get_optimizer(
+        model, lr=lr, weight_decay=recipe.weight_decay, betas=(recipe.beta1, recipe.beta2)
+    )
+    return Parts(model, criterion, optimizer)
+
+
+def fit_parts(
+    parts: Parts,
+    loader,
+    recipe: Recipe,
+    *,
+    lr_max: float,
+    precision: str,
+    compile_mode: str | None = None,
+    on_epoch: Callable[[Any], None] | None = None,
+):
+    """``utils.fit`` over the whole cycle of a recipe, without evaluation: the history."""
+    scheduler = one_cycle(
+        parts.optimizer,
+        lr_max=lr_max,
+        lr_min=lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min,
+        total_steps=recipe.epochs * len(loader),
+        peak_step=round(recipe.peak * len(loader)),
+    )
+    return fit(
+        parts.model, loader, None, parts.optimizer, scheduler, parts.criterion,
+        epochs=recipe.epochs, precision=precision, compile_mode=compile_mode, on_epoch=on_epoch,
+    )  # fmt: skip
+
+
+def warm_up(recipe: Recipe, train: ImageDataset, device, precision: str, compile_mode) -> None:
+    """Compile for the two batch shapes of an epoch, on a twin; what follows finds it compiled."""
+    size = recipe.batch_size
+    few = train.subset(range(size + len(train) % size)) if len(train) > 2 * size else train
+    short = dataclasses.replace(recipe, epochs=3, peak_epoch=None)
+    loader = train_loader(few, short, device)
+    parts = make_parts(short, device, train=train)
+    fit_parts(parts, loader, short, lr_max=1e-3, precision=precision, compile_mode=compile_mode)
+
+
+def train_once(
+    recipe: Recipe,
+    train: ImageDataset,
+    test: ImageDataset,
+    *,
+    device: torch.device,
+    precision: str,
+    compile_mode: str | None = None,
+    kind: str = "batched",
+    on_epoch: Callable[[Any], None] | None = None,
+) -> dict[str, Any]:
+    """Train by a recipe and evaluate once, after the last epoch: a run of a results file.
+
+    Raises:
+        DivergedError: the loss is not finite.
+        UsageError: the range test says nothing, or the recipe does not go with the images.
+    """
+    begin = now(device)
+    if compile_mode is not None:
+        warm_up(recipe, train, device, precision, compile_mode)
+    compiled = now(device)
+    loader = train_loader(train, recipe, device, kind=kind)
+    parts = make_parts(recipe, device, train=train, lr=recipe.finder_start_lr)
+    lr_max = recipe.lr_max
+    if lr_max is None:
+        lr_max = find_lr(
+            parts.model, parts.optimizer, parts.criterion, loader,
+            start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
+            num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
+            autocast_dtype=PRECISIONS[precision],
+        ).lr_max  # fmt: skip
+    ready = now(device)
+    history = fit_parts(
+        parts, loader, recipe, lr_max=lr_max, precision=precision, compile_mode=compile_mode,
+        on_epoch=on_epoch,
+    )  # fmt: skip
+    trained = now(device)
+    plain, mirrored = (
+        predict(parts.model, test_loader(test, train, device), precision=precision, mirrored=both)
+        for both in (False, True)
+    )
+    return {
+        "seed": recipe.seed,
+        "lr_max": lr_max,
+        "accuracy": plain.accuracy,
+        "accuracy_mirrored": mirrored.accuracy,
+        "train_accuracy": history.epochs[-1].train_accuracy,
+        "train_loss": history.epochs[-1].train_loss,
+        "train_accuracy_by_epoch": [round(epoch.train_accuracy, 5) for epoch in history.epochs],
+        "seconds": {
+            "compiling": compiled - begin,
+            "preparation": ready - compiled,
+            "training": trained - ready,
+            "by_epoch": [round(epoch.train_seconds, 4) for epoch in history.epochs],
+            "evaluation": now(device) - trained,
+        },
+    }
+
+
+# --- the clock and statistics -------------------------------------------------------------------
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until everything that was asked of the device is done."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when the device has done all that was asked of it."""
+    synchronise(device)
+    return time.perf_counter()
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, mean, standard deviation (of a sample; 0 for one value), least and most."""
+    values = list(values)
+    return {
+        "median": median(values),
+        "mean": fmean(values),
+        "std": stdev(values) if len(values) > 1 else 0.0,
+        "least": min(values),
+        "most": max(values),
+        "count": len(values),
+    }
+
+
+def line_through(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """Slope, intercept and R squared of the straight line of least squares."""
+    slope, intercept = np.polyfit(x, y, 1)
+    residual = np.asarray(y) - (slope * np.asarray(x) + intercept)
+    total = float(((np.asarray(y) - np.mean(y)) ** 2).sum())
+    r2 = 1.0 if total == 0 else 1 - float((residual**2).sum()) / total
+    return {"slope": float(slope), "intercept": float(intercept), "r2": r2}
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def machine(device: torch.device, precision: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    return describe_machine(device, precision) | {"cores": num_cores(), "amx": has_amx()}
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def has_amx() -> bool:
+    """Whether the processor has the matrix unit for bfloat16."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text("ascii", "replace").split()
+    except OSError:
+        return False
+
+
+def write_json(file: Path, result: dict[str, Any]) -> None:
+    """Write a results file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", "utf-8")
+    os.replace(part, file)
+
+
+def new_result(
+    name: str, device: torch.device, precision: str, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The form of every results file; ``runs`` and ``summary`` are to be filled."""
+    return {
+        "benchmark": name,
+        "machine": machine(device, precision),
+        "settings": settings,
+        "runs": [],
+        "summary": {},
+    }
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on standard output."""
+    rows = [list(head), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    for index, row in enumerate(rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        if index == 0:
+            print("  ".join("-" * width for width in widths))

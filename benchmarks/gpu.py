@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Everything that needs a GPU, in one command of under nine minutes: see README.md in this folder.
+
+    DATA=images-or-archive OUT=folder [REFERENCES=folder] python benchmarks/gpu.py
+
+DATA (or CIFAR10_DIR) is a folder of the images or a tar archive of one. Each section is a command
+of its own with a time of its own, in the order of importance; one that fails or takes too long is
+recorded and the next goes on; one for which no time is left is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import load_images, run_command, write_json
+from errors import DataError, UsageError
+
+TOTAL_S = 525.0
+"""Of the nine minutes; the rest is for starting and ending."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One command and its time."""
+
+    name: str
+    script: str
+    options: tuple[str, ...]
+    most_s: float
+    """It is ended after so long; what it has written by then counts."""
+    least_s: float
+    """With less than this left it is not begun."""
+
+
+def given_rate() -> tuple[str, ...]:
+    """LRMAX of the published run, where torch-lr-finder is not here to find one."""
+    if importlib.util.find_spec("torch_lr_finder") is not None:
+        return ()
+    published = json.loads((ROOT / "results" / "cifar10" / "results.json").read_text("utf-8"))
+    return ("--set", f"lr_max={published['learning_rate']['lr_max']:.4g}")
+
+
+def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
+    """What is measured, the most important first."""
+    some = [str(seed) for seed in seeds]
+    made = [
+        Section("accuracy", "accuracy.py", ("--seeds", *some, *given_rate()), 160, 40),
+        Section("step", "step.py", ("--profile",), 130, 40),
+        Section("input", "input.py", (), 50, 20),
+        Section(
+            "speedrun", "accuracy.py",
+            ("--preset", "speedrun", "--seeds", *some, "--variant", "speedrun",
+             "--variant", "6 epochs: epochs=6", "--variant", "10 epochs: epochs=10"),
+            110, 30,
+        ),
+        Section("baseline", "baseline.py", (), 70, 30),
+        Section("scaling", "scaling.py", ("--compile", "off"), 110, 40),
+    ]  # fmt: skip
+    if references:
+        options = ("--references", references, "--seeds", *some)
+        made.insert(4, Section("references", "references.py", options, 150, 40))
+    return made
+
+
+def find_images(place: str | None, scratch: Path) -> Path:
+    """The folder of the images; an archive is unpacked into ``scratch``."""
+    if not place:
+        raise UsageError("name the images' folder, or an archive of it, in the variable DATA")
+    if Path(place).is_dir() or place == "digits":
+        return Path(place)
+    try:
+        with tarfile.open(place) as archive:
+            archive.extractall(scratch, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{place} is neither a folder nor an archive of one: {error}") from error
+    inside = [scratch, *sorted(path for path in scratch.iterdir() if path.is_dir())]
+    for folder in inside:
+        if (folder / "train").is_dir() or (folder / "cifar-10-batches-py").is_dir():
+            return folder
+    raise DataError(f"{place} holds neither train/ nor cifar-10-batches-py/")
+
+
+def run_section(section: Section, command: Sequence[str], out: Path, seconds: float) -> str:
+    """Run one section: "done", or what went wrong, which its results file then says too."""
+    file, log = out / f"{section.name}.json", out / f"{section.name}.log"
+    with open(log, "wb") as stream:
+        process = subprocess.Popen(
+            [*command, "--out", str(file)], stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout=seconds)
+            if code == 0:
+                return "done"
+            text = log.read_text("utf-8", "replace").strip().splitlines()
+            said = f"ended with {code}: {text[-1] if text else 'no message'}"
+        except subprocess.TimeoutExpired:
+            said = f"ended after {seconds:.0f} s, its time"
+        finally:
+            _end(process)
+    try:
+        result = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        result = {"benchmark": section.name, "runs": [], "summary": {}}
+    write_json(file, result | {"broken_off": said})
+    return said
+
+
+def _end(process: subprocess.Popen) -> None:
+    # With its workers and sub-processes, so that the next section has the GPU for itself.
+    if process.poll() is None and hasattr(os, "killpg"):
+        os.killpg(process.pid, 9)
+    elif process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    # fmt: off
+    add("--data-dir", default=os.environ.get("DATA") or os.environ.get("CIFAR10_DIR"), metavar="DIR")
+    add("--out", type=Path, metavar="DIR",
+        default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results" / "gpu"))
+    add("--references", default=os.environ.get("REFERENCES"), metavar="DIR")
+    add("--device", default="cuda", metavar="D", help="cpu to try the command out")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
+    add("--seconds", type=float, default=TOTAL_S, metavar="X", help="for everything (%(default)s)")
+    add("--only", nargs="+", metavar="NAME", help="of the sections")
+    # fmt: on
+    args = made.parse_args(argv)
+    chosen = sections(args.seeds, args.references)
+    return run_all(chosen, args)
+
+
+def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, Any]:
+    """Run the sections one after the other, while there is time."""
+    begin = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    done = {"benchmark": "gpu", "seconds": args.seconds, "sections": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        images = find_images(args.data_dir, Path(scratch))
+        load_images(str(images), 0)  # decoded once, and kept beside the images
+        done["preparing_images_s"] = time.monotonic() - begin
+        for section in chosen:
+            if args.only and section.name not in args.only:
+                continue
+            left = args.seconds - (time.monotonic() - begin)
+            started = time.monotonic()
+            if left < section.least_s:
+                said = f"left out: {max(left, 0):.0f} s were left, it needs {section.least_s:.0f}"
+            else:
+                command = [
+                    sys.executable, str(Path(__file__).parent / section.script),
+                    "--data-dir", str(images), "--device", args.device, *section.options,
+                ]  # fmt: skip
+                said = run_section(section, command, args.out, min(left, section.most_s))
+            seconds = time.monotonic() - started
+            done["sections"][section.name] = {"said": said, "seconds": seconds}
+            write_json(args.out / "gpu.json", done)
+            print(f"{section.name}: {said}, {seconds:.0f} s", flush=True)
+    return done
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

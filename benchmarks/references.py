@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Public references beside the ``speedrun`` preset: same images, same machine, by turns.
+
+Each folder in DIR with an executable ``run.sh`` is a reference; README.md in this folder says what
+it is given and what it is to print. Nothing of it is part of this repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from benchmarks.common import (
+    load_images,
+    new_result,
+    parser,
+    print_table,
+    run_command,
+    settle,
+    spread,
+    write_json,
+)
+from data import ImageDataset
+from errors import UsageError
+from recipe import PRESETS
+
+OURS = "this repository"
+
+
+def parse(argv):
+    made = parser(__doc__, "references", data_dir="cifar10")
+    add = made.add_argument
+    # fmt: off
+    add("--references", type=Path, required=True, metavar="DIR")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    add("--preset", default="speedrun" if "speedrun" in PRESETS else "assignment",
+        choices=sorted(PRESETS))
+    add("--most-seconds", type=float, default=60.0, metavar="X", help="of one run")
+    # fmt: on
+    return made.parse_args(argv)
+
+
+def write_images(file: Path, train: ImageDataset, test: ImageDataset) -> None:
+    """What a reference is given: four arrays."""
+    np.savez(
+        file, train_images=train.data, train_labels=train.targets,
+        test_images=test.data, test_labels=test.targets,
+    )  # fmt: skip
+
+
+def run_reference(
+    folder: Path, images: Path, labels: np.ndarray, seed: int, most_s: float
+) -> dict[str, Any]:
+    """One run: what it printed, and the accuracy of the probabilities that it left."""
+    with tempfile.TemporaryDirectory() as out:
+        surroundings = {"IMAGES": str(images), "SEED": str(seed), "OUT": out}
+        begin = time.perf_counter()
+        try:
+            done = subprocess.run(
+                [str(folder.resolve() / "run.sh")], cwd=folder, capture_output=True, text=True,
+                env=os.environ | surroundings, timeout=most_s, check=True,
+            )  # fmt: skip
+            said = json.loads(done.stdout.strip().splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            return {"failed": f"ended after {most_s:.0f} s"}
+        except subprocess.CalledProcessError as error:
+            last = (error.stderr or "").strip().splitlines()[-1:] or ["no message"]
+            return {"failed": f"ended with {error.returncode}: {last[0]}"}
+        except (OSError, ValueError, IndexError) as error:
+            return {"failed": f"{type(error).__name__}: {error}"}
+        run = dict(said) | {"whole_seconds": time.perf_counter() - begin}
+        left = Path(out) / "probabilities.npy"
+        if left.exists():
+            predicted = np.load(left, allow_pickle=False).argmax(1)
+            run["accuracy_reported"] = run.get("accuracy")
+            run["accuracy"] = float((predicted == labels).mean())
+        return run
+
+
+def run_ours(args, seed: int, out: Path) -> dict[str, Any]:
+    """One run of the preset, by accuracy.py in a process of its own, as a reference has one."""
+    file = out / f"ours-{seed}.json"
+    begin = time.perf_counter()
+    command = [
+        sys.executable, str(Path(__file__).parent / "accuracy.py"), "--preset", args.preset,
+        "--data-dir", args.data_dir, "--device", args.device, "--precision", args.precision,
+        "--seeds", str(seed), "--out", str(file),
+    ]  # fmt: skip
+    try:
+        subprocess.run(
+            command, capture_output=True, text=True, timeout=args.most_seconds, check=True
+        )
+        (run,) = json.loads(file.read_text("utf-8"))["runs"]
+    except subprocess.TimeoutExpired:
+        return {"failed": f"ended after {args.most_seconds:.0f} s"}
+    except subprocess.CalledProcessError as error:
+        return {"failed": (error.stderr.strip().splitlines() or ["no message"])[-1]}
+    if "failed" in run:
+        return {"failed": run["failed"]}
+    return {
+        "accuracy": run["accuracy"],
+        "accuracy_mirrored": run["accuracy_mirrored"],
+        "views": 1,
+        "training_seconds": run["seconds"]["training"],
+        "preparation_seconds": run["seconds"]["compiling"] + run["seconds"]["preparation"],
+        "whole_seconds": time.perf_counter() - begin,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    args = parse(argv)
+    device, precision = settle(args)
+    found = sorted(path.parent for path in args.references.glob("*/run.sh"))
+    if not found:
+        raise UsageError(f"{args.references} has no folder with a run.sh; see benchmarks/README.md")
+    train, test = load_images(args.data_dir, 0)
+    settings = {
+        "images": train.source,
+        "num_train": len(train),
+        "num_test": len(test),
+        "preset": args.preset,
+        "most_seconds": args.most_seconds,
+        "seeds": args.seeds,
+    }
+    result = new_result("references", device, precision, settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        images = Path(scratch) / "images.npz"
+        write_images(images, train, test)
+        for seed in args.seeds:
+            runs = {OURS: run_ours(args, seed, Path(scratch))}
+            for folder in found:
+                runs[folder.name] = run_reference(
+                    folder, images, test.targets, seed, args.most_seconds
+                )
+            result["runs"] += [{"name": name, "seed": seed} | run for name, run in runs.items()]
+            result["summary"] = summarise(result["runs"])
+            write_json(args.out, result)
+    print_table(
+        ["", "runs", "failed", "accuracy %", "views", "training s"],
+        [
+            [name, row["done"], row["failed"],
+             f"{100 * row['accuracy']['mean']:.2f}" if row["done"] else "", row.get("views", ""),
+             f"{row['training_seconds']['median']:.2f}" if row["done"] else ""]
+            for name, row in result["summary"].items()
+        ],
+    )  # fmt: skip
+    return result
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    summary = {}
+    for name in dict.fromkeys(run["name"] for run in runs):
+        mine = [run for run in runs if run["name"] == name]
+        done = [run for run in mine if "failed" not in run]
+        summary[name] = {"done": len(done), "failed": len(mine) - len(done)}
+        if done:
+            summary[name] |= {
+                "views": done[0].get("views", 1),
+                "accuracy": spread(run["accuracy"] for run in done),
+                "training_seconds": spread(run["training_seconds"] for run in done),
+            }
+    return summary
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""The README's tables of the benchmarks, from their results files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+CPU, GPU = RESULTS, RESULTS / "gpu"
+COMMANDS = {
+    "cpu": "make bench",
+    "gpu": "make bench-gpu",
+    "references": "REFERENCES=DIR make bench-gpu",
+}
+
+
+def load(file: Path) -> dict[str, Any] | None:
+    """A results file with something in it, or None."""
+    try:
+        result = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    return result if result["summary"] else None
+
+
+def broken_off(result: dict[str, Any]) -> str:
+    """What a section that did not end says of itself."""
+    return (
+        f"\n\nThis section was broken off: {result['broken_off']}."
+        if "broken_off" in result
+        else ""
+    )
+
+
+def machine_of(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    if machine["device"] == "cpu":
+        amx = "with AMX" if machine["amx"] else "without AMX"
+        return f"{machine['device_name']}, {machine['threads']} threads, {amx}"
+    return machine["device_name"]
+
+
+def between(row: dict[str, float], form: str = ",.0f") -> str:
+    """The median, and the range of the runs."""
+    return f"{row['median']:{form}} ({row['least']:{form}} to {row['most']:{form}})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def render_input(result: dict[str, Any]) -> str:
+    rows = [[name, between(row)] for name, row in result["summary"]["variants"].items()]
+    for name, ratio in result["summary"]["ratios"].items():
+        rows.append([f"**{name}**", f"**{between(ratio, '.1f')}**, goal {ratio['goal']:g}"])
+    rows += [[name, note] for name, note in result["notes"].items()]
+    return table(["Input", "images/s"], rows)
+
+
+def render_step(result: dict[str, Any]) -> str:
+    summary, rows = result["summary"], []
+    for kind, row in summary["products_tflops"].items():
+        rows.append([f"matrix product, {kind}", "", f"{row['median']:.3g}", ""])
+    for mode, row in summary["modes"].items():
+        for part, name in (("bare", "bare step"), ("loop", "whole loop")):
+            if part in row:
+                ratio = row.get("loop_over_bare") if part == "loop" else None
+                rows.append([
+                    f"{name}, {mode}", between(row[part]), f"{row[part]['tflops']:.3g}",
+                    f"{between(ratio, '.3f')}, goal {summary['goal']:g}" if ratio else "",
+                ])  # fmt: skip
+    return table(["Step", "images/s", "TFLOP/s", "loop / bare step"], rows)
+
+
+def render_baseline(result: dict[str, Any]) -> str:
+    summary = result["summary"]
+    rows = [
+        ["this loop", between(summary["ours"])],
+        ["plain float32 loop", between(summary["plain"])],
+        ["**ratio**", f"**{between(summary['ratio'], '.2f')}**; {summary['goal']}"],
+    ]
+    return table(["Whole loop", "images/s"], rows)
+
+
+def render_scaling(result: dict[str, Any]) -> str:
+    rows = []
+    for axis, row in result["summary"].items():
+        values = result["settings"][axis]
+        seconds, memory = row["seconds"], row["memory_bytes"]
+        rows.append([
+            f"{axis.replace('_', ' ')}: {values[0]:,} to {values[-1]:,} (x{row['times']:g})",
+            f"x{seconds['last_over_first']:.2f}", f"{seconds['r2']:.4f}",
+            f"x{memory['last_over_first']:.2f}",
+        ])  # fmt: skip
+    return table(["Scaling", "seconds", "R² of a line", "peak memory"], rows)
+
+
+def render_accuracy(result: dict[str, Any]) -> str:
+    rows = []
+    for name, row in result["summary"].items():
+        if "accuracy" not in row:
+            rows.append([name, "0", f"{row['failed']} failed", "", "", "", ""])
+            continue
+        plain, mirrored = row["accuracy"], row["accuracy_mirrored"]
+        rows.append([
+            name, plain["count"], f"{plain['mean']:.2%} ± {100 * plain['std']:.2f}",
+            f"{plain['least']:.2%}", f"{mirrored['mean']:.2%}",
+            f"{row['train_accuracy']['mean']:.2%}", f"{row['training_seconds']['median']:,.1f}",
+        ])  # fmt: skip
+    settings = result["settings"]
+    about = (
+        f"{settings['images']}: trained on {settings['num_train']:,}, evaluated on "
+        f"{settings['num_evaluated']:,} {settings['evaluated_on']} after the last epoch."
+    )
+    head = ["Recipe", "seeds", "accuracy", "worst", "mirrored", "training images", "seconds"]
+    return f"{about}\n\n{table(head, rows)}"
+
+
+def render_references(result: dict[str, Any]) -> str:
+    rows = [
+        [name, row["done"], f"{row['accuracy']['mean']:.2%}", row["views"],
+         between(row["training_seconds"], ".2f")]
+        for name, row in result["summary"].items() if row["done"]
+    ]  # fmt: skip
+    return table(["", "runs", "accuracy", "views", "training seconds"], rows)
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "input": render_input,
+    "step": render_step,
+    "baseline": render_baseline,
+    "scaling": render_scaling,
+    "accuracy": render_accuracy,
+    "speedrun": render_accuracy,
+    "references": render_references,
+}
+PLACES = [
+    ("cpu", CPU, ("input", "step", "baseline", "scaling")),
+    ("gpu", GPU, ("accuracy", "step", "input", "speedrun", "references", "baseline", "scaling")),
+]
+
+
+def render_benchmarks(cpu: Path = CPU, gpu: Path = GPU) -> str:
+    """Markdown: a table for each results file; what has none is named, with its command."""
+    folders, parts = {"cpu": cpu, "gpu": gpu}, []
+    for place, _, names in PLACES:
+        results = {name: load(folders[place] / f"{name}.json") for name in names}
+        machines = list(dict.fromkeys(machine_of(r) for r in results.values() if r))
+        title = "On a CPU" if place == "cpu" else "On a GPU"
+        parts.append(f"**{title}**" + (f": {'; '.join(machines)}" if machines else ""))
+        parts += [
+            f"{SECTIONS[name](result)}{broken_off(result)}"
+            for name, result in results.items()
+            if result
+        ]
+        missing = {}
+        for name in (name for name, result in results.items() if not result):
+            missing.setdefault(COMMANDS.get(name, COMMANDS[place]), []).append(name)
+        parts += [
+            f"Not yet measured: {', '.join(names)} (`{command}`)."
+            for command, names in missing.items()
+        ]
+    for file in sorted(cpu.glob("*.json")):  # campaigns of accuracy.py
+        result = load(file)
+        if result and result["benchmark"] == "accuracy" and file.stem != "accuracy":
+            parts += [f"**`{file.stem}`**: {machine_of(result)}", render_accuracy(result)]
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(render_benchmarks())

@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+"""The whole training loop against the bare step on constant data, and against a matrix product.
+
+The bare step is forward, loss, backward and optimizer on one batch that lies on the device; the
+loop is ``utils.fit`` with its input. They take turns in one process: a round of the bare step after
+each epoch of the loop, whose first is the warm-up. On a GPU also compiled, and with CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import (
+    FLOP_PER_TRAINED_IMAGE,
+    Parts,
+    fit_parts,
+    load_images,
+    make_parts,
+    new_result,
+    now,
+    parser,
+    print_table,
+    run_command,
+    settle,
+    spread,
+    train_loader,
+    write_json,
+)
+from recipe import PRESETS, Recipe
+
+GOAL = 0.95
+
+
+def parse(argv):
+    made = parser(__doc__, "step")
+    add = made.add_argument
+    # fmt: off
+    add("--images", type=int, metavar="N", help="an epoch of the loop (768; 50,000 on a GPU)")
+    add("--batch-size", type=int, metavar="N", help="(256; 512 on a GPU)")
+    add("--rounds", type=int, default=5, metavar="N")
+    add("--modes", nargs="+", metavar="M",
+        help="eager, a mode of torch.compile, or graph (eager on a CPU, all on a GPU)")
+    add("--product", type=int, metavar="N", help="side of the matrices (4096; 8192 on a GPU)")
+    add("--profile", action="store_true", help="say which operations an epoch's time goes to")
+    # fmt: on
+    args = made.parse_args(argv)
+    device, precision = settle(args)
+    gpu = device.type == "cuda"
+    for name, (small, large) in {
+        "images": (768, 50_000),
+        "batch_size": (256, 512),
+        "product": (4096, 8192),
+        "modes": (["eager"], ["eager", "default", "graph", "reduce-overhead"]),
+    }.items():
+        if getattr(args, name) is None:
+            setattr(args, name, large if gpu else small)
+    return args, device, precision
+
+
+def product_tflops(side: int, device: torch.device, kind: str, rounds: int) -> list[float]:
+    """TFLOP/s of a square matrix product; "tf32" is float32 in a GPU's shorter format."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    try:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        repeats = 20 if device.type == "cuda" else 1
+        rates = []
+        for _ in range(rounds + 1):
+            begin = now(device)
+            for _ in range(repeats):
+                a @ b
+            rates.append(2 * side**3 * repeats / (now(device) - begin) / 1e12)
+        return rates[1:]  # without the warm-up
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class Objective(nn.Module):
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.model, self.criterion = parts.model, parts.criterion
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.criterion(self.model(images), labels)
+
+
+def bare_step(parts: Parts, images: Tensor, labels: Tensor, precision: str, mode: str) -> Callable:
+    """One training step on a batch that stays, to be called again and again."""
+    objective = Objective(parts)
+    parts.model.train()
+    if mode == "graph":
+        for group in parts.optimizer.param_groups:
+            group["capturable"] = True
+        objective = torch.compile(objective, dynamic=False)
+    elif mode != "eager":
+        objective = torch.compile(objective, mode=mode, dynamic=False)
+
+    def step() -> None:
+        dtype = getattr(torch, precision)
+        with torch.autocast(images.device.type, dtype, enabled=precision != "float32"):
+            loss = objective(images, labels)
+        parts.optimizer.zero_grad()
+        loss.backward()
+        parts.optimizer.step()
+
+    if mode != "graph":
+        return step
+    side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side_stream)
+    parts.optimizer.zero_grad()  # so that the gradients are made inside, in the graph's memory
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def constant_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(recipe.batch_size, 3, 32, 32, generator=generator)
+    labels = torch.randint(0, 10, (recipe.batch_size,), generator=generator)
+    layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
+    return images.to(device, memory_format=layout), labels.to(device)
+
+
+def time_bare(step: Callable, steps: int, batch_size: int, device: torch.device) -> float:
+    """Images a second."""
+    begin = now(device)
+    for _ in range(steps):
+        step()
+    return steps * batch_size / (now(device) - begin)
+
+
+def measure(mode: str, args, device, precision, train) -> dict[str, Any]:
+    """The rounds of one mode: bare step and, where it has this mode, the loop, by turns."""
+    recipe = dataclasses.replace(
+        PRESETS["assignment"], batch_size=args.batch_size, epochs=args.rounds + 1, lr_max=0.001
+    )
+    batch = constant_batch(recipe, device)
+    begin = now(device)
+    step = bare_step(make_parts(recipe, device), *batch, precision, mode)
+    for _ in range(3 if device.type == "cuda" else 1):
+        step()
+    made = {"mode": mode, "set_up_s": {"bare": now(device) - begin}, "bare": [], "loop": []}
+    steps = max(1, len(train) // args.batch_size)
+    if mode == "graph":
+        made["bare"] = [time_bare(step, steps, args.batch_size, device) for _ in range(args.rounds)]
+        return made
+    loader = train_loader(train, recipe, device)
+    images = sum(loader.global_batch(i) for i in range(len(loader)))
+    mark = [now(device)]
+
+    def turn(record) -> None:
+        seconds = now(device) - mark[0]
+        if record.epoch == 1:
+            made["set_up_s"]["loop"] = seconds  # with its first epoch
+        else:
+            made["loop"].append(images / seconds)
+            made["bare"].append(time_bare(step, steps, args.batch_size, device))
+        mark[0] = now(device)
+
+    fit_parts(
+        make_parts(recipe, device), loader, recipe, lr_max=0.001, precision=precision,
+        compile_mode=None if mode == "eager" else mode, on_epoch=turn,
+    )  # fmt: skip
+    return made
+
+
+def profile(args, device, precision, train, mode: str) -> list[dict[str, Any]]:
+    """What one epoch of the loop spends its time on: the operations that take the most."""
+    recipe = dataclasses.replace(
+        PRESETS["assignment"], batch_size=args.batch_size, epochs=3, lr_max=0.001
+    )
+    gpu = device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
+    with torch.profiler.profile(
+        activities=activities, schedule=torch.profiler.schedule(wait=1, warmup=1, active=1)
+    ) as profiler:
+        fit_parts(
+            make_parts(recipe, device), train_loader(train, recipe, device), recipe,
+            lr_max=0.001, precision=precision, compile_mode=None if mode == "eager" else mode,
+            on_epoch=lambda record: profiler.step() if record.epoch < 3 else None,
+        )  # fmt: skip
+    own = "self_device_time_total" if gpu else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, own))
+    total = sum(getattr(event, own) for event in events) or 1
+    return [
+        {"operation": event.key[:80], "calls": event.count, "share": getattr(event, own) / total,
+         "milliseconds": getattr(event, own) / 1e3}
+        for event in events[:20]
+    ]  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    args, device, precision = parse(argv)
+    train, _ = load_images(args.data_dir, args.images)
+    train = train.sample(min(args.images, len(train)))
+    settings = {
+        "images": train.source,
+        "images_an_epoch": len(train),
+        "batch_size": args.batch_size,
+        "rounds": args.rounds,
+        "product_side": args.product,
+        "seed": 0,
+    }
+    result = new_result("step", device, precision, settings)
+    result["failed"] = {}
+    kinds = ["bfloat16", "float32"] + (["tf32"] if device.type == "cuda" else [])
+    result["products"] = {
+        kind: product_tflops(args.product, device, kind, args.rounds) for kind in kinds
+    }
+    for mode in args.modes:
+        try:
+            result["runs"].append(measure(mode, args, device, precision, train))
+        except Exception as error:  # one mode that fails must not take the others along
+            result["failed"][mode] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+        result["summary"] = summarise(result, precision)
+        write_json(args.out, result)
+        if args.profile and mode == (args.compile or "eager"):
+            operations = profile(args, device, precision, train, mode)
+            result["profile"] = {"mode": mode, "operations": operations}
+            write_json(args.out, result)
+    print_step(result)
+    return result
+
+
+def summarise(result: dict[str, Any], precision: str) -> dict[str, Any]:
+    products = {kind: spread(rates) for kind, rates in result["products"].items()}
+    peak = products[precision if precision in products else "bfloat16"]["median"]
+    summary = {"products_tflops": products, "modes": {}, "goal": GOAL}
+    for run in result["runs"]:
+        row = summary["modes"][run["mode"]] = {"set_up_s": run["set_up_s"]}
+        for part in ("bare", "loop"):
+            if run[part]:
+                row[part] = spread(run[part])
+                tflops = row[part]["median"] * FLOP_PER_TRAINED_IMAGE / 1e12
+                row[part] |= {"tflops": tflops, "share_of_product": tflops / peak}
+        if run["loop"]:
+            row["loop_over_bare"] = spread(a / b for a, b in zip(run["loop"], run["bare"]))
+    loops = {name: row["loop"]["median"] for name, row in summary["modes"].items() if "loop" in row}
+    bare = {name: row["bare"]["median"] for name, row in summary["modes"].items()}
+    if loops:
+        fastest = summary["fastest_loop"] = max(loops, key=loops.get)
+        summary["fastest_bare"] = max(bare, key=bare.get)
+        # Against the fastest bare step of all, whatever its mode.
+        summary["fastest_loop_over_fastest_bare"] = loops[fastest] / max(bare.values())
+    return summary
+
+
+def print_step(result: dict[str, Any]) -> None:
+    summary = result["summary"]
+    for kind, row in summary["products_tflops"].items():
+        print(f"matrix product, {kind}: {row['median']:.3g} TFLOP/s")
+    rows = []
+    for name, row in summary["modes"].items():
+        for part in ("bare", "loop"):
+            if part in row:
+                ratio = row.get("loop_over_bare") if part == "loop" else None
+                rows.append([
+                    f"{part}, {name}", f"{row[part]['median']:,.0f}", f"{row[part]['std']:,.0f}",
+                    f"{row[part]['tflops']:.3g}", f"{row[part]['share_of_product']:.0%}",
+                    f"{row['set_up_s'][part]:.1f}", f"{ratio['median']:.3f}" if ratio else "",
+                ])  # fmt: skip
+    print_table(
+        ["step", "images/s", "±", "TFLOP/s", "of product", "set-up s", f"loop/bare ({GOAL})"], rows
+    )
+    for name, error in result["failed"].items():
+        print(f"{name}: {error}")
+    for row in result.get("profile", {}).get("operations", [])[:10]:
+        print(f"{row['share']:6.1%}  {row['milliseconds']:9.1f} ms  {row['operation']}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

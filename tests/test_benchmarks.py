@@ -1,0 +1,316 @@
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import accuracy, baseline, common, gpu, input, references, render, scaling, step
+from errors import DataError, UsageError
+from recipe import PRESETS, Recipe
+
+CPU = ["--device", "cpu", "--precision", "float32"]
+FORM = {"benchmark", "machine", "settings", "runs", "summary"}
+
+
+class Tiny(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(), nn.Linear(4, num_classes), nn.LogSoftmax(1),
+        )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(common, "CustomResNet", Tiny)
+    monkeypatch.setattr(baseline, "CustomResNet", Tiny)
+
+
+@pytest.fixture
+def in_process(monkeypatch, capsys):
+    """Commands that a benchmark starts run here, on the small network."""
+    mains = {"scaling.py": scaling.main, "accuracy.py": accuracy.main}
+
+    def run(command, **options):
+        if command[0] != sys.executable:
+            return subprocess.run(command, **options)
+        capsys.readouterr()
+        mains[command[1].rsplit("/", 1)[1]](command[2:])
+        return types.SimpleNamespace(returncode=0, stdout=capsys.readouterr().out, stderr="")
+
+    fake = types.SimpleNamespace(**{**vars(subprocess), "run": run})
+    return lambda module: monkeypatch.setattr(module, "subprocess", fake)
+
+
+def stored(file):
+    result = json.loads(file.read_text("utf-8"))
+    assert FORM <= set(result)
+    assert {"device_name", "cores", "amx", "threads", "precision", "versions"} <= set(
+        result["machine"]
+    )
+    return result
+
+
+TOY = [
+    "--data-dir", "digits", "--limit-train", "48", "--limit-test", "30", "--batch-size", "16",
+    "--epochs", "2", "--set", "lr_max=0.01", *CPU,
+]  # fmt: skip
+
+
+def test_accuracy_interleaves_the_variants_and_goes_on_with_what_is_missing(tmp_path):
+    file = tmp_path / "accuracy.json"
+    variants = ["--variant", "ours", "--variant", "plain: weight_decay=0 beta2=0.999"]
+    accuracy.main([*TOY, *variants, "--seeds", "0", "1", "--out", str(file)])
+    first = stored(file)
+    assert [(run["variant"], run["seed"]) for run in first["runs"]] == [
+        ("ours", 0), ("plain", 0), ("ours", 1), ("plain", 1)
+    ]  # fmt: skip
+    assert first["recipes"]["plain"]["weight_decay"] == 0
+    assert first["recipes"]["plain"]["lr_max"] == first["recipes"]["ours"]["lr_max"] == 0.01
+    accuracy.main([*TOY, *variants, "--seeds", "0", "1", "2", "--out", str(file)])
+    second = stored(file)
+    assert second["runs"][:4] == first["runs"]
+    assert [run["seed"] for run in second["runs"][4:]] == [2, 2]
+    values = [run["accuracy"] for run in second["runs"] if run["variant"] == "ours"]
+    row = second["summary"]["ours"]["accuracy"]
+    assert row["mean"] == pytest.approx(np.mean(values))
+    assert row["std"] == pytest.approx(np.std(values, ddof=1))
+    assert (row["least"], row["count"]) == (min(values), 3)
+
+
+def test_accuracy_of_the_last_epoch_alone_is_looked_at(tmp_path, monkeypatch):
+    calls = []
+    predict = common.predict
+    monkeypatch.setattr(common, "predict", lambda *a, **k: calls.append(k) or predict(*a, **k))
+    accuracy.main([*TOY, "--seeds", "0", "--out", str(tmp_path / "a.json")])
+    assert [call["mirrored"] for call in calls] == [False, True]
+
+
+def test_val_never_looks_at_the_test_images(tmp_path, monkeypatch):
+    train, test = common.load_images("digits", 0)
+    test.data[:] = 0
+    monkeypatch.setattr(accuracy, "load_images", lambda *_: (train, test))
+    seen = []
+    loader = common.test_loader
+    monkeypatch.setattr(common, "test_loader", lambda *a: seen.append(a[0]) or loader(*a))
+    file = tmp_path / "a.json"
+    accuracy.main([*TOY, "--val", "100", "--seeds", "0", "--out", str(file)])
+    assert all(images.data.reshape(len(images), -1).any(1).all() for images in seen)
+    assert stored(file)["settings"]["evaluated_on"] == "held-out training images"
+
+
+def test_a_recipe_that_diverges_is_a_result(tmp_path):
+    file = tmp_path / "a.json"
+    wild = ["--variant", "wild: lr_max=99 label_smoothing=0", "--variant", "ours"]
+    diverge = ["--epochs", "6"]
+    accuracy.main([*TOY, *diverge, *wild, "--seeds", "0", "--out", str(file)])
+    result = stored(file)
+    assert result["summary"]["ours"]["failed"] == 0
+    failed = [run for run in result["runs"] if "failed" in run]
+    assert result["summary"]["wild"]["failed"] == len(failed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--variant", "a: lr_mx=1"], "lr_mx"),
+        (["--variant", "a: epochs=two"], "epochs is of type int"),
+        (["--variant", "a", "--variant", "a: lr_max=1"], "a name of its own"),
+        (["--limit-train", "40"], "num_train 48, not 40"),
+        (["--set", "lr_max=0.02", "--variant", "ours"], "another recipe"),
+    ],
+)
+def test_accuracy_refuses_what_would_mix_or_mean_nothing(tmp_path, options, message):
+    file = tmp_path / "a.json"
+    accuracy.main([*TOY, "--variant", "ours", "--seeds", "0", "--out", str(file)])
+    before = file.read_text("utf-8")
+    with pytest.raises(UsageError, match=message):
+        accuracy.main([*TOY, *options, "--seeds", "0", "--out", str(file)])
+    assert file.read_text("utf-8") == before
+
+
+@pytest.fixture
+def measured(tmp_path, in_process):
+    """Every CPU benchmark at toy size."""
+    in_process(scaling)
+    out = lambda name: ["--out", str(tmp_path / f"{name}.json"), *CPU]  # noqa: E731
+    input.main(
+        ["--images", "40", "--batch-size", "8", "--rounds", "2", "--seconds", "0.01",
+         "--workers", "0", *out("input")]
+    )  # fmt: skip
+    step.main(
+        ["--images", "48", "--batch-size", "16", "--rounds", "2", "--product", "16", "--profile",
+         *out("step")]
+    )  # fmt: skip
+    baseline.main(["--images", "48", "--batch-size", "16", "--rounds", "2", *out("baseline")])
+    scaling.main(
+        ["--images", "64", "96", "--batch-size", "8", "16", "--epochs", "1", "2", "--rounds", "1",
+         *out("scaling")]
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_each_benchmark_leaves_its_runs_and_their_summary(measured):
+    result = stored(measured / "input.json")
+    rates = [r["images_per_s"] for r in result["runs"] if r["variant"] == "batched, 1 core"]
+    assert len(rates) == 2 and min(rates) > 0
+    ratio = result["summary"]["ratios"]["batched, 1 core / albumentations, 1 core"]
+    assert ratio["count"] == 2 and ratio["goal"] == 5
+
+    result = stored(measured / "step.json")
+    (run,) = result["runs"]
+    assert len(run["loop"]) == len(run["bare"]) == 2  # without the warm-up
+    row = result["summary"]["modes"]["eager"]
+    assert row["loop_over_bare"]["median"] == pytest.approx(
+        np.median(np.divide(run["loop"], run["bare"]))
+    )
+    assert row["loop"]["tflops"] == pytest.approx(np.median(run["loop"]) * 2.272e-3)
+    assert result["profile"]["operations"]
+
+    result = stored(measured / "baseline.json")
+    assert [run["round"] for run in result["runs"]] == [0, 1, 2]  # 0 is the warm-up
+    ratios = [r["ours_images_per_s"] / r["plain_images_per_s"] for r in result["runs"][1:]]
+    assert result["summary"]["ratio"]["median"] == pytest.approx(np.median(ratios))
+    assert "AMX" in result["summary"]["goal"]
+
+    result = stored(measured / "scaling.json")
+    assert result["failed"] == {}
+    assert [run["axis"] for run in result["runs"]] == sorted(
+        ["images", "batch_size", "epochs"] * 2, key=scaling.AXES.index
+    )
+
+
+def test_the_line_of_least_squares():
+    line = common.line_through([1, 2, 4], [3.0, 5.0, 9.0])
+    assert (line["slope"], line["intercept"]) == pytest.approx((2, 1))
+    assert line["r2"] == pytest.approx(1)
+    assert common.line_through([1, 2, 3], [1.0, 5.0, 1.0])["r2"] == pytest.approx(0)
+
+
+def test_the_bare_step_trains():
+    recipe = Recipe(batch_size=32)
+    parts = common.make_parts(recipe, torch.device("cpu"), lr=0.02)
+    images, labels = step.constant_batch(recipe, torch.device("cpu"))
+    one = step.bare_step(parts, images, labels, "float32", "eager")
+    loss = lambda: parts.criterion(parts.model(images), labels).item()  # noqa: E731
+    before = loss()
+    for _ in range(20):
+        one()
+    assert loss() < before
+
+
+def test_tables_come_from_the_files_and_say_what_is_missing(measured):
+    text = render.render_benchmarks(measured, measured / "gpu")
+    result = stored(measured / "baseline.json")
+    assert f"{result['summary']['ratio']['median']:.2f}" in text
+    assert "Not yet measured" in text and "`make bench-gpu`" in text
+    assert "(`make bench`)" not in text
+    (measured / "step.json").unlink()
+    assert "Not yet measured: step (`make bench`)." in render.render_benchmarks(
+        measured, measured / "gpu"
+    )
+
+
+def test_every_section_of_the_gpu_command_runs_on_a_cpu_at_toy_size(tmp_path, in_process):
+    in_process(scaling)
+    toy = {
+        "accuracy": [*TOY[2:]],
+        "speedrun": [*TOY[2:]],
+        "step": ["--images", "48", "--batch-size", "16", "--rounds", "1", "--product", "16"],
+        "input": ["--images", "40", "--batch-size", "8", "--rounds", "1", "--seconds", "0.01",
+                  "--workers", "0"],
+        "baseline": ["--images", "48", "--batch-size", "16", "--rounds", "2"],
+        "scaling": ["--images", "64", "96", "--batch-size", "16", "--epochs", "1", "2",
+                    "--rounds", "1"],
+    }  # fmt: skip
+    chosen = gpu.sections([0], None)
+    assert {section.name for section in chosen} == set(toy)
+    for section in chosen:
+        main = {"accuracy.py": accuracy, "step.py": step, "input.py": input,
+                "baseline.py": baseline, "scaling.py": scaling}[section.script].main  # fmt: skip
+        options = [*section.options, *toy[section.name], "--data-dir", "digits", *CPU]
+        main([*options, "--out", str(tmp_path / f"{section.name}.json")])
+        assert stored(tmp_path / f"{section.name}.json")["summary"], section.name
+
+
+def arguments(tmp_path, seconds=60.0):
+    return argparse.Namespace(
+        out=tmp_path / "out", data_dir="digits", device="cpu", seconds=seconds, only=None
+    )
+
+
+def script(tmp_path, name, text):
+    (tmp_path / name).write_text(
+        "import json, sys, time\nout = sys.argv[sys.argv.index('--out') + 1]\n"
+        "write = lambda runs: json.dump({'runs': runs, 'summary': {}}, open(out, 'w'))\n" + text
+    )
+    return str(tmp_path / name)
+
+
+def test_a_section_that_fails_or_hangs_is_recorded_and_the_next_goes_on(tmp_path):
+    chosen = [
+        gpu.Section(
+            "fails", script(tmp_path, "a.py", "write([1]); raise OSError('no')"), (), 60, 0
+        ),
+        gpu.Section("hangs", script(tmp_path, "b.py", "write([2]); time.sleep(600)"), (), 1, 0),
+        gpu.Section("long", script(tmp_path, "c.py", "write([3])"), (), 60, 1000),
+        gpu.Section("works", script(tmp_path, "d.py", "write([4])"), (), 60, 0),
+    ]
+    done = gpu.run_all(chosen, arguments(tmp_path))
+    said = {name: row["said"] for name, row in done["sections"].items()}
+    assert "OSError: no" in said["fails"] and "its time" in said["hangs"]
+    assert "left out" in said["long"] and said["works"] == "done"
+    results = {
+        name: json.loads((tmp_path / "out" / f"{name}.json").read_text("utf-8"))
+        for name in ("fails", "hangs", "works")
+    }
+    assert results["fails"]["runs"] == [1] and "OSError" in results["fails"]["broken_off"]
+    assert results["hangs"]["runs"] == [2] and results["works"] == {"runs": [4], "summary": {}}
+    assert json.loads((tmp_path / "out" / "gpu.json").read_text("utf-8")) == done
+
+
+def test_the_images_may_be_an_archive(tmp_path):
+    inside = tmp_path / "cifar"
+    (inside / "train" / "cat").mkdir(parents=True)
+    with tarfile.open(tmp_path / "images.tar.gz", "w:gz") as archive:
+        archive.add(inside, "cifar")
+    found = gpu.find_images(str(tmp_path / "images.tar.gz"), tmp_path / "scratch")
+    assert (found / "train" / "cat").is_dir()
+    with pytest.raises(DataError, match="neither a folder nor an archive"):
+        gpu.find_images(str(tmp_path / "nothing.tar"), tmp_path)
+    with pytest.raises(UsageError, match="DATA"):
+        gpu.find_images(None, tmp_path)
+
+
+def test_references_run_beside_ours_and_are_scored_by_one_evaluator(
+    tmp_path, in_process, monkeypatch
+):
+    in_process(references)
+    monkeypatch.setitem(PRESETS, "assignment", Recipe(epochs=1, batch_size=450, lr_max=0.01))
+    for name, text in {
+        "good": f"""exec {sys.executable} -c '
+import json, os, numpy as np
+labels = np.load(os.environ["IMAGES"])["test_labels"]
+np.save(os.environ["OUT"] + "/probabilities.npy", np.eye(10)[labels])
+print("noise"); print(json.dumps({{"accuracy": 0.1, "training_seconds": 3}}))'""",
+        "bad": "echo broken >&2; exit 3",
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.sh").write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name / "run.sh").chmod(0o755)
+    file = tmp_path / "references.json"
+    references.main(
+        ["--references", str(tmp_path), "--data-dir", "digits", "--seeds", "0", *CPU,
+         "--preset", "assignment", "--out", str(file)]
+    )  # fmt: skip
+    by_name = {run["name"]: run for run in stored(file)["runs"]}
+    assert list(by_name) == [references.OURS, "bad", "good"]
+    assert by_name["good"]["accuracy"] == 1.0 and by_name["good"]["accuracy_reported"] == 0.1
+    assert by_name[references.OURS]["training_seconds"] > 0
+    assert by_name["bad"]["failed"] == "ended with 3: broken"
