@@ -134,9 +134,11 @@ def load_images(args: argparse.Namespace) -> tuple[ImageDataset, ImageDataset, s
     return train.sample(args.limit_train), test.sample(args.limit_test), name
 
 
-def in_range(option: str, value: int | None, most: int) -> None:
-    if value is not None and not 1 <= value <= most:
-        raise UsageError(f"--{option} is {value}; it must be from 1 to {most:,}")
+def in_range(option: str, value: int | None, most: int | None) -> None:
+    """Refuse a number of images; ``most`` is None as long as no image is loaded."""
+    if value is not None and (value < 1 or (most is not None and value > most)):
+        allowed = "1 or more" if most is None else f"from 1 to {most:,}"
+        raise UsageError(f"--{option} is {value}; it must be {allowed}")
 
 
 def choose_rates(recipe: Recipe, finding: LRFinding | None) -> dict[str, Any]:
@@ -255,6 +257,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < float("inf"):
         raise UsageError(f"--save-minutes is {args.save_minutes}; it must be 0 or more")
+    for option in ("val", "limit-train", "limit-test"):
+        in_range(option, getattr(args, option.replace("-", "_")), None)
     with join_group(device) as group, own_folder(args, recipe, group.rank == 0) as out:
         if group.world_size == 1:
             return train_and_write(args, recipe, precision, compile_mode, group, out)
