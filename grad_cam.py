@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,40 @@ def grad_cam(
         for module, training in modes.items():
             module.training = training
     return torch.cat(maps).numpy() if maps else np.zeros((0, *images.shape[2:]), np.float32)
+
+
+def explain_errors(
+    model: nn.Module,
+    transform: Callable[[Tensor, int], Tensor],
+    evaluation: Any,
+    *,
+    count: int = 12,
+    layer: str = LAYER,
+) -> dict[str, Any] | None:
+    """Grad-CAM of the most confident errors, for the predicted and for the true class.
+
+    Args:
+        model: see :func:`grad_cam`.
+        transform: ``transform(indices, epoch)``: (M,) int64 indices to normalised images.
+        evaluation: a record with ``wrong``, ``predicted`` and ``labels``.
+        count: how many errors at most.
+        layer: see :func:`grad_cam`.
+
+    Returns:
+        ``layer``; ``indices`` (M,); ``predicted`` and ``true``, (M, H, W) heat of the two classes,
+        0..1. None where nothing is wrong.
+    """
+    indices = evaluation.wrong[:count]
+    if not len(indices):
+        return None
+    device = next(model.parameters()).device
+    images = transform(torch.as_tensor(indices, device=device), 0)
+    return {
+        "layer": layer,
+        "indices": indices,
+        "predicted": grad_cam(model, images, evaluation.predicted[indices], layer),
+        "true": grad_cam(model, images, evaluation.labels[indices], layer),
+    }
 
 
 def _maps(

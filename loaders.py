@@ -138,7 +138,7 @@ class ResidentLoader(_Epochs):
         batch_size: int,
         *,
         device: torch.device,
-        **options,
+        **options: int,
     ) -> None:
         self.batches = EpochBatches(len(labels), batch_size, **options)
         self.transform = transform
@@ -193,7 +193,8 @@ class SeededLoader(_Epochs, DataLoader):
         self.generator.manual_seed(int(state[0]))
         _seed_transform(self.dataset.dataset, int(state[1]))
         iterator = super().__iter__()
-        _name_worker_errors()
+        if self.num_workers:
+            _name_worker_errors()
         self.batches.set_epoch(epoch + 1)
         return _checked(iterator, epoch, start)
 
@@ -237,7 +238,7 @@ class _Reporting(Dataset):
     def __getitem__(self, index: int):
         try:
             return self.dataset[index]
-        except Exception as error:
+        except Exception as error:  # whatever it is, its reader wants to know the image
             return _Failure(f"image {index} cannot be loaded: {type(error).__name__}: {error}")
 
 
