@@ -30,6 +30,7 @@ from learning_rate import find_lr, one_cycle
 from loaders import ResidentLoader, get_loader
 from models import CustomResNet
 from optimizer import get_optimizer
+from pictures import load_image_folder
 from recipe import Recipe
 from transformation import (
     CIFAR10_MEAN,
@@ -102,7 +103,9 @@ def load_images(data_dir: str | None, count: int) -> tuple[ImageDataset, ImageDa
     """Training and test images; noise where no folder is given, ``count`` and 1,000 of it."""
     if data_dir is None:
         return random_images(count), random_images(1000, seed=1)
-    return load_digits() if data_dir == "digits" else load_cifar10(data_dir)
+    if data_dir == "digits":
+        return load_digits()
+    return load_cifar10(data_dir, load_folder=load_image_folder)
 
 
 def mean_and_std(images: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
