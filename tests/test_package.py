@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
     "cifar10_files", "data", "errors", "hardware", "learning_rate", "loaders", "recipe", "run_folder",
-    "training_log", "transformation", "utils", "visualize",
+    "speedrun", "training_log", "transformation", "utils", "visualize",
 }  # fmt: skip
 IMPORTS = "import torch; from models import CustomResNet; " + "; ".join(
     f"import {name}" for name in sorted(MODULES)
