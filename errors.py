@@ -22,6 +22,12 @@ class DataError(RunError, RuntimeError):
     exit_code = 3
 
 
+class CheckpointError(RunError, RuntimeError):
+    """A checkpoint is damaged, missing, or of another run."""
+
+    exit_code = 4
+
+
 class DivergedError(RunError, RuntimeError):
     """The loss is no longer a finite number."""
 
@@ -32,3 +38,9 @@ class StorageError(RunError, OSError):
     """A folder or file cannot be written."""
 
     exit_code = 6
+
+
+class WorkerError(RunError, RuntimeError):
+    """A process that loads images died or hangs."""
+
+    exit_code = 7

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import platform
+import shutil
 from importlib import metadata
 from typing import Any
 
@@ -63,35 +66,81 @@ def get_precision(device: torch.device, name: str = "auto") -> str:
     return name
 
 
+def get_compile_mode(device: torch.device, name: str = "auto") -> str | None:
+    """The mode in which ``torch.compile`` makes the training step, None for not at all.
+
+    Compiling takes about a minute. On CPUs the step is no faster for it.
+
+    Args:
+        device: where the network trains.
+        name: "auto" for "default" on GPUs from the A100 on where Triton is installed, "off",
+            "default", or "reduce-overhead" with CUDA graphs.
+
+    Raises:
+        UsageError: the name is unknown, or the device cannot compile.
+    """
+    modes = ("default", "reduce-overhead")
+    # Triton translates its launchers with the machine's C compiler.
+    compiler = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+    can = device.type == "cuda" and importlib.util.find_spec("triton") and compiler
+    if name == "auto":
+        return "default" if can and torch.cuda.get_device_capability(device) >= (8, 0) else None
+    if name == "off":
+        return None
+    if name not in modes:
+        raise UsageError(f"compile is {name!r}; it must be auto, off, {', '.join(modes)}")
+    if not can:
+        raise UsageError(
+            f"compile is {name!r}, which needs a GPU, Triton and a C compiler; leave it at auto"
+        )
+    return name
+
+
 def _cpu_has_bfloat16() -> bool:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
-    except OSError:
-        return False
+    flags = _cpu_fields().get("flags", "")
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def describe_machine(device: torch.device, precision: str) -> dict[str, Any]:
-    """Versions, processor and settings that a run's figures depend on."""
+def describe_machine(
+    device: torch.device, precision: str, *, compile_mode: str | None = None, num_processes: int = 1
+) -> dict[str, Any]:
+    """Versions, processor and settings that a run's figures depend on.
+
+    Args:
+        device: where the network trains.
+        precision: of the matrix products.
+        compile_mode: see :func:`get_compile_mode`.
+        num_processes: how many train together.
+    """
     return {
-        "device": str(device),
+        "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "precision": precision,
+        "compile_mode": compile_mode,
+        "num_processes": num_processes,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(terse=True),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **_versions()},
     }
 
 
+def _versions() -> dict[str, str | None]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def _cpu_name() -> str:
+    return _cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_fields() -> dict[str, str]:
+    """What Linux says of the processor; nothing elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
+            pairs = (line.split(":", 1) for line in file if ":" in line)
+            return {name.strip(): value.strip() for name, value in pairs}
     except OSError:
-        return platform.processor() or platform.machine()
-    fields = {name.strip(): value.strip() for name, value in lines.items()}
-    return fields.get("model name", platform.machine())
+        return {}

@@ -1,56 +1,277 @@
-"""Seeded loaders: order and augmentation follow from (seed, epoch)."""
+"""Loaders whose order and augmentation follow from (seed, epoch): resident or with workers.
+
+Both have one protocol: ``set_epoch(epoch, start=0)`` chooses what the next iteration yields and
+how many batches of it are left out, each iteration goes on to the next epoch, ``len`` counts the
+batches of a whole one, and ``global_batch(i)`` the images in batch i over all processes.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from errors import UsageError
+from errors import DataError, UsageError, WorkerError
 
 
-class SeededLoader(DataLoader):
+class EpochBatches:
+    """Which images are in which batch of which epoch, and which of them are this process's.
+
+    Every global batch is dealt out to the processes in turn, so that their shares differ by one
+    image at most and together are the batch.
+
+    Args:
+        count: images in all.
+        batch_size: images a batch over all processes; the last one of an epoch is smaller.
+        train: shuffled, and without a last batch that leaves a process fewer than two images, on
+            which BN cannot train. Without it all images are there, in their order, and a process
+            goes without a batch in which it has no share.
+        seed: of the order.
+        rank: this process, 0..world_size-1.
+        world_size: how many processes there are.
+
+    Raises:
+        UsageError: a number is out of its range, or a process would have nothing to train on.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise UsageError(
+                f"rank is {rank} of {world_size} processes; it must be 0 or more, and less"
+            )
+        least = 2 * world_size if train else 1
+        if train and count < least:
+            raise UsageError(f"{count} training images; BN needs {least} or more")
+        if batch_size < least:
+            raise UsageError(f"batch_size is {batch_size}; it must be {least} or more")
+        if train and batch_size > count:
+            raise UsageError(f"batch_size is {batch_size}, more than the {count} training images")
+        self.count, self.batch_size, self.train = count, batch_size, train
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        rest = count % batch_size
+        self.num_global = count // batch_size + (rest >= least)
+        self.epoch = self.start = 0
+
+    def global_batch(self, index: int) -> int:
+        """Images in batch ``index`` of an epoch, over all processes."""
+        return min(self.batch_size, self.count - index * self.batch_size)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch in which this process has a share."""
+        last = self.global_batch(self.num_global - 1) if self.num_global else 0
+        return self.num_global - (last <= self.rank) if self.batch_size > self.rank else 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and the number of its batches that are left out."""
+        if not 0 <= start <= len(self):
+            raise UsageError(f"start is {start}; it must be from 0 to the {len(self)} batches")
+        self.epoch, self.start = epoch, start
+
+    def order(self) -> Tensor:
+        """(count,) int64 image indices of the chosen epoch, over all processes."""
+        if not self.train:
+            return torch.arange(self.count)
+        (state,) = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(state))
+        return torch.randperm(self.count, generator=generator)
+
+    def shares(self, order: Tensor) -> Iterator[Tensor]:
+        """This process's part of each batch of ``order``, from the first one."""
+        for batch in order.split(self.batch_size)[: len(self)]:
+            yield batch[self.rank :: self.world_size]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([share.tolist() for share in self.shares(self.order())])
+
+
+class _Epochs:
+    """The protocol of both loaders but iteration; they have ``batches``."""
+
+    batches: EpochBatches
+
+    def global_batch(self, index: int) -> int:
+        """Images in batch ``index`` of an epoch, over all processes."""
+        return self.batches.global_batch(index)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch that the next iteration yields, without its first ``start`` batches."""
+        self.batches.set_epoch(epoch, start)
+
+    def indices(self) -> Tensor:
+        """(M,) int64 indices of the images that the next iteration yields, in its order."""
+        shares = list(self.batches.shares(self.batches.order()))[self.batches.start :]
+        return torch.cat(shares) if shares else torch.empty(0, dtype=torch.int64)
+
+
+class ResidentLoader(_Epochs):
+    """Batches of images that live on the device, where order, augmentation and labels are made.
+
+    Args:
+        transform: ``transform(indices, epoch)``: (B,) int64 image indices on the device and the
+            epoch's number to the images; :mod:`transformation` makes such.
+        labels: (N,) class indices.
+        batch_size: images a batch over all processes, see :class:`EpochBatches`.
+        device: where the images live.
+        options: ``train``, ``seed``, ``rank`` and ``world_size`` of :class:`EpochBatches`.
+
+    Raises:
+        UsageError: see :class:`EpochBatches`.
+    """
+
+    def __init__(
+        self,
+        transform: Callable[[Tensor, int], Tensor],
+        labels: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        device: torch.device,
+        **options,
+    ) -> None:
+        self.batches = EpochBatches(len(labels), batch_size, **options)
+        self.transform = transform
+        self.device = device
+        self.labels = torch.as_tensor(labels, dtype=torch.int64).to(device)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch, start = self.batches.epoch, self.batches.start
+        order = self.batches.order().to(self.device)  # the one copy of an epoch
+        self.batches.set_epoch(epoch + 1)
+        for batch, share in enumerate(self.batches.shares(order)):
+            if batch >= start:
+                yield self.transform(share, epoch), self.labels[share]
+
+
+class SeededLoader(_Epochs, DataLoader):
     """A DataLoader whose order and augmentation follow from (seed, epoch) alone.
 
-    No two workers share their random numbers, and no epoch repeats those of another. With another
-    number of workers the augmentation differs.
+    No two workers or processes share their random numbers, and no epoch repeats those of another.
+    With another number of workers the augmentation differs. A batch that is left out is drawn
+    and thrown away, so that the others are those of an unbroken epoch.
 
     Args:
         dataset: images; a ``transform`` with ``set_random_state`` is seeded at every epoch.
-        batch_size: images a batch.
-        seed: 0 or more.
+        batches: which images are in which batch.
         options: whatever else a DataLoader takes, but ``persistent_workers``: a worker that stays
             would not be seeded anew.
+
+    Raises:
+        DataError: while iterating, the data set raised: which image, and what.
+        WorkerError: while iterating, a worker died, or gave nothing within ``timeout`` seconds.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, *, seed: int, **options) -> None:
-        self.seed = seed
-        self.epoch = 0
+    def __init__(self, dataset: Dataset, batches: EpochBatches, **options) -> None:
+        self.batches = batches
         super().__init__(
-            dataset,
-            batch_size,
+            _Reporting(dataset),
+            batch_sampler=batches,
             generator=torch.Generator(),
             worker_init_fn=_seed_worker,
+            collate_fn=_collate,
             **options,
         )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration draws; each iteration goes on to the next."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator:
-        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(2)
+        epoch, start = self.batches.epoch, self.batches.start
+        entropy = [self.batches.seed, epoch, self.batches.rank]
+        state = np.random.SeedSequence(entropy).generate_state(2)
         self.generator.manual_seed(int(state[0]))
-        _seed_transform(self.dataset, int(state[1]))
-        self.epoch += 1
-        return super().__iter__()
+        _seed_transform(self.dataset.dataset, int(state[1]))
+        iterator = super().__iter__()
+        _name_worker_errors()
+        self.batches.set_epoch(epoch + 1)
+        return _checked(iterator, epoch, start)
+
+
+def _checked(iterator: Iterator, epoch: int, start: int) -> Iterator:
+    batch = 0
+    while True:
+        error = None
+        try:
+            loaded = next(iterator, None)
+        except RuntimeError as raised:
+            if not isinstance(raised, WorkerError) and "DataLoader" not in str(raised)[:10]:
+                raise
+            error = _worker_error(raised, f" at batch {batch} of epoch {epoch}")
+        if isinstance(loaded, _Failure):
+            error = DataError(loaded)
+        if error is not None:
+            del iterator  # ends the workers now, and not when the traceback goes
+            raise error
+        if loaded is None:
+            return
+        if batch >= start:
+            yield loaded
+        batch += 1
+
+
+class _Failure(str):
+    """What went wrong with which image; a value, because an exception's text comes out mangled."""
+
+
+class _Reporting(Dataset):
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            return _Failure(f"image {index} cannot be loaded: {type(error).__name__}: {error}")
+
+
+def _collate(samples: list):
+    failures = [sample for sample in samples if isinstance(sample, _Failure)]
+    return failures[0] if failures else default_collate(samples)
+
+
+def _worker_error(error: RuntimeError, where: str = "") -> WorkerError:
+    if isinstance(error, WorkerError):
+        return error
+    cause = str(error).splitlines()[0].rstrip(". ")
+    return WorkerError(f"{cause}{where}; memory may be short: take fewer workers, or --workers 0")
+
+
+def _name_worker_errors() -> None:
+    # When a worker dies, torch raises from a signal handler, wherever the program is at the time.
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    if not callable(handler) or getattr(handler, "names_worker_errors", False):
+        return
+
+    def named(signum, frame) -> None:
+        try:
+            handler(signum, frame)
+        except RuntimeError as error:
+            raise _worker_error(error) from None
+
+    named.names_worker_errors = True
+    signal.signal(signal.SIGCHLD, named)
 
 
 def _seed_worker(worker: int) -> None:
-    _seed_transform(get_worker_info().dataset, torch.initial_seed() % 2**63)
+    _seed_transform(get_worker_info().dataset.dataset, torch.initial_seed() % 2**63)
 
 
 def _seed_transform(dataset: Dataset, seed: int) -> None:
@@ -68,35 +289,42 @@ def get_loader(
     train: bool,
     seed: int = 0,
     num_workers: int = 0,
+    timeout_s: float = 120.0,
     device: torch.device | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> SeededLoader:
     """Batches of (N, 3, 32, 32) float32 images and (N,) int64 labels.
 
     Args:
         dataset: images through a transform.
-        batch_size: images a batch; the last one of an epoch is smaller.
-        train: shuffled, and without a last batch of one image, on which BN cannot train.
+        batch_size: images a batch over all processes; the last one of an epoch is smaller.
+        train: shuffled, and without a last batch that is too small for BN.
         seed: of order and augmentation.
         num_workers: processes that load; 0 loads in this one.
+        timeout_s: seconds after which a worker that gives no batch counts as hung.
         device: where the batches go; memory is pinned for cuda.
+        rank: this process, 0..world_size-1.
+        world_size: how many processes share each batch.
 
     Raises:
-        UsageError: no image would be left, or the number of workers is negative.
+        UsageError: no image would be left, or a number is out of its range.
     """
     if num_workers < 0:
         raise UsageError(f"workers is {num_workers}; it must be 0 or more")
-    if train and len(dataset) < 2:
-        raise UsageError(f"{len(dataset)} training images; BN needs 2 or more")
-    if train and batch_size > len(dataset):
-        raise UsageError(
-            f"batch_size is {batch_size}, more than the {len(dataset)} training images"
-        )
     return SeededLoader(
         dataset,
-        batch_size,
-        seed=seed,
-        shuffle=train,
-        drop_last=train and len(dataset) % batch_size == 1,
+        EpochBatches(
+            len(dataset), batch_size, train=train, seed=seed, rank=rank, world_size=world_size
+        ),
         num_workers=num_workers,
+        timeout=timeout_s if num_workers else 0,
         pin_memory=device is not None and device.type == "cuda",
     )
+
+
+def fits_device(num_bytes: int, device: torch.device) -> bool:
+    """Whether so much may stay on the device: half of a GPU's free memory is for the training."""
+    if device.type != "cuda":
+        return True
+    return 2 * num_bytes <= torch.cuda.mem_get_info(device)[0]

@@ -6,8 +6,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
+import json
+import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +21,26 @@ import matplotlib
 matplotlib.use("Agg")
 
 import torch
+from checkpoint import Checkpoint
+from interrupts import catch_signals
+from run_lock import lock_folder
 
 import visualize
 from cifar10_files import prepare_cifar10
 from data import ImageDataset, load_cifar10, load_digits
-from errors import RunError, UsageError
-from hardware import PRECISIONS, describe_machine, get_device, get_precision
+from distributed import Group, join_group
+from errors import DivergedError, RunError, UsageError
+from hardware import (
+    PRECISIONS,
+    describe_machine,
+    get_compile_mode,
+    get_device,
+    get_precision,
+)
 from learning_rate import LRFinding, find_lr, one_cycle
-from loaders import get_loader
+from loaders import ResidentLoader, fits_device, get_loader
 from models import CustomResNet
+from optimizer import get_optimizer
 from recipe import PRESETS, Recipe
 from run_folder import prepare_folder, write_run
 from training_log import TrainingLog, progress_bar
@@ -32,11 +48,12 @@ from transformation import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     get_test_aug_transform,
+    get_test_batch_transform,
     get_train_aug_transform,
+    get_train_batch_transform,
 )
 from utils import (
     fit,
-    get_optimizer,
     get_stats,
     model_summary,
     predict,
@@ -69,12 +86,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, metavar="N")
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
-    add("--workers", type=int, default=0, metavar="N", help="processes that load images")
+    add("--compile", default="auto", metavar="M", help="auto, off, default or reduce-overhead")
+    add("--augmentation", choices=("batched", "albumentations"), default="batched",
+        help="of whole batches on the device, or image by image in a loader (%(default)s)")
+    add("--workers", type=int, default=0, metavar="N",
+        help="processes that load images for albumentations")
     add("--limit-train", type=int, metavar="N", help="train on N images, the classes in proportion")
     add("--limit-test", type=int, metavar="N", help="evaluate on N images")
     add("--val", type=int, metavar="N",
         help="hold N training images out and evaluate on them instead of the test images")
     add("--out", metavar="DIR", help="folder of the run (runs/ and the time)")
+    add("--resume", default="auto", metavar="R",
+        help="auto: go on where a run in --out was stopped; never; or a checkpoint (%(default)s)")
+    add("--save-minutes", type=float, default=10, metavar="X",
+        help="minutes between checkpoints within an epoch (%(default)s)")
     # fmt: on
     args = parser.parse_args(argv)
     args.out = args.out or f"runs/{args.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -126,16 +151,98 @@ def choose_rates(recipe: Recipe, finding: LRFinding | None) -> dict[str, Any]:
     return measured | {"lr_max": lr_max, "lr_min": lr_min, "rule": "; ".join(rules)}
 
 
-def run(args: argparse.Namespace) -> None:
-    recipe = choose_recipe(args)
-    device = get_device(args.device)
-    precision = get_precision(device, args.precision)
-    if args.workers < 0:
-        raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
-    is_new = not Path(args.out).exists()
-    out = prepare_folder(args.out)
+def make_loaders(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    train: ImageDataset,
+    test: ImageDataset,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    group: Group,
+) -> tuple:
+    """Training batches, training batches for the range test, and batches to evaluate on."""
+    device, sharing = group.device, {"rank": group.rank, "world_size": group.world_size}
+    flips = {"flip_probability": recipe.flip_probability}
+    num_bytes = 2 * (train.data.nbytes + test.data.nbytes)
+    batched = args.augmentation == "batched"
+    if batched and not fits_device(num_bytes, device):
+        say(f"the images ({num_bytes / 1e9:.1f} GB) do not fit {device}: albumentations instead")
+        batched = False
+    if batched and args.workers:
+        say(
+            "--workers has no effect: nothing is loaded while training, the images are on the device"
+        )
+    if batched:
+        augment = get_train_batch_transform(
+            train.data, mean, std, device=device, seed=recipe.seed, **flips
+        )
+        normalise = get_test_batch_transform(test.data, mean, std, device=device)
+
+        def load(is_train: bool, **options):
+            transform, images = (augment, train) if is_train else (normalise, test)
+            return ResidentLoader(
+                transform, images.targets, recipe.batch_size, device=device, seed=recipe.seed,
+                train=is_train, **options,
+            )  # fmt: skip
+    else:
+        train_set = train.with_transform(get_train_aug_transform(mean, std, **flips))
+        test_set = test.with_transform(get_test_aug_transform(mean, std))
+
+        def load(is_train: bool, **options):
+            return get_loader(
+                train_set if is_train else test_set, recipe.batch_size, train=is_train,
+                seed=recipe.seed, num_workers=args.workers, device=device, **options,
+            )  # fmt: skip
+
+    return load(True, **sharing), load(True), load(False, **sharing)
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal that is no part of the run's log."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+
+
+def is_complete(args: argparse.Namespace, recipe: Recipe) -> bool:
+    """Whether the folder holds the finished run of this recipe."""
     try:
-        train_and_write(args, recipe, device, precision, out)
+        results = json.loads((Path(args.out) / "results.json").read_text("utf-8"))
+        stored = dict(results["recipe"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if args.resume != "auto" or stored != json.loads(json.dumps(as_data(recipe))):
+        return False
+    epochs = len(results.get("history", []))
+    print(f"already complete ({epochs} of {recipe.epochs} epochs): {args.out}")
+    return True
+
+
+def as_data(recipe: Recipe) -> dict[str, Any]:
+    return dataclasses.asdict(recipe) | {"peak_epoch": recipe.peak}
+
+
+def digest(*sets: ImageDataset) -> str:
+    found = hashlib.sha256()
+    for images in sets:
+        found.update(images.data)
+        found.update(images.targets)
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def own_folder(args: argparse.Namespace, is_first: bool) -> Iterator[Path]:
+    """The folder of the run, for this process alone; gone again where nothing was written."""
+    out = Path(args.out)
+    if not is_first:
+        yield out
+        return
+    is_new = not out.exists()
+    prepare_folder(out)
+    try:
+        with lock_folder(out) as warning:
+            if warning:
+                say(warning)
+            yield out
     except BaseException:
         with contextlib.suppress(OSError):
             if is_new:
@@ -143,40 +250,100 @@ def run(args: argparse.Namespace) -> None:
         raise
 
 
+def run(args: argparse.Namespace) -> int:
+    """Everything between the command line and the exit code."""
+    recipe = choose_recipe(args)
+    device = get_device(args.device)
+    precision = get_precision(device, args.precision)
+    compile_mode = get_compile_mode(device, args.compile)
+    if args.workers < 0:
+        raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
+    if not 0 <= args.save_minutes < float("inf"):
+        raise UsageError(f"--save-minutes is {args.save_minutes}; it must be 0 or more")
+    if is_complete(args, recipe):
+        return 0
+    with join_group(device) as group, own_folder(args, group.rank == 0) as out:
+        if group.world_size == 1:
+            return train_and_write(args, recipe, precision, compile_mode, group, out)
+        # torchrun ends with 1 whatever the reason was.
+        status = {"exit_code": 1, "message": "another process failed, or this one was killed"}
+        try:
+            code = train_and_write(args, recipe, precision, compile_mode, group, out)
+            status = {"exit_code": code, "message": ""}
+            return code
+        except RunError as error:
+            status = {"exit_code": error.exit_code, "message": str(error)}
+            raise
+        finally:
+            if group.rank == 0:
+                (out / "status.json").write_text(json.dumps(status) + "\n", "utf-8")
+
+
 def train_and_write(
-    args: argparse.Namespace, recipe: Recipe, device: torch.device, precision: str, out: Path
-) -> None:
+    args: argparse.Namespace,
+    recipe: Recipe,
+    precision: str,
+    compile_mode: str | None,
+    group: Group,
+    out: Path,
+) -> int:
     started = time.perf_counter()
+    device, is_first = group.device, group.rank == 0
     set_seed(recipe.seed)
-    train, test, test_name = load_images(args)
+    with group.one_by_machine_first():
+        train, test, test_name = load_images(args)
     is_cifar10 = train.source.startswith("CIFAR-10")
     mean, std = (CIFAR10_MEAN, CIFAR10_STD) if is_cifar10 else get_stats(train.data)
-    train_set = train.with_transform(
-        get_train_aug_transform(mean, std, flip_probability=recipe.flip_probability)
+    train_loader, finder_loader, test_loader = make_loaders(
+        args, recipe, train, test, mean, std, group
     )
-    test_set = test.with_transform(get_test_aug_transform(mean, std))
-    loading = {"seed": recipe.seed, "num_workers": args.workers, "device": device}
-    train_loader = get_loader(train_set, recipe.batch_size, train=True, **loading)
-    test_loader = get_loader(test_set, recipe.batch_size, train=False, **loading)
-
     total_steps = recipe.epochs * len(train_loader)
     if total_steps < 3:
         raise UsageError(
             f"{total_steps} steps in all; one cycle needs 3: more epochs or smaller batches"
         )
-
-    images, labels = next(iter(train_loader))
+    data = {
+        "source": train.source,
+        "classes": train.classes,
+        "mean": mean,
+        "std": std,
+        "num_train": len(train),
+        "num_test": len(test),
+        "evaluated_on": test_name,
+        "augmentation": "batched" if isinstance(train_loader, ResidentLoader) else "albumentations",
+    }
+    machine = describe_machine(
+        device, precision, compile_mode=compile_mode, num_processes=group.world_size
+    )
     shown = {"source": train.source, "classes": train.classes}
+    images, labels = next(iter(finder_loader))
     figures = {
         "class_counts": visualize.plot_class_counts(train.targets, **shown),
         "samples": visualize.plot_samples(
-            images[:20].numpy(), labels[:20], mean=mean, std=std, **shown
+            images[:20].cpu().numpy(), labels[:20].cpu(), mean=mean, std=std, **shown
         ),
     }
-    log = TrainingLog(len(train_loader), len(test), test_name=test_name.capitalize())
-    machine = describe_machine(device, precision)
+    quiet = None if is_first else open(os.devnull, "w", encoding="utf-8")
+    log = TrainingLog(len(train_loader), len(test), test_name=test_name.capitalize(), stream=quiet)
     log.write(f"{train.source}: {len(train):,} training images, {len(test):,} {test_name}")
     log.write(f"{machine['device_name']}, {precision}, {machine['threads']} threads")
+    checkpoint = Checkpoint(
+        out,
+        identity={
+            "recipe": as_data(recipe),
+            "data": data | {"sha256": digest(train, test)},
+            "workers": None if data["augmentation"] == "batched" else args.workers,
+        },
+        environment=machine,
+        extra={"log": log},
+        every_s=60 * args.save_minutes,
+        write=is_first,
+    )
+    resumed = checkpoint.load(args.resume)
+    for warning in checkpoint.warnings:
+        say(warning)
+    if resumed:
+        say(f"going on from {checkpoint.source}")
 
     model = to_device(CustomResNet(num_classes=len(train.classes)), device)
     log.write(model_summary(model))
@@ -187,35 +354,50 @@ def train_and_write(
         weight_decay=recipe.weight_decay,
         betas=(recipe.beta1, recipe.beta2),
     )
-    finding = None
-    if recipe.lr_max is None:
-        with progress_bar("range test") as on_step:
-            finding = find_lr(
-                model, optimizer, criterion, train_loader,
-                start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-                num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
-                autocast_dtype=PRECISIONS[precision], on_step=on_step,
-            )  # fmt: skip
-    rates = choose_rates(recipe, finding)
-    lr_max, lr_min = rates["lr_max"], rates["lr_min"]
-    if finding is not None:
+    if not resumed:
+        finding = None
+        if recipe.lr_max is None and is_first:
+            with progress_bar("range test") as on_step:
+                finding = find_lr(
+                    model, optimizer, criterion, finder_loader,
+                    start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
+                    num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
+                    autocast_dtype=PRECISIONS[precision], on_step=on_step,
+                )  # fmt: skip
+        checkpoint.notes["rates"] = group.same(choose_rates(recipe, finding) if is_first else None)
+    rates = checkpoint.notes["rates"]
+    if "losses" in rates:
         figures["lr_finder"] = visualize.plot_lr_finder(**rates, source=train.source)
-    log.write(f"LRMAX = {lr_max:.6g}, LRMIN = {lr_min:.6g}: {rates['rule']}")
+    log.write(f"LRMAX = {rates['lr_max']:.6g}, LRMIN = {rates['lr_min']:.6g}: {rates['rule']}")
     log.write()
     scheduler = one_cycle(
         optimizer,
-        lr_max=lr_max,
-        lr_min=lr_min,
+        lr_max=rates["lr_max"],
+        lr_min=rates["lr_min"],
         total_steps=total_steps,
         peak_step=round(recipe.peak * len(train_loader)),
     )
-    with contextlib.closing(log):
-        history = fit(
-            model, train_loader, test_loader, optimizer, scheduler, criterion,
-            epochs=recipe.epochs, precision=precision, on_step=log.on_step, on_epoch=log.on_epoch,
-        )  # fmt: skip
+    try:
+        with contextlib.closing(log), catch_signals() as signals:
+            history = fit(
+                model, train_loader, test_loader, optimizer, scheduler, criterion,
+                epochs=recipe.epochs, precision=precision, compile_mode=compile_mode, group=group,
+                checkpoint=checkpoint, stop=signals.stop, on_step=log.on_step,
+                on_epoch=log.on_epoch,
+            )  # fmt: skip
+    except DivergedError as error:
+        kept = checkpoint.newest()
+        raise DivergedError(f"{error}; the last good state is {kept or 'not saved yet'}") from error
+    if len(history.epochs) < recipe.epochs:
+        say(
+            f"stopped in epoch {len(history.epochs) + 1} of {recipe.epochs} after "
+            f"{len(history.steps)} of {total_steps} steps; the same command with --out {out} goes on"
+        )
+        return 143 if signals.received == signal.SIGTERM else 130
 
-    predictions = predict(model, test_loader, precision=precision)
+    predictions = predict(model, test_loader, precision=precision, group=group)
+    if not is_first:
+        return 0
     predicted = predictions.predicted
     log.write(
         f"Accuracy {100 * predictions.accuracy:.2f} % on {len(test):,} {test_name} "
@@ -232,16 +414,8 @@ def train_and_write(
     write_run(
         out,
         model=model,
-        recipe=dataclasses.asdict(recipe) | {"peak_epoch": recipe.peak},
-        data={
-            "source": train.source,
-            "classes": train.classes,
-            "mean": mean,
-            "std": std,
-            "num_train": len(train),
-            "num_test": len(test),
-            "evaluated_on": test_name,
-        },
+        recipe=as_data(recipe),
+        data=data,
         learning_rate=rates,
         machine=machine,
         epochs=history.epochs,
@@ -251,20 +425,21 @@ def train_and_write(
         log=log.lines,
         figures=figures,
     )
+    checkpoint.discard()
     log.write(f"The run is in {out}, its figures in {out / 'figures'}")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
     try:
-        run(parse(argv))
+        return run(parse(argv))
     except RunError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted; the run is not kept", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: interrupted; what was saved stays", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

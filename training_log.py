@@ -64,6 +64,14 @@ class TrainingLog:
         self._bar: tqdm | None = None
         self._last = ""
 
+    def state_dict(self) -> dict[str, object]:
+        """The lines so far, for a run that goes on later."""
+        return {"lines": list(self.lines), "last": self._last}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Take the lines from ``state_dict`` in place of those that were written since."""
+        self.lines, self._last = list(state["lines"]), state["last"]
+
     def write(self, line: str = "") -> None:
         """A line for the stream and for the log file."""
         self.lines.append(line)

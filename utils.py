@@ -9,65 +9,16 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchsummary import summary
 
-from errors import DivergedError
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """One epoch in plain numbers. Losses are cross-entropies without label smoothing."""
-
-    epoch: int
-    """From 1."""
-    lr: float
-    """The rate used at the epoch's last step."""
-    train_loss: float
-    """Mean over the images as they were trained on, in nats."""
-    train_accuracy: float
-    """0..1, over the images as they were trained on."""
-    test_loss: float
-    """Mean over the test images, in nats."""
-    test_accuracy: float
-    """0..1."""
-    train_seconds: float
-    test_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One optimizer step: its number from 0, the rate it used, the batch's mean loss."""
-
-    step: int
-    lr: float
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """What a network says of N images."""
-
-    probabilities: np.ndarray
-    """(N, K) float32, rows sum to 1."""
-    labels: np.ndarray
-    """(N,) int64 true classes."""
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """(N,) int64 most probable classes."""
-        return self.probabilities.argmax(axis=1)
-
-    @property
-    def accuracy(self) -> float:
-        """The share of images whose most probable class is the true one, 0..1."""
-        return float((self.predicted == self.labels).mean())
+from errors import UsageError
+from records import EpochRecord, History, Meter, Predictions, StepRecord, diverged
 
 
 def set_seed(seed: int) -> None:
@@ -103,6 +54,8 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
         model: on any device.
         input_size: (C, H, W) of one image.
     """
+    from torchsummary import summary  # here, so that training does without it
+
     # torchsummary runs a batch in the mode it finds, which would move BN's statistics.
     twin = copy.deepcopy(model).cpu().float().eval()
     text = io.StringIO()
@@ -111,20 +64,199 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
     return text.getvalue().strip("\n")
 
 
-def get_optimizer(
-    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.Adam:
-    """Adam with decoupled decay of the weights; biases and BN are not decayed.
+class _OneProcess:
+    """Stands in for a group of processes where there is one."""
 
-    Source:
-        Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2017).
+    world_size = 1
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def align(self, model: nn.Module) -> None:
+        pass
+
+    def gather(self, outputs: Tensor, labels: Tensor, loader) -> tuple[Tensor, Tensor]:
+        return outputs, labels
+
+
+class _Objective(nn.Module):
+    """Forward pass and loss as one module, to be compiled and distributed as one."""
+
+    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(images)
+        with torch.no_grad():
+            plain = F.cross_entropy(output.float(), labels)
+            correct = (output.argmax(1) == labels).sum()
+        return self.criterion(output, labels), torch.stack([plain, correct.float()])
+
+
+def fit(
+    model: nn.Module,
+    train_loader: DataLoader,
+    test_loader: DataLoader | None,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    criterion: nn.Module,
+    *,
+    epochs: int,
+    precision: str = "float32",
+    compile_mode: str | None = None,
+    group: Any = None,
+    checkpoint: Any = None,
+    stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[int, StepRecord, float], None] | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> History:
+    """Train, and evaluate after each epoch.
+
+    Args:
+        model: (N, 3, 32, 32) -> (N, K) log-probabilities or logits, on its device.
+        train_loader: training batches; told each epoch's number, and how many of its batches to
+            leave out, by ``set_epoch(epoch, start)`` where it has that.
+        test_loader: the images to evaluate on; None: no evaluation.
+        optimizer: of the model's parameters.
+        scheduler: stepped after every batch but the last, so that it gives
+            ``epochs * len(train_loader)`` rates.
+        criterion: loss to minimise, of (output, labels): a mean over the batch.
+        epochs: 1 or more.
+        precision: "float32", "bfloat16" or "float16" (cuda only).
+        compile_mode: of ``torch.compile``, for forward pass and loss together; None: not compiled.
+        group: the processes that train together, see ``distributed.Group``; None: this one alone.
+        checkpoint: restored from at the beginning and saved to, see ``checkpoint.Checkpoint``.
+        stop: asked after a step whose loss was read, and during evaluation; True ends the training
+            there. So does a KeyboardInterrupt out of a callback.
+        on_step: called with (epoch from 1, step, accuracy of the epoch so far) after each step
+            whose loss was read: on cuda after every 20th and an epoch's last, else after each.
+        on_epoch: called after each evaluation.
+
+    Returns:
+        A record of every step and epoch that is done: fewer than ``epochs`` after a stop. Called
+        again with the checkpoint, it goes on from there.
+
+    Raises:
+        DivergedError: a loss or a gradient is not finite.
+        UsageError: the GPU's memory does not hold a batch.
     """
+    device = next(model.parameters()).device
+    group = group or _OneProcess()
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    objective = group.wrap(_Objective(model, criterion))
+    if compile_mode is not None:
+        # Two batch shapes, each compiled for itself: the last batch of an epoch is smaller.
+        objective = torch.compile(objective, mode=compile_mode, dynamic=False)
+    history = History()
+    parts = {
+        "model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler,
+        "history": history,
+    }  # fmt: skip
+    if checkpoint is not None:
+        checkpoint.restore(parts)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.Adam(groups, lr=lr, betas=betas, decoupled_weight_decay=True)
+    num_steps = len(train_loader)
+    meter = Meter(history, device, group, float16=scaler.is_enabled())
+    try:
+        while len(history.epochs) < epochs:
+            epoch = len(history.epochs) + 1
+            start = len(history.steps) - (epoch - 1) * num_steps
+            model.train()
+            meter.start()
+            for index, (images, labels) in enumerate(_batches(train_loader, epoch, start), start):
+                images, labels = _place(images, device), _place(labels, device)
+                size = len(labels) if group.world_size == 1 else train_loader.global_batch(index)
+                share = len(labels) / size
+                lr = optimizer.param_groups[0]["lr"]
+
+                with _autocast(device, precision):
+                    loss, measured = objective(images, labels)
+                optimizer.zero_grad()
+                # A group takes the mean of its gradients; this makes it that of the whole batch.
+                scaler.scale(loss * (share * group.world_size)).backward()
+                norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+                scaler.step(optimizer)
+                scaler.update()
+                last = index == num_steps - 1
+                if not (last and epoch == epochs):  # one more would leave the schedule
+                    scheduler.step()
+
+                meter.note(lr, size, share, measured, norm)
+                if meter.is_full or last:
+                    stopping = meter.read(epoch, stop())
+                    if on_step is not None:
+                        _call(on_step, epoch, history.steps[-1], meter.accuracy)
+                    if stopping:
+                        raise _Stopped
+                    if checkpoint is not None:
+                        checkpoint.save(parts)
+
+            group.align(model)
+            record = _end_of_epoch(model, test_loader, history, precision, group, stop)
+            history.epochs.append(record)
+            history.running = History().running
+            if on_epoch is not None:
+                _call(on_epoch, record)
+            if checkpoint is not None:
+                checkpoint.save(parts, now=True)
+    except _Stopped:
+        if checkpoint is not None:
+            checkpoint.save(parts, now=True)
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"the memory of {device} does not hold batches of {len(labels)}; lower batch_size"
+        ) from error
+    return history
+
+
+class _Stopped(Exception):
+    """The training is to end here, at a place from which it can go on."""
+
+
+def _call(callback: Callable, *args) -> None:
+    try:
+        callback(*args)
+    except KeyboardInterrupt:
+        raise _Stopped from None
+
+
+def _batches(loader, epoch: int, start: int):
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch, start)
+    elif start:
+        raise UsageError("this loader cannot go on within an epoch: give one with set_epoch")
+    return loader if start < len(loader) else ()
+
+
+def _end_of_epoch(model, test_loader, history, precision, group, stop) -> EpochRecord:
+    begun, running, step = time.perf_counter(), history.running, history.steps[-1]
+    epoch = len(history.epochs) + 1
+    test_loss = test_accuracy = None
+    if test_loader is not None:
+        try:
+            log_probabilities, labels = _log_probabilities(
+                model, test_loader, precision, group=group, stop=stop
+            )
+        except KeyboardInterrupt:
+            raise _Stopped from None
+        test_loss, test_accuracy = _loss_and_accuracy(log_probabilities, labels)
+        if not math.isfinite(test_loss):  # the very last step can break what was finite before
+            raise diverged(epoch, step, "the test loss", test_loss, history.steps)
+    return EpochRecord(
+        epoch=epoch,
+        lr=step.lr,
+        train_loss=running["loss"] / running["images"],
+        train_accuracy=running["correct"] / running["images"],
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        train_seconds=running["seconds"],
+        test_seconds=time.perf_counter() - begun,
+    )
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -136,172 +268,78 @@ def _memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """Everything that a training measured."""
-
-    epochs: list[EpochRecord]
-    steps: list[StepRecord]
-
-
-def fit(
-    model: nn.Module,
-    train_loader: DataLoader,
-    test_loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    criterion: nn.Module,
-    *,
-    epochs: int,
-    precision: str = "float32",
-    on_step: Callable[[int, StepRecord, float], None] | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
-) -> History:
-    """Train, and evaluate after each epoch.
-
-    Args:
-        model: (N, 3, 32, 32) -> (N, K) log-probabilities or logits, on its device.
-        train_loader: training batches; told each epoch's number where it has ``set_epoch``.
-        test_loader: the images to evaluate on.
-        optimizer: of the model's parameters.
-        scheduler: stepped after every batch but the last, so that it gives
-            ``epochs * len(train_loader)`` rates.
-        criterion: loss to minimise, of (output, labels).
-        epochs: 1 or more.
-        precision: "float32", "bfloat16" or "float16" (cuda only).
-        on_step: called with (epoch from 1, step, accuracy of the epoch so far) after each step
-            whose loss was read: on cuda after every 20th and an epoch's last, else after each.
-        on_epoch: called after each evaluation.
-
-    Returns:
-        A record of every epoch and of every step.
-
-    Raises:
-        DivergedError: the loss is not finite.
-    """
-    device = next(model.parameters()).device
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    history = History([], [])
-    for epoch in range(1, epochs + 1):
-        if hasattr(train_loader, "set_epoch"):
-            train_loader.set_epoch(epoch)
-        start = time.perf_counter()
-        train_loss, train_accuracy, steps = _train_epoch(
-            model, train_loader, optimizer, scheduler, criterion, scaler,
-            epoch=epoch, epochs=epochs, precision=precision, on_step=on_step,
-        )  # fmt: skip
-        middle = time.perf_counter()
-        test_loss, test_accuracy = evaluate(model, test_loader, precision=precision)
-        if not math.isfinite(test_loss):  # the very last step can break what was finite before
-            raise _diverged(epoch, replace(steps[-1], loss=test_loss), steps)
-        record = EpochRecord(
-            epoch=epoch,
-            lr=steps[-1].lr,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
-            test_loss=test_loss,
-            test_accuracy=test_accuracy,
-            train_seconds=middle - start,
-            test_seconds=time.perf_counter() - middle,
-        )
-        history.epochs.append(record)
-        history.steps.extend(steps)
-        if on_epoch is not None:
-            on_epoch(record)
-    return history
-
-
-def _train_epoch(
-    model, loader, optimizer, scheduler, criterion, scaler, *, epoch, epochs, precision, on_step
-) -> tuple[float, float, list[StepRecord]]:
-    """One pass; the mean loss per image, the accuracy, a record of each step."""
-    model.train()
-    device = next(model.parameters()).device
-    read_every = 20 if device.type == "cuda" else 1  # reading waits for the GPU
-    num_steps = len(loader)
-    losses = torch.zeros(num_steps, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    rates, sizes, records = [], [], []
-    for index, (images, labels) in enumerate(loader):
-        images, labels = (
-            _place(images, device),
-            labels.to(device, non_blocking=_in_background(device)),
-        )
-        rates.append(optimizer.param_groups[0]["lr"])
-
-        with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
-            output = model(images)
-            loss = criterion(output, labels)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        last = index == num_steps - 1
-        if not (last and epoch == epochs):  # a step beyond the end would leave the schedule
-            scheduler.step()
-
-        with torch.no_grad():
-            losses[index] = F.cross_entropy(output, labels)
-            correct += (output.argmax(1) == labels).sum()
-        sizes.append(len(labels))
-        if last or (index + 1) % read_every == 0:
-            for i, value in enumerate(losses[len(records) : index + 1].tolist(), len(records)):
-                step = StepRecord(step=(epoch - 1) * num_steps + i, lr=rates[i], loss=value)
-                if not math.isfinite(value):
-                    raise _diverged(epoch, step, records)
-                records.append(step)
-            if on_step is not None:
-                on_step(epoch, records[-1], correct.item() / sum(sizes))
-    mean_loss = sum(step.loss * size for step, size in zip(records, sizes)) / sum(sizes)
-    return mean_loss, correct.item() / sum(sizes), records
-
-
-def _diverged(epoch: int, step: StepRecord, before: list[StepRecord]) -> DivergedError:
-    last = ", ".join(f"{record.loss:.3g}" for record in before[-3:]) or "none"
-    return DivergedError(
-        f"the loss is {step.loss} in epoch {epoch}, step {step.step}, at rate {step.lr:.3g}; "
-        f"the losses before: {last}; lower lr_max"
+def _place(batch: Tensor, device: torch.device) -> Tensor:
+    return batch.to(
+        device,
+        # On mps such a copy can read memory that has been given away meanwhile.
+        non_blocking=device.type == "cuda",
+        memory_format=_memory_format(device) if batch.ndim == 4 else torch.preserve_format,
     )
 
 
-def _place(images: Tensor, device: torch.device) -> Tensor:
-    return images.to(
-        device, non_blocking=_in_background(device), memory_format=_memory_format(device)
-    )
-
-
-def _in_background(device: torch.device) -> bool:
-    # On mps such a copy can read memory that has been given away meanwhile.
-    return device.type == "cuda"
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
 @torch.no_grad()
 def _log_probabilities(
-    model: nn.Module, loader: DataLoader, precision: str
+    model, loader, precision: str, *, mirrored: bool = False, group=None, stop=lambda: False
 ) -> tuple[Tensor, Tensor]:
     """(N, K) float32 log-probabilities and (N,) labels of all images, on the CPU."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     outputs, targets = [], []
-    for images, labels in loader:
-        with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
-            outputs.append(model(_place(images, device)))
-        targets.append(labels)
-    model.train(was_training)
-    return F.log_softmax(torch.cat(outputs).float(), dim=1).cpu(), torch.cat(targets)
+    try:
+        for images, labels in loader:
+            images = _place(images, device)
+            with _autocast(device, precision):
+                output = model(images).float()
+                if mirrored:
+                    output = (output + model(images.flip(3)).float()) / 2
+            outputs.append(output)
+            targets.append(labels)
+            if stop() and (group is None or group.world_size == 1):
+                raise _Stopped
+    finally:
+        model.train(was_training)
+    if not outputs:  # a process of a group may have no share
+        outputs, targets = [torch.empty(0, 1)], [torch.empty(0, dtype=torch.int64)]
+    outputs, targets = F.log_softmax(torch.cat(outputs), dim=1), torch.cat(targets)
+    outputs, targets = (group or _OneProcess()).gather(outputs, targets, loader)
+    return outputs.cpu(), targets.cpu()
+
+
+def _loss_and_accuracy(log_probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
+    loss = F.nll_loss(log_probabilities.double(), labels).item()
+    return loss, (log_probabilities.argmax(1) == labels).double().mean().item()
 
 
 def evaluate(
     model: nn.Module, loader: DataLoader, *, precision: str = "float32"
 ) -> tuple[float, float]:
     """Mean cross-entropy per image, in nats, and accuracy, 0..1, over all images of ``loader``."""
-    log_probabilities, labels = _log_probabilities(model, loader, precision)
-    loss = F.nll_loss(log_probabilities.double(), labels).item()
-    return loss, (log_probabilities.argmax(1) == labels).double().mean().item()
+    return _loss_and_accuracy(*_log_probabilities(model, loader, precision))
 
 
-def predict(model: nn.Module, loader: DataLoader, *, precision: str = "float32") -> Predictions:
-    """Probabilities of every class for all images of ``loader``, in its order."""
-    log_probabilities, labels = _log_probabilities(model, loader, precision)
+def predict(
+    model: nn.Module,
+    loader: DataLoader,
+    *,
+    precision: str = "float32",
+    mirrored: bool = False,
+    group: Any = None,
+) -> Predictions:
+    """Probabilities of every class for all images of ``loader``, in its order.
+
+    Args:
+        model: on its device; left in the mode it is in.
+        loader: batches of images and labels, in a fixed order.
+        precision: "float32", "bfloat16" or "float16" (cuda only).
+        mirrored: mean of the log-probabilities of each image and its mirror image.
+        group: the processes among which ``loader`` shares the images, see ``distributed.Group``.
+    """
+    log_probabilities, labels = _log_probabilities(
+        model, loader, precision, mirrored=mirrored, group=group
+    )
     return Predictions(log_probabilities.exp().numpy(), labels.numpy())

@@ -83,7 +83,7 @@ def test_global_seeds_and_generators_are_left_alone():
 
 def test_training_sees_every_image_once_in_another_order_each_epoch():
     loader = get_loader(dataset(transform=lambda image: {"image": torch.tensor(0)}), 16, train=True)
-    loader.dataset.targets = np.arange(40)
+    loader.dataset.dataset.targets = np.arange(40)
     orders = [torch.cat([labels for _, labels in loader]).tolist() for _ in range(2)]
     for order in orders:
         assert sorted(order) == list(range(40))

@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "cifar10_files", "data", "errors", "hardware", "learning_rate", "loaders", "recipe", "run_folder",
+    "checkpoint", "cifar10_files", "data", "distributed", "errors", "hardware", "interrupts",
+    "learning_rate", "loaders", "optimizer", "recipe", "records", "run_folder", "run_lock",
     "speedrun", "training_log", "transformation", "utils", "visualize",
 }  # fmt: skip
 IMPORTS = "import torch; from models import CustomResNet; " + "; ".join(

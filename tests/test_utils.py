@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import math
 import random
 
@@ -10,8 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import utils
-from errors import DivergedError
+from errors import DivergedError, UsageError
 from models import CustomResNet
+from optimizer import get_optimizer
+from records import History, Meter
 
 
 def loader(count=50, batch_size=16, num_classes=4, seed=0):
@@ -32,11 +36,15 @@ def network(num_classes=4):
     )
 
 
+def loop_parts(lr=1e-3):
+    model = network()
+    optimizer = get_optimizer(model, lr=lr, weight_decay=0.1, betas=(0.9, 0.99))
+    return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 / (1 + n))
+
+
 def training(epochs=2, lr=1e-3, criterion=None, batches=None, **options):
     batches = batches or loader()
-    model = network()
-    optimizer = utils.get_optimizer(model, lr=lr, weight_decay=0.1, betas=(0.9, 0.99))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    model, optimizer, scheduler = loop_parts(lr)
     history = utils.fit(
         model, batches, loader(seed=7, count=21), optimizer, scheduler,
         criterion or nn.CrossEntropyLoss(label_smoothing=0.1), epochs=epochs, **options,
@@ -118,38 +126,198 @@ def test_callbacks_see_every_step_and_epoch():
     assert epochs == history.epochs
 
 
+class Epochs:
+    """Batches in an order of their own in each epoch, and from any batch on."""
+
+    def __init__(self, count=50, batch_size=16):
+        self.all, self.batch_size = loader(count).dataset.tensors, batch_size
+        self.told = []
+
+    def __len__(self):
+        return -(-len(self.all[0]) // self.batch_size)
+
+    def set_epoch(self, epoch, start):
+        self.told.append((epoch, start))
+
+    def __iter__(self):
+        epoch, start = self.told[-1]
+        order = torch.randperm(len(self.all[0]), generator=torch.Generator().manual_seed(epoch))
+        for chosen in order.split(self.batch_size)[start:]:
+            yield self.all[0][chosen], self.all[1][chosen]
+
+
+class Memory:
+    """A checkpoint that is kept in memory."""
+
+    def __init__(self, state=None):
+        self.state, self.saves = state, []
+
+    def restore(self, parts):
+        if self.state is not None:
+            for name, part in parts.items():
+                part.load_state_dict(copy.deepcopy(self.state[name]))
+
+    def save(self, parts, *, now=False):
+        if now:
+            self.state = {n: copy.deepcopy(part.state_dict()) for n, part in parts.items()}
+        self.saves.append(now)
+
+
+def measured(history):
+    return history.steps, [
+        dataclasses.replace(record, train_seconds=0, test_seconds=0) for record in history.epochs
+    ]
+
+
 def test_loader_is_told_each_epochs_number():
-    told = []
-    batches = loader()
-    batches.set_epoch = told.append
+    batches = Epochs()
     training(epochs=3, batches=batches)
-    assert told == [1, 2, 3]
+    assert batches.told == [(1, 0), (2, 0), (3, 0)]
 
 
-def test_what_breaks_in_the_very_last_step_is_noticed():
-    class Poison(nn.CrossEntropyLoss):
-        calls = 0
+def test_checkpoint_is_offered_every_step_and_forced_after_every_epoch():
+    memory = Memory()
+    training(epochs=2, batches=Epochs(), checkpoint=memory)
+    assert memory.saves == ([False] * 4 + [True]) * 2
 
-        def forward(self, output, labels):
-            self.calls += 1
-            loss = super().forward(output, labels)
-            return loss if self.calls < 8 else loss * torch.tensor(math.nan)
 
-    with pytest.raises(DivergedError, match="the loss is nan in epoch 2, step 7"):
-        training(criterion=Poison())
+@pytest.mark.parametrize("stop_at", range(12))
+def test_training_that_was_stopped_at_any_step_goes_on_to_the_same_end(stop_at):
+    reference, scheduler, expected = training(epochs=3, batches=Epochs())
+    memory, asked = Memory(), iter(range(1000))
+    _, _, partial = training(
+        epochs=3, batches=Epochs(), checkpoint=memory, stop=lambda: next(asked) >= stop_at
+    )
+    assert len(partial.epochs) < 3 and partial.steps == expected.steps[: len(partial.steps)]
+    batches = Epochs()
+    model, resumed, history = training(epochs=3, batches=batches, checkpoint=Memory(memory.state))
+    done = len(partial.epochs)
+    assert batches.told[0] == (done + 1, len(partial.steps) - 4 * done)
+    assert measured(history) == measured(expected)
+    assert resumed.state_dict() == scheduler.state_dict()
+    for ours, theirs in zip(model.state_dict().values(), reference.state_dict().values()):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("where", [0, 5, 11, "epoch"])
+def test_an_interrupt_out_of_a_callback_ends_the_training_where_it_can_go_on(where):
+    def on_step(epoch, step, accuracy):
+        if step.step == where:
+            raise KeyboardInterrupt
+
+    def on_epoch(record):
+        if where == "epoch":
+            raise KeyboardInterrupt
+
+    _, _, expected = training(epochs=3, batches=Epochs())
+    memory = Memory()
+    _, _, partial = training(
+        epochs=3, batches=Epochs(), checkpoint=memory, on_step=on_step, on_epoch=on_epoch
+    )
+    assert len(partial.steps) == (4 if where == "epoch" else where + 1)
+    _, _, history = training(epochs=3, batches=Epochs(), checkpoint=Memory(memory.state))
+    assert measured(history) == measured(expected)
+
+
+def test_a_stop_in_the_evaluation_does_not_lose_the_epoch():
+    memory, asked = Memory(), []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 5  # after the four steps of the first epoch
+
+    _, _, partial = training(epochs=2, batches=Epochs(), checkpoint=memory, stop=stop)
+    assert (len(partial.steps), len(partial.epochs)) == (4, 0)
+    _, _, history = training(epochs=2, batches=Epochs(), checkpoint=Memory(memory.state))
+    assert measured(history) == measured(training(epochs=2, batches=Epochs())[2])
+
+
+def test_a_loader_that_cannot_skip_is_not_resumed_within_an_epoch():
+    memory, asked = Memory(), iter([False, True])
+    training(batches=Epochs(), checkpoint=memory, stop=lambda: next(asked))
+    with pytest.raises(UsageError, match="set_epoch"):
+        training(batches=loader(), checkpoint=Memory(memory.state))
+
+
+def test_history_survives_its_state():
+    _, _, history = training()
+    twin = History()
+    twin.load_state_dict(copy.deepcopy(history.state_dict()))
+    assert twin == history
+
+
+def test_without_test_images_nothing_is_evaluated():
+    model, optimizer, schedule = loop_parts()
+    history = utils.fit(model, loader(), None, optimizer, schedule, nn.CrossEntropyLoss(), epochs=1)
+    assert history.epochs[0].test_loss is history.epochs[0].test_accuracy is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_training_and_is_located(bad):
+@pytest.mark.parametrize("call", [1, 5, 8])
+def test_a_loss_that_is_not_finite_stops_the_training_and_is_located(bad, call):
     class Poisoned(nn.CrossEntropyLoss):
         calls = 0
 
         def forward(self, output, labels):
             self.calls += 1
-            return super().forward(output, labels) * (bad if self.calls == 6 else 1.0)
+            return super().forward(output, labels) * (bad if self.calls == call else 1.0)
 
-    with pytest.raises(DivergedError, match=r"in epoch 2, step 6, at rate .*lower lr_max"):
-        training(criterion=Poisoned())
+    memory = Memory()
+    where = f"in epoch {(call + 3) // 4}, step {call - 1}, at rate .*lower lr_max"
+    with pytest.raises(DivergedError, match=where):
+        training(criterion=Poisoned(), checkpoint=memory, batches=Epochs())
+    assert len(memory.saves) == (call - 1) + (call > 4)  # none after it
+
+
+@pytest.mark.parametrize("where", ["images", "weights", "gradient", "buffer"])
+def test_a_number_that_is_not_finite_anywhere_stops_the_training(where):
+    model, optimizer, schedule = loop_parts()
+    batches = Epochs()
+    if where == "images":
+        batches.all[0][13] = math.nan
+    elif where == "weights":
+        model[0].weight.data[0, 0, 0, 0] = math.inf
+    elif where == "gradient":
+        model[4].bias.register_hook(lambda gradient: gradient * math.nan)
+    elif where == "buffer":
+        model[1].running_var[0] = math.nan
+    with pytest.raises(DivergedError, match="in epoch 1"):
+        utils.fit(
+            model, batches, loader(seed=7), optimizer, schedule, nn.CrossEntropyLoss(), epochs=2
+        )
+
+
+def test_steps_that_float16_skips_are_counted_and_too_many_are_divergence():
+    class Alone:
+        world_size = 1
+
+        def sum(self, tensor):
+            return tensor
+
+    history = History()
+    meter = Meter(history, torch.device("cpu"), Alone(), float16=True)
+    meter.start()
+
+    def step(norm):
+        meter.note(0.1, 8, 1.0, torch.tensor([1.0, 4.0]), torch.tensor(norm))
+        meter.read(1, False)
+
+    for norm in [math.inf, math.nan, 1.0] + [math.inf] * 25 + [2.0]:
+        step(norm)
+    assert history.skipped_steps == 27 and len(history.steps) == 29
+    with pytest.raises(DivergedError, match="step 54"):
+        for _ in range(26):
+            step(math.inf)
+
+
+def test_mirrored_predictions_are_the_mean_of_both_views():
+    model, batches = network(), loader(count=21)
+    images, _ = batches.dataset.tensors
+    with torch.no_grad():
+        views = [model.eval()(view).log_softmax(1) for view in (images, images.flip(3))]
+    expected = (sum(views) / 2).softmax(1).numpy()
+    mirrored = utils.predict(model, batches, mirrored=True)
+    np.testing.assert_allclose(mirrored.probabilities, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_predictions():
@@ -176,7 +344,7 @@ def test_bfloat16_trains_float32_weights_close_to_float32():
 
 def test_biases_and_bn_are_not_decayed():
     model = network()
-    optimizer = utils.get_optimizer(model, lr=0.5, weight_decay=0.1, betas=(0.9, 0.99))
+    optimizer = get_optimizer(model, lr=0.5, weight_decay=0.1, betas=(0.9, 0.99))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -1,0 +1,186 @@
+"""What is measured: records of steps, epochs and predictions, and the meter of a training.
+
+Beside ``errors`` the one room that others may import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from errors import DivergedError
+
+READ_EVERY = 20
+"""Steps on a GPU between two readings of the losses: each waits for all work on the GPU."""
+SKIPS_TOLERATED = 25
+"""Steps in a row that float16's loss scaling may skip; each halves the scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch in plain numbers. Losses are cross-entropies without label smoothing."""
+
+    epoch: int
+    """From 1."""
+    lr: float
+    """The rate used at the epoch's last step."""
+    train_loss: float
+    """Mean over the images as they were trained on, in nats."""
+    train_accuracy: float
+    """0..1, over the images as they were trained on."""
+    test_loss: float | None
+    """Mean over the test images, in nats; None where none were given."""
+    test_accuracy: float | None
+    """0..1; None where no test images were given."""
+    train_seconds: float
+    test_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step: its number from 0, the rate it used, the batch's mean loss."""
+
+    step: int
+    lr: float
+    loss: float
+
+
+@dataclass(slots=True)
+class History:
+    """Everything that a training measured, and with it the place where it is."""
+
+    epochs: list[EpochRecord] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    running: dict[str, float] = field(
+        default_factory=lambda: {"images": 0, "correct": 0, "loss": 0.0, "seconds": 0.0}
+    )
+    """Sums over the epoch under way."""
+    skipped_steps: int = 0
+    """Steps that float16's loss scaling left out because a gradient overflowed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists."""
+        return {
+            "epochs": [dataclasses.asdict(record) for record in self.epochs],
+            "lrs": [record.lr for record in self.steps],
+            "losses": [record.loss for record in self.steps],
+            "running": dict(self.running),
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become what ``state_dict`` gave."""
+        self.epochs = [EpochRecord(**record) for record in state["epochs"]]
+        pairs = enumerate(zip(state["lrs"], state["losses"], strict=True))
+        self.steps = [StepRecord(step, lr, loss) for step, (lr, loss) in pairs]
+        self.running = dict(state["running"])
+        self.skipped_steps = state["skipped_steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a network says of N images."""
+
+    probabilities: np.ndarray
+    """(N, K) float32, rows sum to 1."""
+    labels: np.ndarray
+    """(N,) int64 true classes."""
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(N,) int64 most probable classes."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images whose most probable class is the true one, 0..1."""
+        return float((self.predicted == self.labels).mean())
+
+
+class Meter:
+    """Collects what the steps measure on the device, and reads it a few times an epoch.
+
+    Args:
+        history: where it goes.
+        device: where the measurements are.
+        group: adds the measurements of its processes up.
+        float16: gradients may overflow, up to a number of times in a row.
+    """
+
+    def __init__(self, history: History, device: torch.device, group, *, float16: bool) -> None:
+        self.history = history
+        self.group = group
+        self.float16 = float16
+        self.skipped_in_a_row = 0
+        self.values = torch.zeros(READ_EVERY if device.type == "cuda" else 1, 3, device=device)
+        self.pending: list[tuple[float, int]] = []
+
+    def start(self) -> None:
+        """Start the clock of an epoch, or of the rest of one."""
+        self.since = time.perf_counter()
+
+    def note(self, lr: float, size: int, share: float, measured: Tensor, norm: Tensor) -> None:
+        """Keep what a step measured, on the device.
+
+        Args:
+            lr: the rate that it used.
+            size: images in the batch, over all processes.
+            share: of these images, how much this process has, 0..1.
+            measured: (2,) mean loss and number of right answers, of this process.
+            norm: of the gradient.
+        """
+        row = self.values[len(self.pending)]
+        row[0], row[1], row[2] = measured[0] * share, measured[1], norm / self.group.world_size
+        self.pending.append((lr, size))
+
+    @property
+    def is_full(self) -> bool:
+        """It is time to read."""
+        return len(self.pending) == len(self.values)
+
+    @property
+    def accuracy(self) -> float:
+        """Of the epoch so far, 0..1."""
+        return self.history.running["correct"] / self.history.running["images"]
+
+    def read(self, epoch: int, stop: bool) -> bool:
+        """Move what was collected into the history; whether a process of the group is to stop."""
+        rows = self.values[: len(self.pending)].flatten()
+        total = self.group.sum(torch.cat([rows, rows.new_tensor([float(stop)])])).tolist()
+        running = self.history.running
+        for (lr, size), loss, correct, norm in zip(
+            self.pending, total[0:-1:3], total[1:-1:3], total[2:-1:3]
+        ):
+            step = StepRecord(len(self.history.steps), lr, loss)
+            skipped = self.float16 and not math.isfinite(norm)
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+            self.history.skipped_steps += skipped
+            if not math.isfinite(loss) or self.skipped_in_a_row > SKIPS_TOLERATED:
+                raise diverged(epoch, step, "the loss", loss, self.history.steps)
+            if not (math.isfinite(norm) or skipped):
+                raise diverged(epoch, step, "the gradient's norm", norm, self.history.steps)
+            self.history.steps.append(step)
+            running["images"] += size
+            running["correct"] += int(correct)
+            running["loss"] += loss * size
+        self.pending.clear()
+        now = time.perf_counter()
+        running["seconds"] += now - self.since
+        self.since = now
+        return total[-1] > 0
+
+
+def diverged(epoch, step: StepRecord, what: str, value: float, before: list) -> DivergedError:
+    """The error that says where ``what`` was no longer finite, and what to do."""
+    last = ", ".join(f"{record.loss:.3g}" for record in before[-3:]) or "none"
+    return DivergedError(
+        f"{what} is {value} in epoch {epoch}, step {step.step}, at rate {step.lr:.3g}; "
+        f"the losses before: {last}; lower lr_max"
+    )
