@@ -147,9 +147,7 @@ def main() -> None:
         run = {"variant": name, "seed": args.seed, "lr_max": recipe.lr_max} | run
         result["runs"].append(run)
         args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-        print(
-            f"{name}: {run['accuracy']:.2%}, {time.perf_counter() - start:.0f} s", flush=True
-        )
+        print(f"{name}: {run['accuracy']:.2%}, {time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
