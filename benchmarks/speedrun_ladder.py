@@ -116,7 +116,7 @@ def main() -> None:
     add = parser.add_argument
     add("variants", nargs="*", default=list(VARIANTS), metavar="VARIANT", help=", ".join(VARIANTS))
     add("--data-dir", default="cifar10", metavar="DIR")
-    add("--epochs", type=int, default=3)
+    add("--epochs", type=int, default=2)
     add("--batch-size", type=int, default=128)
     add("--num-train", type=int, default=2048)
     add("--num-held-out", type=int, default=1000)

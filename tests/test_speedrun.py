@@ -104,7 +104,7 @@ def test_what_a_bn_makes_meaningless_is_not_trained(images):
     frozen = {n for n, p in prepared(images).named_parameters() if not p.requires_grad}
     names = [n for n, _ in CustomResNet().named_parameters()]
     assert frozen == {"prep_layer.conv.weight"} | {
-        n for n in names if n.endswith("conv.bias") or n.endswith("bn.weight")
+        n for n in names if n.endswith(("conv.bias", "bn.weight"))
     }
 
 
