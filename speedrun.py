@@ -55,8 +55,9 @@ def prepare_network(
         output. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024): identities.
     """
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    pixels = torch.from_numpy(images[:WHITENING_IMAGES]).permute(0, 3, 1, 2).float() / 255
-    shift, scale = (torch.tensor(numbers).view(3, 1, 1) for numbers in (mean, std))
+    device = convolutions[0].weight.device
+    pixels = torch.from_numpy(images[:WHITENING_IMAGES]).to(device).permute(0, 3, 1, 2) / 255
+    shift, scale = (torch.tensor(three, device=device).view(3, 1, 1) for three in (mean, std))
     whiten_(convolutions[0], (pixels - shift) / scale)
     for layer in convolutions[1:]:
         dirac_(layer)
@@ -94,7 +95,7 @@ def whiten_(layer: nn.Conv2d, images: Tensor) -> None:
     if filters < size:
         raise UsageError(f"{filters} filters cannot whiten patches of {size} numbers; have {size}")
     patches = F.unfold(images, layer.kernel_size).transpose(0, 1).flatten(1)
-    values, vectors = torch.linalg.eigh(torch.cov(patches).double())
+    values, vectors = torch.linalg.eigh(torch.cov(patches).cpu().double())
     # The largest first; a flat image set has eigenvalues of 0.
     white = (vectors / (values + 1e-6).sqrt()).T.flip(0).view(size, *shape)
     both = torch.cat([white, -white])[:filters]

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import speedrun
 from data import load_cifar10
@@ -81,6 +82,9 @@ def train(recipe: Recipe, changes: dict | None, images, held_out, precision: str
         optimizer = get_speedrun_optimizer(model, **rates)
     else:
         optimizer = get_optimizer(model, weight_decay=recipe.weight_decay, **rates)
+    # What a running average of weights and BN statistics would have given instead.
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    optimizer.register_step_post_hook(lambda *_: average.update_parameters(model))
     transform = get_train_batch_transform(
         images.data, CIFAR10_MEAN, CIFAR10_STD, device=device, seed=recipe.seed,
         flip_probability=recipe.flip_probability, alternating_flip=recipe.alternating_flip,
@@ -101,8 +105,10 @@ def train(recipe: Recipe, changes: dict | None, images, held_out, precision: str
         epochs=recipe.epochs, precision=precision,
     )  # fmt: skip
     loss, accuracy = evaluate(model, test_loader, precision=precision)
+    _, averaged = evaluate(average.module, test_loader, precision=precision)
     return {
         "accuracy": round(accuracy, 4),
+        "accuracy_averaged": round(averaged, 4),
         "loss": round(loss, 4),
         "train_accuracy": round(history.epochs[-1].train_accuracy, 4),
         "images_per_second": round(
