@@ -54,7 +54,7 @@ class Recipe:
     padding: str = "constant"
     """What a training image is padded with: "constant" for black, "reflect" for itself."""
     optimizer: str = "adam"
-    """ "adam", or "muon" on a network prepared for it."""
+    """The assignment's "adam", or "muon" on a network prepared for it, which has no decay."""
     seed: int = 0
     """Of weights, order and augmentation."""
 
