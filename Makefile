@@ -3,12 +3,13 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 INSTALLED := .venv/installed
+BROWSER := .venv/installed-browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test notebook publish clean
+.PHONY: help install demo train test test-browser test-colab test-oldest notebook publish docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 install: $(INSTALLED) ## make the environment in .venv
 
@@ -26,12 +27,30 @@ train: $(INSTALLED) ## CIFAR-10, 24 epochs; DATA=folder of the images, downloade
 test: $(INSTALLED) ## all tests; CIFAR10_DIR=folder adds those on the real images
 	$(PY) -m pytest
 
+$(BROWSER): $(INSTALLED) requirements-browser.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	@touch $(BROWSER)
+
+test-browser: $(BROWSER) ## what people open, in Chromium; SCREENSHOTS=folder keeps pictures
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		{ echo "Chromium is missing: apt-get install chromium chromium-driver"; exit 1; }
+	$(PY) -m pytest -m browser
+
+test-colab: ## the notebook with Colab's versions, in an environment made for it (6 GB)
+	$(PYTHON) scripts/check_environment.py colab
+
+test-oldest: ## the same with the lowest versions that requirements.txt allows
+	$(PYTHON) scripts/check_environment.py oldest
+
 notebook: $(INSTALLED) ## execute the notebook in place; DATA=folder of the images, EPOCHS=24
 	DOWNLOAD=$(if $(DATA),0,1) DATA_DIR="$(or $(DATA),cifar10)" EPOCHS=$(or $(EPOCHS),24) \
 		OUT="$(or $(OUT),runs/notebook-$(shell date +%Y%m%d-%H%M%S))" $(PY) scripts/run_notebook.py
 
 publish: $(INSTALLED) ## README, images/, results/ and weights/ from a run; RUN=folder of the run
 	$(PY) scripts/publish.py "$(RUN)"
+
+docs: $(INSTALLED) ## docs/api.md from the docstrings
+	$(PY) scripts/write_api.py
 
 clean: ## remove the environment and what Python left behind
 	rm -rf .venv .pytest_cache build *.egg-info

@@ -1,21 +1,17 @@
 """The data sets: images in memory with labels, class names and the name of their source.
 
-Three sources, each chosen explicitly: CIFAR-10 from its official files, the same images as a
-folder of pictures, and the handwritten digits that scikit-learn carries (offline).
+Three sources, each chosen explicitly: CIFAR-10 from its official files, a folder of pictures of
+the same or of own classes, and the handwritten digits that scikit-learn carries (offline).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits as load_sklearn_digits
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
@@ -27,11 +23,6 @@ CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 IMAGE_SIZE_PX = 32
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-CACHE_FILE = ".decoded-images.npz"
-
-Progress = Callable[[int, int], None]
-"""Called with the images done and their total."""
 
 
 class ImageDataset(Dataset):
@@ -152,22 +143,43 @@ class Cifar10Dataset(ImageDataset):
 
 
 def load_cifar10(
-    data_dir: str | os.PathLike, *, progress: Progress | None = None
+    data_dir: str | os.PathLike,
+    *,
+    load_folder: Callable | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ImageDataset, ImageDataset]:
     """Training and test images, from the official files or from an image folder.
 
     Args:
         data_dir: a folder with ``cifar-10-batches-py`` (see :class:`Cifar10Dataset`), or one
-            with ``train/`` and ``test/`` (see :func:`load_image_folder`).
-        progress: called while pictures are decoded.
+            with pictures in ``train/<class>/`` and ``test/<class>/``, of CIFAR-10 or of own classes.
+        load_folder: ``pictures.load_image_folder``, which reads the latter.
+        progress: called with the pictures decoded and their total.
+
+    Returns:
+        The source of an image folder is "CIFAR-10 (image folder)" where the classes are
+        CIFAR-10's, else "image folder".
 
     Raises:
-        DataError: as those two say.
+        DataError: as those two say, or neither is there.
     """
     data_dir = Path(data_dir)
     if (data_dir / CIFAR10.base_folder).is_dir():
         return Cifar10Dataset(data_dir, train=True), Cifar10Dataset(data_dir, train=False)
-    return load_image_folder(data_dir, progress=progress)
+    if load_folder is None:
+        raise DataError(
+            f"{data_dir} has no {CIFAR10.base_folder}/; where it holds pictures in train/ and "
+            "test/, give load_folder=pictures.load_image_folder"
+        )
+    return tuple(
+        ImageDataset(
+            images,
+            targets,
+            classes,
+            "CIFAR-10 (image folder)" if classes == CIFAR10_CLASSES else "image folder",
+        )
+        for images, targets, classes in load_folder(data_dir, progress=progress)
+    )
 
 
 def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
@@ -206,144 +218,3 @@ def stratified_order(targets: np.ndarray, seed: int = 0) -> np.ndarray:
         members = shuffled[targets[shuffled] == label]
         place[members] = (np.arange(len(members)) + (turn + 0.5) / len(labels)) / len(members)
     return np.argsort(place, kind="stable")
-
-
-def load_image_folder(
-    data_dir: str | os.PathLike, *, progress: Progress | None = None
-) -> tuple[ImageDataset, ImageDataset]:
-    """Training and test images from ``train/<class>/*`` and ``test/<class>/*``, jpg or png.
-
-    The decoded images are kept in one file in ``data_dir``: a second start decodes none, and a
-    folder in which a name, size or time of change differs is decoded again.
-
-    Args:
-        data_dir: the folder with ``train/`` and ``test/``; all images 32x32.
-        progress: called while decoding, in images.
-
-    Returns:
-        Training and test set, in the order of class and file name; the source is "CIFAR-10
-        (image folder)" where the classes are CIFAR-10's, else "image folder".
-
-    Raises:
-        DataError: a class is missing or empty, or a picture is unreadable or not 32x32.
-    """
-    data_dir = Path(data_dir)
-    try:
-        classes = _class_names(data_dir)
-        files = {
-            split: [(file, label) for label, name in enumerate(classes)
-                    for file in _pictures(data_dir / split / name)]
-            for split in ("train", "test")
-        }  # fmt: skip
-        fingerprint = _fingerprint(data_dir, files)
-    except OSError as error:
-        raise DataError(f"{error.filename or data_dir} cannot be read: {error.strerror}") from error
-    arrays = _read_cache(data_dir / CACHE_FILE, fingerprint)
-    if arrays is None:
-        arrays = _decode(files, progress)
-        _write_cache(data_dir / CACHE_FILE, fingerprint, arrays)
-    source = "CIFAR-10 (image folder)" if classes == CIFAR10_CLASSES else "image folder"
-    return tuple(
-        ImageDataset(arrays[f"{split}_images"], arrays[f"{split}_labels"], classes, source)
-        for split in ("train", "test")
-    )
-
-
-def _class_names(data_dir: Path) -> tuple[str, ...]:
-    for split in ("train", "test"):
-        if not (data_dir / split).is_dir():
-            raise DataError(f"{data_dir} has no folder {split}/; a folder a class belongs there")
-    names = {
-        split: sorted(
-            entry.name
-            for entry in (data_dir / split).iterdir()
-            if entry.is_dir() and not entry.name.startswith(".")
-        )
-        for split in ("train", "test")
-    }
-    if names["train"] != names["test"] or len(names["train"]) < 2:
-        differing = sorted(set(names["train"]) ^ set(names["test"]))
-        raise DataError(
-            f"{data_dir}: train/ has {len(names['train'])} classes and test/ {len(names['test'])}"
-            + (f", of which only one of them has {differing[:3]}" if differing else "")
-            + "; both need the same two or more folders, one a class"
-        )
-    return tuple(names["train"])
-
-
-def _pictures(folder: Path) -> list[Path]:
-    files = sorted(
-        Path(entry.path)
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
-    )
-    if not files:
-        raise DataError(f"{folder} holds no picture; put {', '.join(IMAGE_SUFFIXES)} files there")
-    return files
-
-
-def _fingerprint(data_dir: Path, files: dict[str, list[tuple[Path, int]]]) -> str:
-    digest = hashlib.sha256()
-    for split in files.values():
-        for file, _ in split:
-            status = file.stat()
-            digest.update(
-                f"{file.relative_to(data_dir)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(
-                    "utf-8", "surrogateescape"
-                )
-            )
-    return digest.hexdigest()
-
-
-def _decode(files: dict[str, list[tuple[Path, int]]], progress: Progress | None) -> dict:
-    total, done, arrays = sum(map(len, files.values())), 0, {}
-    for split, entries in files.items():
-        images = np.empty((len(entries), IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), np.uint8)
-        for index, (file, _) in enumerate(entries):
-            try:
-                with Image.open(file) as picture:
-                    size = picture.size
-                    if picture.mode[0] in "IF":  # Pillow would clip 16 bits to white
-                        raise ValueError(f"mode {picture.mode}; save it with 8 bits a channel")
-                    if size == (IMAGE_SIZE_PX, IMAGE_SIZE_PX):
-                        images[index] = np.asarray(picture.convert("RGB"))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise DataError(f"{file} is not a readable picture: {error}") from error
-            if size != (IMAGE_SIZE_PX, IMAGE_SIZE_PX):
-                raise DataError(
-                    f"{file} has {size[0]}x{size[1]} pixels; resize it to "
-                    f"{IMAGE_SIZE_PX}x{IMAGE_SIZE_PX}"
-                )
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        arrays[f"{split}_images"] = images
-        arrays[f"{split}_labels"] = np.array([label for _, label in entries], np.int64)
-    return arrays
-
-
-def _read_cache(file: Path, fingerprint: str) -> dict | None:
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            if str(stored["fingerprint"]) != fingerprint:
-                return None
-            arrays = {name: stored[name] for name in stored.files if name != "fingerprint"}
-            for split in ("train", "test"):  # whatever else it is, it must make a data set
-                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-                ImageDataset(images, labels, range(labels.max() + 1), str(file))
-            return arrays
-    except Exception:  # absent, or damaged in any way: decoding anew costs seconds and is right
-        return None
-
-
-def _write_cache(file: Path, fingerprint: str, arrays: dict) -> None:
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as stream:
-            np.savez(stream, fingerprint=np.array(fingerprint), **arrays)
-        os.replace(part, file)
-    except OSError as error:
-        warnings.warn(f"the decoded images are not kept, {file}: {error.strerror}", stacklevel=4)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

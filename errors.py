@@ -23,7 +23,7 @@ class DataError(RunError, RuntimeError):
 
 
 class CheckpointError(RunError, RuntimeError):
-    """A checkpoint is damaged, missing, or of another run."""
+    """A checkpoint or weights file is damaged, missing, foreign, or does not fit."""
 
     exit_code = 4
 

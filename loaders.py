@@ -7,10 +7,12 @@ batches of a whole one, and ``global_batch(i)`` the images in batch i over all p
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from errors import DataError, UsageError, WorkerError
 
 
+@dataclass
 class EpochBatches:
     """Which images are in which batch of which epoch, and which of them are this process's.
 
@@ -30,8 +33,8 @@ class EpochBatches:
         count: images in all.
         batch_size: images a batch over all processes; the last one of an epoch is smaller.
         train: shuffled, and without a last batch that leaves a process fewer than two images, on
-            which BN cannot train. Without it all images are there, in their order, and a process
-            goes without a batch in which it has no share.
+            which BN cannot train; otherwise all images in their order, and a process goes without
+            a batch in which it has no share.
         seed: of the order.
         rank: this process, 0..world_size-1.
         world_size: how many processes there are.
@@ -40,32 +43,28 @@ class EpochBatches:
         UsageError: a number is out of its range, or a process would have nothing to train on.
     """
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        *,
-        train: bool,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if not 0 <= rank < world_size:
+    count: int
+    batch_size: int
+    train: bool
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
+    start: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        least = 2 * self.world_size if self.train else 1
+        if not 0 <= self.rank < self.world_size:
+            raise UsageError(f"rank is {self.rank}; it must be 0..{self.world_size - 1}")
+        if self.train and self.count < least:
+            raise UsageError(f"{self.count} training images; BN needs {least} or more")
+        if self.batch_size < least:
+            raise UsageError(f"batch_size is {self.batch_size}; it must be {least} or more")
+        if self.train and self.batch_size > self.count:
             raise UsageError(
-                f"rank is {rank} of {world_size} processes; it must be 0 or more, and less"
+                f"batch_size is {self.batch_size}, more than the {self.count} training images"
             )
-        least = 2 * world_size if train else 1
-        if train and count < least:
-            raise UsageError(f"{count} training images; BN needs {least} or more")
-        if batch_size < least:
-            raise UsageError(f"batch_size is {batch_size}; it must be {least} or more")
-        if train and batch_size > count:
-            raise UsageError(f"batch_size is {batch_size}, more than the {count} training images")
-        self.count, self.batch_size, self.train = count, batch_size, train
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        rest = count % batch_size
-        self.num_global = count // batch_size + (rest >= least)
-        self.epoch = self.start = 0
+        self.num_global = self.count // self.batch_size + (self.count % self.batch_size >= least)
 
     def global_batch(self, index: int) -> int:
         """Images in batch ``index`` of an epoch, over all processes."""
@@ -73,8 +72,7 @@ class EpochBatches:
 
     def __len__(self) -> int:
         """Batches of a whole epoch in which this process has a share."""
-        last = self.global_batch(self.num_global - 1) if self.num_global else 0
-        return self.num_global - (last <= self.rank) if self.batch_size > self.rank else 0
+        return sum(self.global_batch(i) > self.rank for i in range(self.num_global))
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch, and the number of its batches that are left out."""
@@ -201,25 +199,28 @@ class SeededLoader(_Epochs, DataLoader):
 
 
 def _checked(iterator: Iterator, epoch: int, start: int) -> Iterator:
-    batch = 0
-    while True:
-        error = None
-        try:
-            loaded = next(iterator, None)
-        except RuntimeError as raised:
-            if not isinstance(raised, WorkerError) and "DataLoader" not in str(raised)[:10]:
-                raise
-            error = _worker_error(raised, f" at batch {batch} of epoch {epoch}")
-        if isinstance(loaded, _Failure):
-            error = DataError(loaded)
-        if error is not None:
-            del iterator  # ends the workers now, and not when the traceback goes
-            raise error
+    for batch in itertools.count():
+        loaded = _next(iterator)
         if loaded is None:
             return
+        if isinstance(loaded, Exception):
+            del iterator  # ends the workers now, and not when the traceback goes
+            raise type(loaded)(f"epoch {epoch}, batch {batch}: {loaded}")
         if batch >= start:
             yield loaded
-        batch += 1
+
+
+def _next(iterator: Iterator):
+    """A batch; None at the end; or what went wrong, without a traceback that keeps the workers."""
+    try:
+        loaded = next(iterator, None)
+    except WorkerError as error:
+        return WorkerError(str(error))
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader"):
+            raise
+        return _worker_error(error)
+    return DataError(loaded) if isinstance(loaded, _Failure) else loaded
 
 
 class _Failure(str):
@@ -245,11 +246,9 @@ def _collate(samples: list):
     return failures[0] if failures else default_collate(samples)
 
 
-def _worker_error(error: RuntimeError, where: str = "") -> WorkerError:
-    if isinstance(error, WorkerError):
-        return error
+def _worker_error(error: RuntimeError) -> WorkerError:
     cause = str(error).splitlines()[0].rstrip(". ")
-    return WorkerError(f"{cause}{where}; memory may be short: take fewer workers, or --workers 0")
+    return WorkerError(f"{cause}; memory may be short: take fewer workers, or --workers 0")
 
 
 def _name_worker_errors() -> None:
@@ -287,36 +286,30 @@ def get_loader(
     batch_size: int,
     *,
     train: bool,
-    seed: int = 0,
     num_workers: int = 0,
     timeout_s: float = 120.0,
     device: torch.device | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    **options: int,
 ) -> SeededLoader:
     """Batches of (N, 3, 32, 32) float32 images and (N,) int64 labels.
 
     Args:
         dataset: images through a transform.
-        batch_size: images a batch over all processes; the last one of an epoch is smaller.
+        batch_size: images a batch over all processes, see :class:`EpochBatches`.
         train: shuffled, and without a last batch that is too small for BN.
-        seed: of order and augmentation.
         num_workers: processes that load; 0 loads in this one.
         timeout_s: seconds after which a worker that gives no batch counts as hung.
         device: where the batches go; memory is pinned for cuda.
-        rank: this process, 0..world_size-1.
-        world_size: how many processes share each batch.
+        options: ``seed``, ``rank`` and ``world_size`` of :class:`EpochBatches`.
 
     Raises:
-        UsageError: no image would be left, or a number is out of its range.
+        UsageError: a number is out of its range, or no image would be left.
     """
     if num_workers < 0:
         raise UsageError(f"workers is {num_workers}; it must be 0 or more")
     return SeededLoader(
         dataset,
-        EpochBatches(
-            len(dataset), batch_size, train=train, seed=seed, rank=rank, world_size=world_size
-        ),
+        EpochBatches(len(dataset), batch_size, train, **options),
         num_workers=num_workers,
         timeout=timeout_s if num_workers else 0,
         pin_memory=device is not None and device.type == "cuda",

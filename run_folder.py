@@ -59,6 +59,9 @@ def write_run(
     predicted: np.ndarray,
     log: Iterable[str],
     figures: Mapping[str, Figure],
+    evaluation: Mapping[str, Any] | None = None,
+    tables: Mapping[str, Sequence[Sequence[Any]]] | None = None,
+    report: str | None = None,
 ) -> Path:
     """Write a finished run: what it gave, in forms that people and programs read.
 
@@ -79,6 +82,9 @@ def write_run(
         predicted: (N,) classes that the network gives them.
         log: the lines of ``log.txt``.
         figures: by file name, for ``figures/NAME.png``.
+        evaluation: plain data, what the images showed in all: ``evaluation`` in ``results.json``.
+        tables: by file name, for ``NAME.csv``: rows, the first of which names the columns.
+        report: the HTML of ``report.html``.
 
     Returns:
         The folder.
@@ -110,14 +116,15 @@ def write_run(
             "train": sum(row["train_seconds"] for row in history),
             "test": sum(row["test_seconds"] for row in history),
         },
+        **({} if evaluation is None else {"evaluation": dict(evaluation)}),
         "history": history,
     }
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "results.json").unlink(missing_ok=True)
         _write(out_dir / "log.txt", "\n".join([*log, ""]).encode())
-        _write(out_dir / "history.csv", _csv(history))
-        _write(out_dir / "steps.csv", _csv([dataclasses.asdict(record) for record in steps]))
+        _write(out_dir / "history.csv", _csv(_rows(epochs)))
+        _write(out_dir / "steps.csv", _csv(_rows(steps)))
         stream = io.BytesIO()
         torch.save({"state_dict": weights, "recipe": dict(recipe), "data": dict(data)}, stream)
         _write(out_dir / "model.pt", stream.getvalue())
@@ -126,20 +133,64 @@ def write_run(
             stream = io.BytesIO()
             figure.savefig(stream, format="png", dpi=FIGURE_DPI)
             _write(out_dir / "figures" / f"{name}.png", stream.getvalue())
-        _write(
-            out_dir / "results.json",
-            json.dumps(results, indent=1, allow_nan=False).encode() + b"\n",
-        )
+        _write_evaluation(out_dir, results, tables or {}, report)
     except OSError as error:
         raise StorageError(f"cannot write to {out_dir}: {error.strerror or error}") from error
     return out_dir
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def write_evaluation(
+    out_dir: str | os.PathLike,
+    *,
+    results: Mapping[str, Any],
+    tables: Mapping[str, Sequence[Sequence[Any]]],
+    report: str,
+) -> Path:
+    """Write what given weights make of images, where nothing was trained.
+
+    Args:
+        out_dir: the folder, made where it is missing.
+        results: plain data, for ``results.json``, which comes last.
+        tables: by file name, for ``NAME.csv``: rows, the first of which names the columns.
+        report: the HTML of ``report.html``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StorageError: something cannot be written.
+    """
+    out_dir = Path(out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "results.json").unlink(missing_ok=True)
+        _write_evaluation(out_dir, results, tables, report)
+    except OSError as error:
+        raise StorageError(f"cannot write to {out_dir}: {error.strerror or error}") from error
+    return out_dir
+
+
+def _write_evaluation(
+    out_dir: Path, results: Mapping, tables: Mapping[str, Sequence], report: str | None
+) -> None:
+    for name, rows in tables.items():
+        _write(out_dir / f"{name}.csv", _csv(rows))
+    if report is not None:
+        _write(out_dir / "report.html", report.encode())
+    _write(
+        out_dir / "results.json",
+        json.dumps(results, indent=1, allow_nan=False).encode() + b"\n",
+    )
+
+
+def _rows(records: Sequence[Any]) -> list[list[Any]]:
+    columns = [field.name for field in dataclasses.fields(records[0])]
+    return [columns, *([getattr(record, name) for name in columns] for record in records)]
+
+
+def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
 

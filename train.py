@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -21,15 +22,16 @@ import matplotlib
 matplotlib.use("Agg")
 
 import torch
-from checkpoint import Checkpoint
-from interrupts import catch_signals
-from run_lock import lock_folder
+from matplotlib.figure import Figure
 
 import visualize
+from checkpoint import LAST, Checkpoint
 from cifar10_files import prepare_cifar10
 from data import ImageDataset, load_cifar10, load_digits
 from distributed import Group, join_group
-from errors import DivergedError, RunError, UsageError
+from errors import DivergedError, RunError, UsageError, WorkerError
+from evaluation import Evaluation, evaluate_predictions
+from grad_cam import explain_errors
 from hardware import (
     PRECISIONS,
     describe_machine,
@@ -37,12 +39,17 @@ from hardware import (
     get_device,
     get_precision,
 )
+from interrupts import catch_signals
 from learning_rate import LRFinding, find_lr, one_cycle
 from loaders import ResidentLoader, fits_device, get_loader
 from models import CustomResNet
 from optimizer import get_optimizer
+from pictures import load_image_folder
 from recipe import PRESETS, Recipe
+from report import build_report
 from run_folder import prepare_folder, write_run
+from run_lock import lock_folder
+from trackers import TensorBoardTracker, call_all, track
 from training_log import TrainingLog, progress_bar
 from transformation import (
     CIFAR10_MEAN,
@@ -98,6 +105,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", metavar="DIR", help="folder of the run (runs/ and the time)")
     add("--resume", default="auto", metavar="R",
         help="auto: go on where a run in --out was stopped; never; or a checkpoint (%(default)s)")
+    add("--tensorboard", action="store_true", help="live curves: tensorboard --logdir runs")
     add("--save-minutes", type=float, default=10, metavar="X",
         help="minutes between checkpoints within an epoch (%(default)s)")
     # fmt: on
@@ -123,7 +131,7 @@ def load_images(args: argparse.Namespace) -> tuple[ImageDataset, ImageDataset, s
     else:
         with progress_bar("CIFAR-10", sys.stderr) as progress:
             folder = prepare_cifar10(args.data_dir, download=args.download, progress=progress)
-            train, test = load_cifar10(folder, progress=progress)
+            train, test = load_cifar10(folder, load_folder=load_image_folder, progress=progress)
     name = "test images"
     if args.val is not None:
         in_range("val", args.val, len(train) - 2)
@@ -134,9 +142,11 @@ def load_images(args: argparse.Namespace) -> tuple[ImageDataset, ImageDataset, s
     return train.sample(args.limit_train), test.sample(args.limit_test), name
 
 
-def in_range(option: str, value: int | None, most: int) -> None:
-    if value is not None and not 1 <= value <= most:
-        raise UsageError(f"--{option} is {value}; it must be from 1 to {most:,}")
+def in_range(option: str, value: int | None, most: int | None) -> None:
+    """Refuse a number of images; ``most`` is None as long as no image is loaded."""
+    if value is not None and (value < 1 or (most is not None and value > most)):
+        allowed = "1 or more" if most is None else f"from 1 to {most:,}"
+        raise UsageError(f"--{option} is {value}; it must be {allowed}")
 
 
 def choose_rates(recipe: Recipe, finding: LRFinding | None) -> dict[str, Any]:
@@ -203,17 +213,27 @@ def say(line: str) -> None:
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
 
 
-def is_complete(args: argparse.Namespace, recipe: Recipe) -> bool:
-    """Whether the folder holds the finished run of this recipe."""
+def stored_results(out: Path) -> dict[str, Any]:
+    """What a finished run left in the folder, or nothing."""
     try:
-        results = json.loads((Path(args.out) / "results.json").read_text("utf-8"))
-        stored = dict(results["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads((out / "results.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def is_complete(setup: Setup, data: dict[str, Any]) -> bool:
+    """Whether the folder holds this very run, finished.
+
+    Raises:
+        StorageError: it holds a finished run of the same recipe on other images.
+    """
+    results = stored_results(setup.out)
+    if not results:
         return False
-    if args.resume != "auto" or stored != json.loads(json.dumps(as_data(recipe))):
-        return False
-    epochs = len(results.get("history", []))
-    print(f"already complete ({epochs} of {recipe.epochs} epochs): {args.out}")
+    if results["data"] != json.loads(json.dumps(data)):
+        prepare_folder(setup.out)  # says why not
+    done = len(results["history"])
+    print(f"already complete ({done} of {setup.recipe.epochs} epochs): {setup.out}")
     return True
 
 
@@ -230,14 +250,15 @@ def digest(*sets: ImageDataset) -> str:
 
 
 @contextlib.contextmanager
-def own_folder(args: argparse.Namespace, is_first: bool) -> Iterator[Path]:
+def own_folder(args: argparse.Namespace, recipe: Recipe, is_first: bool) -> Iterator[Path]:
     """The folder of the run, for this process alone; gone again where nothing was written."""
     out = Path(args.out)
     if not is_first:
         yield out
         return
     is_new = not out.exists()
-    prepare_folder(out)
+    if args.resume != "auto" or stored_results(out).get("recipe") != as_data(recipe):
+        prepare_folder(out)
     try:
         with lock_folder(out) as warning:
             if warning:
@@ -250,7 +271,25 @@ def own_folder(args: argparse.Namespace, is_first: bool) -> Iterator[Path]:
         raise
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setup:
+    """What is settled before any image is loaded."""
+
+    args: argparse.Namespace
+    recipe: Recipe
+    precision: str
+    compile_mode: str | None
+    group: Group
+    out: Path
+    command: str
+
+    @property
+    def is_first(self) -> bool:
+        """This process writes and speaks."""
+        return self.group.rank == 0
+
+
+def run(args: argparse.Namespace, command: str) -> int:
     """Everything between the command line and the exit code."""
     recipe = choose_recipe(args)
     device = get_device(args.device)
@@ -260,48 +299,50 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < float("inf"):
         raise UsageError(f"--save-minutes is {args.save_minutes}; it must be 0 or more")
-    if is_complete(args, recipe):
-        return 0
-    with join_group(device) as group, own_folder(args, group.rank == 0) as out:
+    for option in ("val", "limit-train", "limit-test"):
+        in_range(option, getattr(args, option.replace("-", "_")), None)
+    with join_group(device) as group, own_folder(args, recipe, group.rank == 0) as out:
+        setup = Setup(args, recipe, precision, compile_mode, group, out, command)
         if group.world_size == 1:
-            return train_and_write(args, recipe, precision, compile_mode, group, out)
+            return train_and_write(setup)
         # torchrun ends with 1 whatever the reason was.
-        status = {"exit_code": 1, "message": "another process failed, or this one was killed"}
+        status = {"exit_code": 1, "message": "it was killed, or there is a bug"}
         try:
-            code = train_and_write(args, recipe, precision, compile_mode, group, out)
+            code = train_and_write(setup)
             status = {"exit_code": code, "message": ""}
             return code
         except RunError as error:
             status = {"exit_code": error.exit_code, "message": str(error)}
             raise
+        except RuntimeError as error:
+            if "gloo" not in str(error).lower() and "nccl" not in str(error).lower():
+                raise
+            lost = WorkerError(
+                f"another process of the group is gone ({str(error).splitlines()[0]})"
+            )
+            status = {"exit_code": lost.exit_code, "message": str(lost)}
+            raise lost from error
         finally:
             if group.rank == 0:
                 (out / "status.json").write_text(json.dumps(status) + "\n", "utf-8")
 
 
-def train_and_write(
-    args: argparse.Namespace,
-    recipe: Recipe,
-    precision: str,
-    compile_mode: str | None,
-    group: Group,
-    out: Path,
-) -> int:
+def train_and_write(setup: Setup) -> int:
     started = time.perf_counter()
-    device, is_first = group.device, group.rank == 0
+    args, recipe, group, out = setup.args, setup.recipe, setup.group, setup.out
     set_seed(recipe.seed)
     with group.one_by_machine_first():
         train, test, test_name = load_images(args)
     is_cifar10 = train.source.startswith("CIFAR-10")
     mean, std = (CIFAR10_MEAN, CIFAR10_STD) if is_cifar10 else get_stats(train.data)
-    train_loader, finder_loader, test_loader = make_loaders(
-        args, recipe, train, test, mean, std, group
-    )
+    loaders = make_loaders(args, recipe, train, test, mean, std, group)
+    train_loader, finder_loader, test_loader = loaders
     total_steps = recipe.epochs * len(train_loader)
     if total_steps < 3:
         raise UsageError(
             f"{total_steps} steps in all; one cycle needs 3: more epochs or smaller batches"
         )
+    batched = isinstance(train_loader, ResidentLoader)
     data = {
         "source": train.source,
         "classes": train.classes,
@@ -310,34 +351,29 @@ def train_and_write(
         "num_train": len(train),
         "num_test": len(test),
         "evaluated_on": test_name,
-        "augmentation": "batched" if isinstance(train_loader, ResidentLoader) else "albumentations",
+        "augmentation": "batched" if batched else "albumentations",
     }
+    if setup.is_first and is_complete(setup, data):
+        return 0
     machine = describe_machine(
-        device, precision, compile_mode=compile_mode, num_processes=group.world_size
-    )
-    shown = {"source": train.source, "classes": train.classes}
-    images, labels = next(iter(finder_loader))
-    figures = {
-        "class_counts": visualize.plot_class_counts(train.targets, **shown),
-        "samples": visualize.plot_samples(
-            images[:20].cpu().numpy(), labels[:20].cpu(), mean=mean, std=std, **shown
-        ),
-    }
-    quiet = None if is_first else open(os.devnull, "w", encoding="utf-8")
-    log = TrainingLog(len(train_loader), len(test), test_name=test_name.capitalize(), stream=quiet)
+        group.device, setup.precision,
+        compile_mode=setup.compile_mode, num_processes=group.world_size,
+    )  # fmt: skip
+    stream = None if setup.is_first else open(os.devnull, "w", encoding="utf-8")
+    log = TrainingLog(len(train_loader), len(test), test_name=test_name.capitalize(), stream=stream)
     log.write(f"{train.source}: {len(train):,} training images, {len(test):,} {test_name}")
-    log.write(f"{machine['device_name']}, {precision}, {machine['threads']} threads")
+    log.write(f"{machine['device_name']}, {setup.precision}, {machine['threads']} threads")
     checkpoint = Checkpoint(
         out,
         identity={
             "recipe": as_data(recipe),
             "data": data | {"sha256": digest(train, test)},
-            "workers": None if data["augmentation"] == "batched" else args.workers,
+            "workers": None if batched else args.workers,
         },
         environment=machine,
         extra={"log": log},
         every_s=60 * args.save_minutes,
-        write=is_first,
+        write=setup.is_first,
     )
     resumed = checkpoint.load(args.resume)
     for warning in checkpoint.warnings:
@@ -345,7 +381,8 @@ def train_and_write(
     if resumed:
         say(f"going on from {checkpoint.source}")
 
-    model = to_device(CustomResNet(num_classes=len(train.classes)), device)
+    samples = tuple(part[:20].cpu().numpy() for part in next(iter(finder_loader)))
+    model = to_device(CustomResNet(num_classes=len(train.classes)), group.device)
     log.write(model_summary(model))
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     optimizer = get_optimizer(
@@ -355,19 +392,9 @@ def train_and_write(
         betas=(recipe.beta1, recipe.beta2),
     )
     if not resumed:
-        finding = None
-        if recipe.lr_max is None and is_first:
-            with progress_bar("range test") as on_step:
-                finding = find_lr(
-                    model, optimizer, criterion, finder_loader,
-                    start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-                    num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
-                    autocast_dtype=PRECISIONS[precision], on_step=on_step,
-                )  # fmt: skip
-        checkpoint.notes["rates"] = group.same(choose_rates(recipe, finding) if is_first else None)
+        found = find_rates(setup, model, optimizer, criterion, finder_loader)
+        checkpoint.notes["rates"] = found
     rates = checkpoint.notes["rates"]
-    if "losses" in rates:
-        figures["lr_finder"] = visualize.plot_lr_finder(**rates, source=train.source)
     log.write(f"LRMAX = {rates['lr_max']:.6g}, LRMIN = {rates['lr_min']:.6g}: {rates['rule']}")
     log.write()
     scheduler = one_cycle(
@@ -377,63 +404,127 @@ def train_and_write(
         total_steps=total_steps,
         peak_step=round(recipe.peak * len(train_loader)),
     )
-    try:
-        with contextlib.closing(log), catch_signals() as signals:
-            history = fit(
-                model, train_loader, test_loader, optimizer, scheduler, criterion,
-                epochs=recipe.epochs, precision=precision, compile_mode=compile_mode, group=group,
-                checkpoint=checkpoint, stop=signals.stop, on_step=log.on_step,
-                on_epoch=log.on_epoch,
-            )  # fmt: skip
-    except DivergedError as error:
-        kept = checkpoint.newest()
-        raise DivergedError(f"{error}; the last good state is {kept or 'not saved yet'}") from error
-    if len(history.epochs) < recipe.epochs:
-        say(
-            f"stopped in epoch {len(history.epochs) + 1} of {recipe.epochs} after "
-            f"{len(history.steps)} of {total_steps} steps; the same command with --out {out} goes on"
+    on_step, on_epoch, tracker = log.on_step, log.on_epoch, None
+    if args.tensorboard and setup.is_first:
+        tracker = TensorBoardTracker(out / "tensorboard")
+        track_step, track_epoch = track(tracker, len(train_loader))
+        on_step, on_epoch = call_all(on_step, track_step), call_all(on_epoch, track_epoch)
+    with contextlib.ExitStack() as stack:
+        if tracker is not None:
+            stack.enter_context(contextlib.closing(tracker))
+        try:
+            with contextlib.closing(log), catch_signals() as signals:
+                history = fit(
+                    model, train_loader, test_loader, optimizer, scheduler, criterion,
+                    epochs=recipe.epochs, precision=setup.precision,
+                    compile_mode=setup.compile_mode, group=group, checkpoint=checkpoint,
+                    stop=signals.stop, on_step=on_step, on_epoch=on_epoch,
+                )  # fmt: skip
+        except DivergedError as error:
+            kept = f"the last good state is {out / LAST}" if (out / LAST).exists() else ""
+            raise DivergedError(f"{error}; {kept or 'nothing was saved before'}") from error
+        if len(history.epochs) < recipe.epochs:
+            say(
+                f"stopped in epoch {len(history.epochs) + 1} of {recipe.epochs} after "
+                f"{len(history.steps)} of {total_steps} steps; "
+                f"the same command with --out {out} goes on"
+            )
+            return 143 if signals.received == signal.SIGTERM else 130
+        evaluation = measure(setup, model, test_loader, test)
+        if not setup.is_first:
+            return 0
+        log.write(
+            f"Accuracy {100 * evaluation.accuracy:.2f} % on {len(test):,} {test_name} "
+            f"({train.source}), {time.perf_counter() - started:.0f} s"
         )
-        return 143 if signals.received == signal.SIGTERM else 130
-
-    predictions = predict(model, test_loader, precision=precision, group=group)
-    if not is_first:
-        return 0
-    predicted = predictions.predicted
-    log.write(
-        f"Accuracy {100 * predictions.accuracy:.2f} % on {len(test):,} {test_name} "
-        f"({train.source}), {time.perf_counter() - started:.0f} s"
+        figures = draw(train, test, history, rates, samples, evaluation, mean, std)
+        if tracker is not None:
+            tracker.log_figures(figures, total_steps - 1)
+    about = {
+        "recipe": as_data(recipe), "data": data, "learning_rate": rates, "machine": machine,
+    }  # fmt: skip
+    history_data = [dataclasses.asdict(record) for record in history.epochs]
+    normalise = get_test_batch_transform(test.data, mean, std, device=group.device)
+    write_run(
+        out,
+        **about,
+        model=model,
+        epochs=history.epochs,
+        steps=history.steps,
+        labels=evaluation.labels,
+        predicted=evaluation.predicted,
+        log=log.lines,
+        figures=figures,
+        evaluation=evaluation.summary(),
+        tables={"errors": evaluation.error_rows(), "classes": evaluation.class_rows()},
+        report=build_report(
+            about | {"history": history_data},
+            evaluation,
+            test.data,
+            title=f"Custom ResNet on {train.source}",
+            steps=history.steps,
+            samples=samples,
+            grad_cam=explain_errors(model, normalise, evaluation),
+            command=setup.command,
+        ),
     )
-    figures |= {
+    checkpoint.discard()
+    log.write(f"The run is in {out}: report.html shows it, figures/ has its pictures")
+    return 0
+
+
+def find_rates(setup: Setup, model, optimizer, criterion, loader) -> dict[str, Any]:
+    """The same rates for all processes: given ones, or what the first one's range test finds."""
+    recipe, rates = setup.recipe, None
+    if setup.is_first:
+        finding = None
+        if recipe.lr_max is None:
+            with progress_bar("range test") as on_step:
+                finding = find_lr(
+                    model, optimizer, criterion, loader,
+                    start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
+                    num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
+                    autocast_dtype=PRECISIONS[setup.precision], on_step=on_step,
+                )  # fmt: skip
+        rates = choose_rates(recipe, finding)
+    return setup.group.same(rates)
+
+
+def measure(setup: Setup, model, loader, test: ImageDataset) -> Evaluation:
+    """One pass over the images, and one with their mirror images where these mean the same."""
+    passing = {"precision": setup.precision, "group": setup.group}
+    plain, mirrored = predict(model, loader, **passing), None
+    if setup.recipe.flip_probability > 0:
+        mirrored = predict(model, loader, mirrored=True, **passing).probabilities
+    return evaluate_predictions(plain.probabilities, plain.labels, test.classes, mirrored=mirrored)
+
+
+def draw(train, test, history, rates, samples, evaluation, mean, std) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    shown = {"source": train.source, "classes": train.classes}
+    figures = {
+        "class_counts": visualize.plot_class_counts(train.targets, **shown),
+        "samples": visualize.plot_samples(*samples, mean=mean, std=std, **shown),
+    }
+    if "losses" in rates:
+        figures["lr_finder"] = visualize.plot_lr_finder(**rates, source=train.source)
+    return figures | {
         "history": visualize.plot_history(history.epochs, source=train.source),
         "lr_history": visualize.plot_lr_history(history.steps, source=train.source),
         "misclassified": visualize.plot_misclassified(
-            test.data, test.targets, predictions.probabilities, **shown
+            test.data, evaluation.labels, evaluation.probabilities, **shown
         ),
-        "confusion_matrix": visualize.plot_confusion_matrix(test.targets, predicted, **shown),
+        "confusion_matrix": visualize.plot_confusion_matrix(
+            evaluation.labels, evaluation.predicted, **shown
+        ),
     }
-    write_run(
-        out,
-        model=model,
-        recipe=as_data(recipe),
-        data=data,
-        learning_rate=rates,
-        machine=machine,
-        epochs=history.epochs,
-        steps=history.steps,
-        labels=predictions.labels,
-        predicted=predicted,
-        log=log.lines,
-        figures=figures,
-    )
-    checkpoint.discard()
-    log.write(f"The run is in {out}, its figures in {out / 'figures'}")
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
     try:
-        return run(parse(argv))
+        given = sys.argv[1:] if argv is None else argv
+        return run(parse(argv), shlex.join(["python", "train.py", *given]))
     except RunError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return error.exit_code

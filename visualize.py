@@ -206,10 +206,11 @@ def plot_misclassified(
         f"{classes[predicted[i]]} ({probabilities[i, predicted[i]]:.1%})"
         for i in shown
     ]
-    title = f"Misclassified: {len(wrong):,} of {len(labels):,}, the most confident ones"
+    title = f"Misclassified: {len(wrong):,} of {len(labels):,}"
+    title += ", the most confident ones" if 0 < len(shown) < len(wrong) else ""
     return _picture_grid(
         np.asarray(images)[shown], captions, title, source,
-        columns=columns, empty="nothing is misclassified",
+        columns=columns, empty="none is shown" if len(wrong) else "nothing is misclassified",
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""Networks. ``from models import CustomResNet``."""
+"""Networks and the files of their weights. ``from models import CustomResNet``."""
 
 from .custom_resnet import CustomResNet
+from .weights_file import WeightsFile, load_weights, save_weights
 
-__all__ = ["CustomResNet"]
+__all__ = ["CustomResNet", "WeightsFile", "load_weights", "save_weights"]

@@ -1,7 +1,13 @@
 """The assignment's network: a small ResNet for 32x32 images."""
 
+from __future__ import annotations
+
+import os
+
 import torch
 from torch import Tensor, nn
+
+from .weights_file import WeightsFile, check_fit, load_weights
 
 
 def _conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
@@ -71,6 +77,27 @@ class CustomResNet(nn.Module):
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(512, num_classes)
         self.softmax = nn.LogSoftmax(dim=1)
+
+    @classmethod
+    def from_pretrained(cls, weights: str | os.PathLike | WeightsFile) -> CustomResNet:
+        """The network with the weights of a file, on the CPU and ready to classify (``eval()``).
+
+        Args:
+            weights: a safetensors file, or what :func:`load_weights` read from one, which also
+                has its class names, mean and standard deviation.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, foreign or of another network.
+            UsageError: the package safetensors is not installed.
+        """
+        if not isinstance(weights, WeightsFile):
+            weights = load_weights(weights)
+        with torch.device("meta"):  # no weights are drawn, so no seed moves
+            model = cls(num_classes=len(weights.classes))
+        check_fit(weights, model.state_dict())
+        copies = {name: value.clone() for name, value in weights.state_dict.items()}
+        model.load_state_dict(copies, assign=True)
+        return model.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify a batch.

@@ -17,9 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
-from safetensors.torch import save_file
 
-from models import CustomResNet
+from models import CustomResNet, save_weights
 from recipe import PRESETS
 from transformation import get_train_aug_transform
 from utils import model_summary
@@ -53,12 +52,7 @@ def copy_run(run: Path) -> None:
     for name, image in IMAGES.items():
         shutil.copyfile(run / "figures" / f"{name}.png", ROOT / "images" / image)
     stored = torch.load(run / "model.pt", weights_only=True)
-    halves = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in stored["state_dict"].items()
-    }
-    about = {"recipe": json.dumps(stored["recipe"]), "data": json.dumps(stored["data"])}
-    save_file(halves, WEIGHTS, metadata=about)
+    save_weights(WEIGHTS, stored["state_dict"], data=stored["data"], recipe=stored["recipe"])
 
 
 def render_results(results: dict) -> str:

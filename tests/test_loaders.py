@@ -1,12 +1,19 @@
+import multiprocessing
+import os
+import signal
+import time
+
 import albumentations as A
 import numpy as np
 import pytest
 import torch
 
 from data import ImageDataset
-from errors import UsageError
-from loaders import get_loader
-from transformation import get_train_aug_transform
+from errors import DataError, UsageError, WorkerError
+from loaders import EpochBatches, ResidentLoader, fits_device, get_loader
+from transformation import get_train_aug_transform, get_train_batch_transform
+
+CPU = torch.device("cpu")
 
 
 class Draws:
@@ -106,8 +113,244 @@ def test_a_last_batch_of_one_is_dropped_in_training_and_kept_in_evaluation():
 
 @pytest.mark.parametrize(
     ("batch_size", "num_workers", "message"),
-    [(41, 0, "batch_size is 41, more than the 40"), (8, -1, "workers is -1")],
+    [
+        (41, 0, "batch_size is 41, more than the 40"),
+        (8, -1, "workers is -1"),
+        (0, 0, "batch_size is 0; it must be 2 or more"),
+        (-4, 0, "batch_size is -4; it must be 2 or more"),
+    ],
 )
 def test_what_cannot_be_loaded_is_refused(batch_size, num_workers, message):
     with pytest.raises(UsageError, match=message):
         get_loader(dataset(), batch_size, train=True, num_workers=num_workers)
+
+
+def resident(count=40, batch_size=16, **options):
+    """A loader whose images are (index, epoch), so that a batch tells what it is."""
+
+    def transform(indices, epoch):
+        return torch.stack((indices, torch.full_like(indices, epoch)), dim=1)
+
+    options = {"train": True} | options
+    return ResidentLoader(transform, np.arange(count) % 10, batch_size, device=CPU, **options)
+
+
+@pytest.mark.parametrize("make", [resident, lambda: get_loader(dataset(), 16, train=True)])
+def test_iterating_leaves_the_global_random_numbers_alone(make):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for _ in make():
+        pass
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+
+
+def test_both_loaders_go_through_the_images_in_the_same_order():
+    # Else one option would change two things.
+    seeded = get_loader(dataset(), 16, train=True, seed=3)
+    loader = resident(seed=3)
+    for epoch in (1, 2):
+        seeded.set_epoch(epoch)
+        loader.set_epoch(epoch)
+        expected = loader.indices()
+        assert torch.equal(seeded.indices(), expected)
+        labels = torch.cat([labels for _, labels in seeded])
+        assert torch.equal(labels, expected % 10)
+        assert torch.equal(torch.cat([images for images, _ in loader])[:, 0], expected)
+
+
+def test_resident_loader_sees_every_image_once_in_another_order_each_epoch_and_seed():
+    def order(seed, epoch):
+        loader = resident(seed=seed)
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        images, labels = (torch.cat(parts) for parts in zip(*batches))
+        assert [len(labels) for _, labels in batches] == [16, 16, 8]
+        assert torch.equal(labels, images[:, 0] % 10) and (images[:, 1] == epoch).all()
+        return tuple(images[:, 0].tolist())
+
+    orders = {order(seed, epoch) for seed in (0, 1) for epoch in (1, 2, 3)}
+    assert len(orders) == 6
+    assert all(sorted(order) == list(range(40)) for order in orders)
+
+
+def test_each_iteration_goes_on_to_the_next_epoch():
+    loader = resident()
+    loader.set_epoch(4)
+    assert [int(next(iter(loader))[0][0, 1]) for _ in range(3)] == [4, 5, 6]
+
+
+@pytest.mark.parametrize("start", range(4))
+def test_resident_loader_goes_on_in_the_middle_of_an_epoch(start):
+    whole, rest = resident(), resident()
+    whole.set_epoch(7)
+    rest.set_epoch(7, start)
+    assert len(rest.indices()) == sum(rest.global_batch(i) for i in range(start, 3))
+    assert len(rest) == 3
+    tail = list(rest)
+    assert len(tail) == 3 - start
+    for (images, labels), (expected, expected_labels) in zip(tail, list(whole)[start:]):
+        assert torch.equal(images, expected) and torch.equal(labels, expected_labels)
+    assert len(list(rest)) == 3  # the next epoch is whole again
+
+
+@pytest.mark.parametrize(("num_workers", "start"), [(0, 0), (0, 2), (0, 3), (2, 1), (2, 2)])
+def test_seeded_loader_goes_on_with_the_augmentation_of_an_unbroken_epoch(num_workers, start):
+    def loader():
+        transform = get_train_aug_transform((0.5,) * 3, (0.25,) * 3)
+        return get_loader(dataset(transform=transform), 16, train=True, num_workers=num_workers)
+
+    whole, rest = loader(), loader()
+    whole.set_epoch(2)
+    rest.set_epoch(2, start)
+    expected, tail = list(whole), list(rest)
+    assert len(tail) == 3 - start
+    for (images, labels), (expected_images, expected_labels) in zip(tail, expected[start:]):
+        assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
+
+
+def test_a_start_outside_the_epoch_is_refused():
+    for start in (-1, 4):
+        with pytest.raises(UsageError, match=f"start is {start}; .* the 3 batches"):
+            resident().set_epoch(1, start)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 2, 16, 20])
+def test_the_shares_of_all_processes_are_the_batch(world_size, train, batch_size):
+    if train and batch_size < 2 * world_size:
+        with pytest.raises(UsageError, match="batch_size"):
+            EpochBatches(40, batch_size, train, world_size=world_size)
+        return
+    for count in range(batch_size if train else 0, batch_size + 40):
+        everything = EpochBatches(count, batch_size, train, seed=1)
+        everything.set_epoch(3)
+        order = everything.order().tolist()
+        ranks = [
+            EpochBatches(count, batch_size, train, 1, r, world_size) for r in range(world_size)
+        ]
+        for batches in ranks:
+            batches.set_epoch(3)
+        shares = [list(batches) for batches in ranks]
+        assert [len(batches) for batches in ranks] == [len(share) for share in shares]
+        seen = 0
+        for i in range(ranks[0].num_global):
+            parts = [share[i] for share in shares if i < len(share)]
+            assert all(parts)
+            size = ranks[0].global_batch(i)
+            assert sorted(sum(parts, [])) == sorted(order[seen : seen + size])
+            if train:
+                assert len(parts) == world_size and min(map(len, parts)) >= 2
+            seen += size
+        # Training goes without a last batch that is too small; evaluation never does.
+        assert count - seen < (2 * world_size if train else 1)
+        assert train or order == list(range(count))
+
+
+def test_distributed_evaluation_can_place_its_rows():
+    found = torch.full((41,), -1)
+    for rank in range(3):
+        loader = resident(41, 16, train=False, rank=rank, world_size=3)
+        indices = loader.indices()
+        found[indices] = torch.cat([labels for _, labels in loader])
+    assert found.tolist() == [i % 10 for i in range(41)]
+
+
+def test_an_image_does_not_depend_on_batch_size_process_or_resumption():
+    images = dataset().data
+    transform = get_train_batch_transform(images, (0.5,) * 3, (0.25,) * 3, device=CPU, seed=5)
+
+    def by_index(start=0, **options):
+        loader = ResidentLoader(transform, np.arange(40), device=CPU, train=True, **options)
+        loader.set_epoch(2, start)
+        return {int(i): image for batch, labels in loader for image, i in zip(batch, labels)}
+
+    expected = by_index(batch_size=40)
+    for found in (
+        by_index(batch_size=7),
+        by_index(start=2, batch_size=8),
+        by_index(batch_size=20, rank=1, world_size=2),
+        by_index(batch_size=20, rank=0, world_size=3, seed=9),
+    ):
+        assert found
+        assert all(torch.equal(image, expected[i]) for i, image in found.items())
+
+
+def test_processes_of_the_albumentations_path_do_not_draw_alike():
+    draws = [
+        torch.cat(epochs_of(get_loader(dataset(transform=Draws()), 20, train=True, **options), 1))
+        for options in ({"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2})
+    ]
+    assert len(torch.cat(draws).unique()) == 40
+
+
+def test_images_take_half_of_what_a_gpu_has_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    assert fits_device(500, torch.device("cuda")) and not fits_device(501, torch.device("cuda"))
+    assert fits_device(10**15, CPU)
+
+
+class Broken(ImageDataset):
+    """Image 21 does what ``fault`` says."""
+
+    def __getitem__(self, index):
+        if index == 21:
+            self.fault()
+        return super().__getitem__(index)
+
+
+def raise_error():
+    raise ValueError("no such picture")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(1000)
+
+
+def broken(fault, num_workers, batch_size=8, **options):
+    images = dataset()
+    broken = Broken(images.data, images.targets, images.classes, "test", None)
+    broken.fault = fault
+    return get_loader(broken, batch_size, train=False, num_workers=num_workers, **options)
+
+
+def seen_before(loader, error, match):
+    """The number of batches before ``error``; no process may be left."""
+    seen = 0
+    with pytest.raises(error, match=match):
+        for _ in loader:
+            seen += 1
+    for process in multiprocessing.active_children():
+        process.join(10)
+        assert not process.is_alive()
+    return seen
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_data_set_that_raises_names_the_image(num_workers):
+    loader = broken(raise_error, num_workers)
+    match = "epoch 0, batch 2: image 21 cannot be loaded: ValueError: no such picture"
+    assert seen_before(loader, DataError, match) == 2
+
+
+def test_a_worker_that_dies_is_named_with_a_way_out():
+    match = r"(?s)worker.*(killed|exited).*take fewer workers, or --workers 0"
+    assert seen_before(broken(die, 2), WorkerError, match) <= 2
+
+
+def test_a_worker_that_hangs_is_given_up():
+    match = "epoch 0, batch 2: DataLoader timed out after 2 seconds.*--workers 0"
+    assert seen_before(broken(hang, 1, timeout_s=2), WorkerError, match) == 2
+
+
+def test_a_worker_that_dies_while_the_program_does_something_else_is_named_too():
+    batches = iter(broken(die, 1, batch_size=40))
+    with pytest.raises(WorkerError, match="--workers 0"):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            pass
+    del batches

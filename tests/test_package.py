@@ -8,11 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "checkpoint", "cifar10_files", "data", "distributed", "errors", "hardware", "interrupts",
-    "learning_rate", "loaders", "optimizer", "recipe", "records", "run_folder", "run_lock",
-    "speedrun", "training_log", "transformation", "utils", "visualize",
+    "checkpoint", "cifar10_files", "data", "distributed", "error_figures", "errors",
+    "evaluation", "grad_cam", "hardware", "interrupts", "learning_rate", "loaders",
+    "optimizer", "pictures", "recipe", "records", "run_folder", "run_lock", "speedrun", "trackers",
+    "training_log", "transformation", "utils", "visualize",
 }  # fmt: skip
-IMPORTS = "import torch; from models import CustomResNet; " + "; ".join(
+IMPORTS = "import torch; from models import CustomResNet; import report; " + "; ".join(
     f"import {name}" for name in sorted(MODULES)
 )
 
@@ -22,7 +23,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("models", "pyproject.toml", "README.md", "requirements.txt", "LICENSE"):
+    for name in ("models", "report", "pyproject.toml", "README.md", "requirements.txt", "LICENSE"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.ipynb")]:
         (source / path.name).write_bytes(path.read_bytes())
@@ -40,8 +41,14 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_exactly_the_library(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    assert names == {f"{m}.py" for m in MODULES} | {"models/__init__.py", "models/custom_resnet.py"}
-    assert MODULES == {path.stem for path in ROOT.glob("*.py")} - {"train"}
+    models = {f"models/{m}.py" for m in ("__init__", "custom_resnet", "weights_file")}
+    report = {
+        f"report/{name}"
+        for name in ("__init__.py", "charts.py", "page.py", "sprites.py", "report.css", "report.js")
+    }
+    assert names == {f"{m}.py" for m in MODULES} | models | report
+    scripts = {"train", "evaluate", "predict"}
+    assert MODULES == {path.stem for path in ROOT.glob("*.py")} - scripts
 
 
 def test_wheel_asks_for_what_requirements_txt_says(wheel):
@@ -50,7 +57,7 @@ def test_wheel_asks_for_what_requirements_txt_says(wheel):
     asked = {
         line.removeprefix("Requires-Dist: ").replace(" ", "")
         for line in archive.read(name).decode().splitlines()
-        if line.startswith("Requires-Dist")
+        if line.startswith("Requires-Dist") and "extra ==" not in line
     }
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     expected = {line for line in lines if line and not line.startswith("#")}

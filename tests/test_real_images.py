@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 
 import train
 from data import CIFAR10_CLASSES, load_cifar10
 from loaders import get_loader
 from models import CustomResNet
+from pictures import load_image_folder
 from transformation import CIFAR10_MEAN, CIFAR10_STD, get_test_aug_transform
 from utils import evaluate, get_stats
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_images_are_cifar10(cifar10_dir):
-    train_images, test_images = load_cifar10(cifar10_dir)
+    train_images, test_images = load_cifar10(cifar10_dir, load_folder=load_image_folder)
     assert (len(train_images), len(test_images)) == (50_000, 10_000)
     assert train_images.classes == CIFAR10_CLASSES
     assert set(np.bincount(train_images.targets)) == {5000}
@@ -39,9 +39,8 @@ def test_a_short_training_learns(cifar10_dir, tmp_path):
 
 def test_published_weights_have_the_published_accuracy(cifar10_dir):
     results = json.loads((ROOT / "results" / "cifar10" / "results.json").read_text("utf-8"))
-    model = CustomResNet()
-    model.load_state_dict(load_file(ROOT / "weights" / "custom_resnet_cifar10.safetensors"))
-    _, images = load_cifar10(cifar10_dir)
+    model = CustomResNet.from_pretrained(ROOT / "weights" / "custom_resnet_cifar10.safetensors")
+    _, images = load_cifar10(cifar10_dir, load_folder=load_image_folder)
     images = images.sample(1000).with_transform(get_test_aug_transform(CIFAR10_MEAN, CIFAR10_STD))
     _, accuracy = evaluate(model, get_loader(images, 250, train=False))
     published = results["final"]["test_accuracy"]

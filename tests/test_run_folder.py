@@ -18,12 +18,12 @@ from torch import nn
 from errors import RunError, StorageError
 from hardware import describe_machine
 from models import CustomResNet
-from run_folder import prepare_folder, write_run
+from run_folder import prepare_folder, write_evaluation, write_run
 from utils import EpochRecord, StepRecord, to_device
 
 WRITTEN = (
-    "figures/history.png", "figures/samples.png", "history.csv", "log.txt", "model.pt",
-    "results.json", "steps.csv",
+    "classes.csv", "errors.csv", "figures/history.png", "figures/samples.png", "history.csv",
+    "log.txt", "model.pt", "report.html", "results.json", "steps.csv",
 )  # fmt: skip
 CALLS = range(len(WRITTEN))
 LAST_EPOCH = EpochRecord(
@@ -64,6 +64,12 @@ def arguments():
         "predicted": np.array([0, 0, 1, 1, 2, 3, 0]),
         "log": list(LOG),
         "figures": {name: Figure(figsize=(0.4, 0.4)) for name in ("history", "samples")},
+        "evaluation": {"accuracy": 5 / 6, "classes": [{"name": "zero", "recall": None}]},
+        "tables": {
+            "errors": [["index", "true"], [2, "kat, with a comma"], [5, "猫"]],
+            "classes": [["class", "precision"]],  # no row at all
+        },
+        "report": "<!doctype html><p>猫</p>\n",
     }
 
 
@@ -145,6 +151,36 @@ def test_history_is_unrounded_and_the_same_in_both_files(tmp_path, arguments):
         "train_seconds", "test_seconds",
     ]  # fmt: skip
     assert rows == read_results(tmp_path)["history"] == [dataclasses.asdict(e) for e in EPOCHS]
+
+
+def test_evaluation_tables_and_report_are_written_as_they_are_given(tmp_path, arguments):
+    written = contents(write_run(tmp_path, **arguments))
+    assert read_results(tmp_path)["evaluation"] == arguments["evaluation"]
+    assert written["errors.csv"].decode() == 'index,true\n2,"kat, with a comma"\n5,猫\n'
+    assert written["classes.csv"].decode() == "class,precision\n"
+    assert written["report.html"].decode() == arguments["report"]
+
+
+def test_run_without_evaluation_has_none_of_its_files(tmp_path, arguments):
+    for name in ("evaluation", "tables", "report"):
+        del arguments[name]
+    written = contents(write_run(tmp_path, **arguments))
+    assert sorted(written) == sorted(set(WRITTEN) - {"classes.csv", "errors.csv", "report.html"})
+    assert "evaluation" not in read_results(tmp_path)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_evaluation_alone_is_written_with_its_results_last(tmp_path, monkeypatch, number):
+    given = {"results": {"a": 1}, "tables": {"errors": [["index"], [3]]}, "report": "<p>"}
+    out = write_evaluation(tmp_path / "whole" / "one", **given)
+    whole = {"errors.csv": b"index\n3\n", "report.html": b"<p>", "results.json": b'{\n "a": 1\n}\n'}
+    assert contents(out) == whole
+    with pytest.raises(StorageError, match="holds a finished run"):
+        prepare_folder(out)
+    monkeypatch.setattr(os, "replace", fail_at(number, os.replace))
+    with pytest.raises(StorageError, match="No space left"):
+        write_evaluation(tmp_path / "part", **given)
+    assert set(contents(tmp_path / "part")) == set(list(whole)[:number])
 
 
 def test_steps_are_unrounded_and_numbered_from_zero(tmp_path, arguments):

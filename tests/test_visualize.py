@@ -375,6 +375,15 @@ def test_misclassified_shows_all_wrong_images_where_they_are_fewer_than_count():
     assert [caption.split()[0].strip(",") for _, caption in shown] == ["airplane", "cat"]
 
 
+def test_misclassified_says_most_confident_only_of_a_part_that_is_shown():
+    labels, probabilities = np.array([0, 0, 0]), np.eye(10)[[1, 2, 0]]
+    title = lambda count: plot_misclassified(  # noqa: E731
+        pixels(3), labels, probabilities, count=count, **NAMED
+    ).get_suptitle()
+    assert title(0) == title(2) == f"Misclassified: 2 of 3 · {SOURCE}"
+    assert title(1) == f"Misclassified: 2 of 3, the most confident ones · {SOURCE}"
+
+
 def test_longest_class_names_and_title_have_room():
     labels, probabilities = np.array([0, 1] * 5000), np.eye(10)[[1, 0] * 5000]
     for figure in (

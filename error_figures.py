@@ -1,0 +1,156 @@
+"""Figures of where and why a network fails. Each returns a matplotlib Figure from plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+# Okabe and Ito's colours, told apart with any colour vision.
+FIRST_COLOUR = "#0072B2"
+SECOND_COLOUR = "#D55E00"
+QUIET_COLOUR = "#9A9A9A"
+TITLE_SIZE = 15
+LABEL_SIZE = 12
+
+
+def plot_reliability(bins: Sequence[Any], *, calibration_error: float, source: str) -> Figure:
+    """How often the network is right, against how sure it is.
+
+    Args:
+        bins: records with ``low``, ``high``, ``count``, and ``confidence`` and ``accuracy``
+            (0..1, None in an empty bin).
+        calibration_error: the expected calibration error, 0..1.
+        source: where the images come from.
+    """
+    figure = _figure(f"Calibration, expected error {calibration_error:.2%}", source, 8, 6.5)
+    filled = [bin_ for bin_ in bins if bin_.count]
+    if not filled:
+        return _no_data(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    widths = [bin_.high - bin_.low for bin_ in filled]
+    places = [(bin_.low + bin_.high) / 2 for bin_ in filled]
+    upper.bar(
+        places, [bin_.accuracy for bin_ in filled], widths,
+        color=FIRST_COLOUR, edgecolor="white", label="accuracy of the images in the bin",
+    )  # fmt: skip
+    upper.plot(
+        [bin_.confidence for bin_ in filled], [bin_.confidence for bin_ in filled], "D",
+        color=SECOND_COLOUR, markersize=6, label="their mean confidence",
+    )  # fmt: skip
+    upper.plot([0, 1], [0, 1], "--", color=QUIET_COLOUR, linewidth=1.5, label="as sure as right")
+    upper.set_ylim(0, 1.02)
+    upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    upper.set_ylabel("accuracy", fontsize=LABEL_SIZE)
+    upper.legend(fontsize=LABEL_SIZE - 1, loc="upper left")
+    lower.bar(places, [bin_.count for bin_ in filled], widths, color=QUIET_COLOUR, ec="white")
+    lower.set_ylabel("images", fontsize=LABEL_SIZE)
+    lower.set_xlabel("probability of the predicted class", fontsize=LABEL_SIZE)
+    lower.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    lower.set_xlim(0, 1)
+    for axes in (upper, lower):
+        _quiet_frame(axes, "y")
+    return figure
+
+
+def plot_confused_pairs(
+    pairs: Sequence[Any], *, classes: Sequence[str], source: str, count: int = 10
+) -> Figure:
+    """The pairs of classes that are taken for one another most often.
+
+    Args:
+        pairs: records with ``first``, ``second`` (class indices), ``first_as_second`` and
+            ``second_as_first`` (images), the most confused first.
+        classes: the K class names.
+        source: where the images come from.
+        count: how many pairs are shown at most.
+    """
+    shown = list(pairs)[:count]
+    figure = _figure("Most confused pairs", source, 10, 1.6 + 0.5 * max(4, len(shown)))
+    if not shown:
+        return _no_data(figure, "nothing is misclassified")
+    axes = figure.subplots()
+    names = [f"{classes[pair.first]} · {classes[pair.second]}" for pair in shown]
+    forth = [pair.first_as_second for pair in shown]
+    back = [pair.second_as_first for pair in shown]
+    for values, left, colour, label in (
+        (forth, 0, FIRST_COLOUR, "the first taken for the second"),
+        (back, forth, SECOND_COLOUR, "the second taken for the first"),
+    ):
+        bars = axes.barh(names, values, left=left, color=colour, edgecolor="white", label=label)
+        texts = [str(n) if n >= 0.03 * max(map(sum, zip(forth, back))) else "" for n in values]
+        axes.bar_label(bars, texts, label_type="center", color="white", fontsize=LABEL_SIZE)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=LABEL_SIZE)
+    axes.set_xlabel("images", fontsize=LABEL_SIZE)
+    axes.legend(fontsize=LABEL_SIZE - 1, loc="lower right")
+    _quiet_frame(axes, "x")
+    return figure
+
+
+def plot_grad_cam(
+    images: np.ndarray,
+    labels: Sequence[int],
+    predicted: Sequence[int],
+    heat_predicted: np.ndarray,
+    heat_true: np.ndarray,
+    *,
+    classes: Sequence[str],
+    layer: str,
+    source: str,
+    columns: int = 2,
+) -> Figure:
+    """Misclassified images, and what in them speaks for the predicted and for the true class.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        labels: (N,) true classes.
+        predicted: (N,) predicted classes.
+        heat_predicted: (N, H, W) Grad-CAM of the predicted class, 0..1.
+        heat_true: (N, H, W) Grad-CAM of the true class, 0..1.
+        classes: the K class names.
+        layer: the layer whose maps were used.
+        source: where the images come from.
+        columns: images a row, each with its two maps.
+    """
+    rows = max(1, -(-len(labels) // columns))
+    figure = _figure(f"Grad-CAM of {layer}", source, 5.6 * columns, 2.1 * rows + 0.7)
+    if not len(labels):
+        return _no_data(figure, "nothing is misclassified")
+    grid = figure.subplots(rows, 3 * columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for number, (image, label, guess) in enumerate(zip(images, labels, predicted)):
+        row, first = number // columns, 3 * (number % columns)
+        captions = (f"{classes[label]}", f"for {classes[guess]}", f"for {classes[label]}")
+        kinds = ("true class", "predicted", "true")
+        heats = (None, heat_predicted[number], heat_true[number])
+        for axes, caption, kind, heat in zip(grid[row, first : first + 3], captions, kinds, heats):
+            axes.imshow(image, interpolation="nearest")
+            if heat is not None:
+                axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
+            axes.set_title(f"{caption}\n({kind})", fontsize=LABEL_SIZE - 1)
+    return figure
+
+
+def _figure(title: str, source: str, width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
+    return figure
+
+
+def _no_data(figure: Figure, text: str = "no data") -> Figure:
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=18, color=QUIET_COLOUR)
+    return figure
+
+
+def _quiet_frame(axes: Axes, grid: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, alpha=0.25)
+    axes.set_axisbelow(True)

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Evaluate a file of weights on test images; see ``python evaluate.py --help``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data import ImageDataset, load_cifar10, load_digits
+from errors import RunError, UsageError
+from evaluation import Evaluation, evaluate_predictions
+from grad_cam import LAYER, grad_cam
+from hardware import describe_machine, get_device
+from loaders import get_loader
+from models import CustomResNet, WeightsFile, load_weights
+from pictures import load_image_folder
+from report import build_report
+from run_folder import prepare_folder, write_evaluation
+from training_log import progress_bar
+from transformation import get_test_aug_transform
+from utils import predict, to_device
+
+PRECISION = "float32"  # what published figures are measured in
+NUM_EXPLAINED = 12  # errors under Grad-CAM
+BATCH_SIZE = 250
+NOTES = {
+    "CIFAR-10 (image folder)": "The images come from a folder of pictures and not from the official "
+    "files; where they were encoded again, as JPEG, figures from the official files do not compare."
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UsageError(message)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(description="Evaluate a file of weights on test images, in float32.")
+    add = parser.add_argument
+    add("weights", help="a .safetensors file, as in weights/")
+    add("--dataset", choices=("cifar10", "digits"), default="cifar10")
+    add("--data-dir", default="cifar10", metavar="DIR",
+        help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")  # fmt: skip
+    add("--limit-test", type=int, metavar="N", help="evaluate on N images, the classes in proportion")
+    add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
+    add("--out", metavar="DIR", help="folder of the report (runs/ and the time)")
+    args = parser.parse_args(argv)
+    args.out = args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"
+    return args
+
+
+def load_test_images(args: argparse.Namespace, weights: WeightsFile) -> ImageDataset:
+    if args.dataset == "digits":
+        _, test = load_digits()
+    else:
+        with progress_bar("images", sys.stderr) as progress:
+            _, test = load_cifar10(
+                args.data_dir, load_folder=load_image_folder, progress=progress
+            )
+    if tuple(test.classes) != weights.classes:
+        raise UsageError(
+            f"{weights.file} knows {_shortened(weights.classes)}, the images are "
+            f"{_shortened(test.classes)}; name the images that it was trained for"
+        )
+    return test.sample(args.limit_test)
+
+
+def _shortened(classes: tuple[str, ...]) -> str:
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
+
+
+def run(args: argparse.Namespace, command: str) -> None:
+    weights = load_weights(args.weights)
+    device = get_device(args.device)
+    model = to_device(CustomResNet.from_pretrained(weights), device)
+    test = load_test_images(args, weights)
+    is_new = not Path(args.out).exists()
+    out = prepare_folder(args.out)
+    try:
+        evaluate_and_write(model, test, weights, device, out, command)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if is_new:
+                out.rmdir()  # refused where something was written
+        raise
+
+
+def evaluate_and_write(
+    model: CustomResNet,
+    test: ImageDataset,
+    weights: WeightsFile,
+    device: torch.device,
+    out: Path,
+    command: str,
+) -> None:
+    transform = get_test_aug_transform(weights.mean, weights.std)
+    evaluation = measure(model, test, weights, device)
+    right = len(test) - len(evaluation.wrong)
+    print(
+        f"Accuracy {100 * evaluation.accuracy:.2f} % ({right}/{len(test)}), loss "
+        f"{evaluation.loss:.4f}: {test.source}, test images, {PRECISION}",
+        flush=True,
+    )
+    explained = evaluation.wrong[:NUM_EXPLAINED]
+    cam = None
+    if len(explained):
+        images = torch.stack([transform(image=image)["image"] for image in test.data[explained]])
+        cam = {
+            "layer": LAYER,
+            "indices": explained,
+            "predicted": grad_cam(model, images, evaluation.predicted[explained]),
+            "true": grad_cam(model, images, evaluation.labels[explained]),
+        }
+    about = {
+        "recipe": weights.recipe,
+        "data": weights.data
+        | {"source": test.source, "num_test": len(test), "evaluated_on": "test images"},
+        "machine": describe_machine(device, PRECISION),
+    }
+    if test.source != weights.source:
+        about["data"]["trained_on"] = weights.source
+    write_evaluation(
+        out,
+        results=about
+        | {
+            "weights": {"file": weights.file.name, "sha256": weights.sha256},
+            "evaluation": evaluation.summary(),
+        },
+        tables={"errors": evaluation.error_rows(), "classes": evaluation.class_rows()},
+        report=build_report(
+            about,
+            evaluation,
+            test.data,
+            title=f"{weights.file.name} on {test.source}",
+            grad_cam=cam,
+            notes=[NOTES[test.source]] if test.source in NOTES else [],
+            command=command,
+        ),
+    )
+    print(f"The report is {out / 'report.html'}, the errors are in {out / 'errors.csv'}")
+
+
+def measure(
+    model: CustomResNet, test: ImageDataset, weights: WeightsFile, device: torch.device
+) -> Evaluation:
+    transform = get_test_aug_transform(weights.mean, weights.std)
+    loader = get_loader(test.with_transform(transform), BATCH_SIZE, train=False, device=device)
+    plain, mirrored = predict(model, loader, precision=PRECISION), None
+    if weights.recipe.get("flip_probability", 0) > 0:  # else a mirror image means something else
+        mirrored = predict(model, loader, precision=PRECISION, mirrored=True).probabilities
+    return evaluate_predictions(plain.probabilities, plain.labels, test.classes, mirrored=mirrored)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    try:
+        given = sys.argv[1:] if argv is None else argv
+        run(parse(argv), shlex.join(["python", "evaluate.py", *given]))
+    except RunError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted; nothing is written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+import hashlib
+import multiprocessing
+import os
+import socket
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import utils
+from distributed import join_group
+from errors import UsageError
+from loaders import EpochBatches, ResidentLoader
+
+CPU = torch.device("cpu")
+
+
+def images(count=52):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, 6, 6, generator=generator, dtype=torch.float64)
+
+
+def resident(count=52, batch_size=16, train=True, group=None):
+    pixels, shares = images(count), {}
+    labels = (pixels.mean((1, 2, 3)).argsort().argsort() * 4 // count).numpy()
+    if group is not None:
+        shares = {"rank": group.rank, "world_size": group.world_size}
+    return ResidentLoader(
+        lambda indices, epoch: pixels[indices] * (1 + epoch / 10), labels, batch_size,
+        device=CPU, train=train, **shares,
+    )  # fmt: skip
+
+
+def network(bn):
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6) if bn else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(96, 4)).double()
+
+
+def training(group=None, *, bn=False, count=52, batch_size=16, epochs=2, **options):
+    model = network(bn)
+    optimizer = options.pop("optimizer", torch.optim.SGD)(model.parameters(), lr=0.5)
+    history = utils.fit(
+        model, resident(count, batch_size, group=group), resident(21, 4, False, group),
+        optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+        nn.CrossEntropyLoss(label_smoothing=0.1), epochs=epochs, group=group, **options,
+    )  # fmt: skip
+    return model, history
+
+
+def losses(history):
+    return [step.loss for step in history.steps], [
+        (epoch.train_accuracy, epoch.test_accuracy) for epoch in history.epochs
+    ]
+
+
+def together(rank, port, folder, die_at):
+    """What each of the two processes does; it leaves what it found in a file."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    with join_group(CPU) as group:
+        if die_at is not None:
+            asked = iter(range(100))
+            stop = lambda: os._exit(9) if rank == 1 and next(asked) == die_at else False  # noqa: E731
+            training(group, stop=stop)
+            return
+        one_step, _ = training(group, count=15, batch_size=15, epochs=1)
+        plain, history = training(group)
+        with_bn, _ = training(group, bn=True)
+        asked = iter([False, False, rank == 1] + [False] * 50)
+        _, stopped = training(group, stop=lambda: next(asked))
+        predictions = {
+            count: utils.predict(plain, resident(count, 4, False, group), group=group)
+            for count in (1, 2, 21)
+        }
+        state = b"".join(value.numpy().tobytes() for value in with_bn.state_dict().values())
+        found = {
+            "gradient step": one_step.state_dict(),
+            "weights": plain.state_dict(),
+            "losses": losses(history),
+            "bn digest": hashlib.sha256(state).hexdigest(),
+            "stopped after": len(stopped.steps),
+            "predictions": {n: (p.probabilities, p.labels) for n, p in predictions.items()},
+            "said by the first": group.same(f"process {rank}"),
+        }
+        torch.save(found, folder / f"{rank}.pt")
+
+
+def start(folder, die_at=None):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    both = [spawn.Process(target=together, args=(rank, port, folder, die_at)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(240)
+        process.kill()
+    return [process.exitcode for process in both]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("group")
+    assert start(folder) == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def test_gradient_of_two_processes_is_that_of_one(found):
+    # One step of rate 0.5 on 15 images, 8 and 7 of them: weights differ by half the gradients'.
+    model, _ = training(count=15, batch_size=15, epochs=1)
+    for name, value in model.state_dict().items():
+        assert (value - found[0]["gradient step"][name]).abs().max() < 1e-12
+
+
+def test_training_of_two_processes_is_that_of_one(found):
+    model, history = training()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, found[0]["weights"][name], rtol=0, atol=1e-10)
+    steps, accuracies = losses(history)
+    np.testing.assert_allclose(found[0]["losses"][0], steps, rtol=1e-5)
+    assert found[0]["losses"][1] == accuracies
+
+
+def test_processes_end_with_the_same(found):
+    first, second = found
+    assert first["bn digest"] == second["bn digest"]
+    assert first["losses"] == second["losses"]
+    assert first["said by the first"] == second["said by the first"] == "process 0"
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name])
+
+
+def test_a_wish_to_stop_in_one_process_stops_all_at_the_same_step(found):
+    assert [each["stopped after"] for each in found] == [3, 3]
+
+
+@pytest.mark.parametrize("count", [1, 2, 21])
+def test_every_image_is_evaluated_once_and_in_its_place(found, count):
+    model = network(bn=False)
+    model.load_state_dict(found[0]["weights"])
+    alone = utils.predict(model, resident(count, 4, False))
+    for each in found:
+        probabilities, labels = each["predictions"][count]
+        np.testing.assert_allclose(probabilities, alone.probabilities, rtol=1e-5)
+        np.testing.assert_array_equal(labels, alone.labels)
+
+
+@pytest.mark.parametrize("world_size", range(1, 9))
+def test_shares_of_the_processes_are_all_images_once(world_size):
+    for count in range(51):
+        parts = [
+            list(EpochBatches(count, 8, train=False, rank=rank, world_size=world_size))
+            for rank in range(world_size)
+        ]
+        assert sorted(i for part in parts for batch in part for i in batch) == list(range(count))
+
+
+def test_when_one_process_dies_the_other_ends_too(tmp_path):
+    first, second = start(tmp_path, die_at=2)
+    assert second == 9 and first not in (0, None, -9)  # it ended by itself, with an error
+
+
+def test_without_torchrun_there_is_a_group_of_one(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with join_group(CPU) as group:
+        assert (group.rank, group.world_size) == (0, 1)
+        module = nn.Linear(2, 2)
+        assert group.wrap(module) is module and group.same("x") == "x"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="there are 2; lower --nproc-per-node"):
+        with join_group(torch.device("cuda")):
+            pass

@@ -1,0 +1,543 @@
+import io
+import os
+import warnings
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pictures
+from errors import DataError
+from pictures import CACHE_FILE, load_image_folder, read_picture
+
+ANIMALS = ("cat", "dog", "emu")
+WHITE = (255, 255, 255)
+
+
+def noise(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def same_images(one, other):
+    return np.array_equal(one.data, other.data) and np.array_equal(one.targets, other.targets)
+
+
+def encoded(picture, kind="PNG", **options):
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def ramp(width, height, mode="RGB"):
+    """Bright to the right in red, downwards in green; blue is even."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.dstack([x, y, np.full_like(x, 60)]).astype(np.uint8)).convert(mode)
+
+
+def no_decoding(monkeypatch):
+    def fail(file, *_, **__):
+        raise AssertionError(f"{file} is decoded")
+
+    monkeypatch.setattr(pictures, "read_picture", fail)
+
+
+def write_folder(root, classes=ANIMALS, per_class=2, suffix=".png"):
+    """An image folder of noise; returns the pixels by split, in the order of class and name."""
+    pixels = {}
+    for seed, split in enumerate(("train", "test")):
+        pixels[split] = noise(len(classes) * per_class, seed)
+        for index, image in enumerate(pixels[split]):
+            file = root / split / classes[index // per_class] / f"{index:03}{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small image folder, loaded once, so that the decoded images are kept."""
+    pixels = write_folder(tmp_path)
+    return SimpleNamespace(root=tmp_path, pixels=pixels, loaded=load_image_folder(tmp_path))
+
+
+# One picture
+
+
+def test_a_picture_of_32x32_keeps_its_pixels_in_every_lossless_mode():
+    rgb, palette = noise(1)[0], noise(1, seed=2)[0, :8].reshape(256, 3)
+    grey = rgb[..., 0]
+    indexed = Image.fromarray(grey)
+    indexed.putpalette(palette.tobytes())
+    opaque = np.dstack([rgb, np.full((32, 32), 255, np.uint8)])
+    for picture, expected in [
+        (Image.fromarray(rgb), rgb),
+        (Image.fromarray(grey), np.dstack([grey] * 3)),
+        (indexed, palette[grey]),
+        (Image.fromarray(opaque), rgb),
+        (Image.fromarray(grey > 99), np.dstack([255 * (grey > 99)] * 3)),
+    ]:
+        image = read_picture(encoded(picture))
+        assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
+        assert np.array_equal(image, expected), picture.mode
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_of_32x32_is_what_pillow_decodes(mode):
+    content = encoded(ramp(32, 32, mode), "JPEG", quality=80)
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert np.array_equal(read_picture(content), expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+def test_every_format_gives_the_same_image_from_a_path_and_from_bytes(tmp_path, kind):
+    content = encoded(ramp(48, 48), kind)
+    file = tmp_path / "picture with another name.dat"
+    file.write_bytes(content)
+    image = read_picture(file)
+    assert np.array_equal(image, read_picture(content))
+    difference = image.astype(int) - np.asarray(ramp(32, 32))
+    assert np.abs(difference).mean() < 8  # of a GIF's 256 colours; the others are below 3
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (33, 32), (64, 2000)])
+def test_the_middle_square_is_taken_and_keeps_its_proportions(size):
+    # Grey squares of the side's length on a black frame: none of the frame may be seen.
+    side = min(size)
+    picture = Image.new("RGB", size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    picture.paste(ramp(side, side), (left, top))
+    expected = np.asarray(ramp(32, 32)).astype(int)
+    found = read_picture(encoded(picture)).astype(int)
+    assert np.abs(found - expected)[2:-2, 2:-2].max() <= 12
+
+
+def test_resizing_is_antialiased():
+    # Lines of one pixel: a filter without antialiasing would keep some black and some white.
+    lines = np.zeros((512, 512), np.uint8)
+    lines[:, ::2] = 255
+    image = read_picture(encoded(Image.fromarray(lines)))
+    assert np.abs(image[2:-2, 2:-2].astype(int) - 127.5).max() < 6
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (31, 32)])
+def test_a_smaller_picture_is_enlarged(size):
+    image = read_picture(encoded(Image.new("RGB", size, "teal")))
+    assert image.shape == (32, 32, 3)
+    assert (image == (0, 128, 128)).all()
+
+
+def test_a_large_jpeg_gives_what_its_pixels_say():
+    image = read_picture(encoded(ramp(1200, 1200), "JPEG", quality=95)).astype(int)
+    assert np.abs(image - np.asarray(ramp(32, 32)).astype(int)).max() <= 8
+
+
+def test_exif_orientation_is_followed():
+    upright = np.asarray(ramp(32, 32)).copy()
+    upright[:8, :8] = WHITE
+    exif = Image.Exif()
+    for tag, stored in [
+        (1, upright), (2, upright[:, ::-1]), (3, upright[::-1, ::-1]), (4, upright[::-1]),
+        (6, np.rot90(upright)), (8, np.rot90(upright, -1)),
+    ]:  # fmt: skip
+        exif[0x0112] = tag
+        for kind in ("PNG", "JPEG"):
+            content = encoded(Image.fromarray(stored), kind, exif=exif)
+            difference = read_picture(content).astype(int) - upright
+            assert np.abs(difference).mean() < (1 if kind == "PNG" else 8), (tag, kind)
+
+
+def test_transparent_parts_are_white_in_every_mode():
+    alpha = np.zeros((32, 32), np.uint8)
+    alpha[:, 16:] = 255
+    alpha[0] = 128
+    rgba = Image.fromarray(np.dstack([np.full((32, 32, 3), 40, np.uint8), alpha]))
+    indexed = Image.fromarray((alpha > 200).astype(np.uint8))
+    indexed.putpalette([200, 0, 0, 40, 40, 40])
+    contents = {
+        "RGBA": encoded(rgba),
+        "LA": encoded(rgba.convert("LA")),
+        "WEBP": encoded(rgba, "WEBP", lossless=True),
+        "P": encoded(indexed, transparency=0),
+        "P in GIF": encoded(indexed, "GIF", transparency=0),
+        "RGB with one colour": encoded(indexed.convert("RGB"), transparency=(200, 0, 0)),
+    }
+    for name, content in contents.items():
+        image = read_picture(content)
+        assert (image[1:, :16] == WHITE).all(), name
+        assert (image[1:, 16:] == 40).all(), name
+    # Half transparent is half white.
+    assert (np.abs(read_picture(contents["RGBA"])[0].astype(int) - 147) <= 1).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("side", [32, 64])
+def test_16_bits_are_scaled_to_8(kind, side):
+    values = np.linspace(0, 65535, side * side).round().astype(np.uint16).reshape(side, side)
+    image = read_picture(encoded(Image.fromarray(values), kind))
+    assert np.array_equal(image, np.dstack([image[..., 0]] * 3))
+    small = values.reshape(32, side // 32, 32, side // 32).mean(axis=(1, 3))
+    assert np.abs(image[..., 0] - np.round(small / 257)).max() <= (0 if side == 32 else 2)
+
+
+def test_cmyk_is_read_in_colour():
+    for kind in ("JPEG", "TIFF"):
+        content = encoded(ramp(32, 32, "CMYK"), kind)
+        difference = read_picture(content).astype(int) - np.asarray(ramp(32, 32))
+        assert np.abs(difference).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_of_several_frames_is_taken(kind):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("teal", "red", "white")]
+    content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert np.abs(read_picture(content).astype(int) - (0, 128, 128)).max() <= 4
+
+
+@pytest.mark.parametrize(
+    "kind", [np.float32, np.int32], ids=["float", "32-bit integers"]
+)
+def test_numbers_without_a_known_range_are_refused(kind):
+    with pytest.raises(DataError, match="8 or 16 bits"):
+        read_picture(encoded(Image.fromarray(np.zeros((32, 32), kind)), "TIFF"))
+
+
+def without_decoding(monkeypatch):
+    monkeypatch.setattr(
+        pictures.Image.Image, "load", lambda *_: pytest.fail("the picture is decoded")
+    )
+
+
+@pytest.mark.parametrize("size", [(10_001, 10_000), (60_000, 60_000), (1, 2**31 - 1)])
+def test_an_enormous_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch, size):
+    file = tmp_path / "bomb.png"
+    good = bytearray(encoded(Image.new("1", (8, 8))))
+    good[16:24] = b"".join(side.to_bytes(4, "big") for side in size)
+    good[29:33] = zlib.crc32(good[12:29]).to_bytes(4, "big")
+    file.write_bytes(good)
+    without_decoding(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match="too many pixels.*100,000,000") as caught:
+            read_picture(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_limit_does_not_hang_on_pillows(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 40 * 40)
+    assert read_picture(encoded(ramp(40, 40))).shape == (32, 32, 3)
+    with pytest.raises(DataError, match="40 x 41"):
+        read_picture(encoded(ramp(40, 41)))
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>\nnot found\n</html>", b"\x89PNG\r\n\x1a\n", POSTSCRIPT, b"GIF89a" + bytes(9)],
+    ids=["empty", "html", "eight bytes", "PostScript", "GIF of no size"],
+)
+def test_what_is_no_picture_is_one_line(tmp_path, content):
+    file = tmp_path / "фото.jpg"
+    file.write_bytes(content)
+    for given, name in ((file, str(file)), (content, "the picture")):
+        with pytest.raises(DataError) as caught:
+            read_picture(given)
+        assert str(caught.value).startswith(name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_a_damaged_picture_is_refused_or_read_and_nothing_else(kind):
+    good = encoded(Image.fromarray(noise(1)[0]), kind)
+    rng = np.random.default_rng(0)
+    with pytest.raises(DataError):
+        read_picture(good[: len(good) // 2])
+    for place in rng.integers(0, len(good), 150):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << rng.integers(8)
+        try:
+            assert read_picture(bytes(damaged)).shape == (32, 32, 3)
+        except DataError as error:
+            assert "\n" not in str(error)
+
+
+# Folders of pictures
+
+
+def test_folder_gives_exact_pixels_and_labels_in_the_order_of_sorted_names(tmp_path):
+    pixels = write_folder(tmp_path, classes=("zebra", "Ant", "bee"))
+    # Ant, bee, zebra: the first written comes last.
+    order = [2, 3, 4, 5, 0, 1]
+    for split, part in zip(("train", "test"), load_image_folder(tmp_path), strict=True):
+        assert part.classes == ("Ant", "bee", "zebra")
+        assert np.array_equal(part.targets, [0, 0, 1, 1, 2, 2])
+        assert np.array_equal(part.data, pixels[split][order])
+
+
+def test_names_with_spaces_and_foreign_letters_work_and_are_kept(tmp_path, monkeypatch):
+    classes = ("große Katze", "犬 (いぬ)")
+    pixels = write_folder(tmp_path / "mes données", classes, suffix=" été 1.png")
+    train, test = load_image_folder(tmp_path / "mes données")
+    assert train.classes == test.classes == classes
+    assert np.array_equal(train.data, pixels["train"])
+    no_decoding(monkeypatch)
+    assert same_images(load_image_folder(tmp_path / "mes données")[0], train)
+
+
+def test_hidden_and_other_files_are_ignored(tmp_path):
+    pixels = write_folder(tmp_path)
+    for name in (".DS_Store", "._000.png", "Thumbs.db", "notes.txt"):
+        (tmp_path / "train" / "cat" / name).write_bytes(b"no picture")
+    (tmp_path / "test" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "labels.csv").write_text("cat, dog, emu")
+    train, test = load_image_folder(tmp_path)
+    assert train.classes == test.classes == ANIMALS
+    assert np.array_equal(train.data, pixels["train"])
+    assert np.array_equal(test.data, pixels["test"])
+
+
+def test_progress_counts_the_pictures_of_both_parts(tmp_path):
+    write_folder(tmp_path)
+    seen = []
+    load_image_folder(tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 12) for done in range(1, 13)]
+
+
+def test_second_load_decodes_nothing(folder, monkeypatch):
+    no_decoding(monkeypatch)
+    for part, again in zip(folder.loaded, load_image_folder(folder.root), strict=True):
+        assert same_images(part, again)
+        assert part.classes == again.classes
+    (folder.root / CACHE_FILE).unlink()
+    with pytest.raises(AssertionError, match="is decoded"):
+        load_image_folder(folder.root)
+
+
+def test_folder_can_be_moved_with_its_decoded_images(folder, tmp_path_factory, monkeypatch):
+    moved = tmp_path_factory.mktemp("elsewhere") / "pictures"
+    folder.root.rename(moved)
+    no_decoding(monkeypatch)
+    assert same_images(load_image_folder(moved)[0], folder.loaded[0])
+
+
+def change_pixels(cat, dog):
+    time_ns = cat.stat().st_mtime_ns
+    Image.fromarray(noise(1, seed=7)[0]).save(cat)
+    # Two seconds on: some file systems keep no finer time.
+    os.utime(cat, ns=(time_ns, time_ns + 2_000_000_000))
+
+
+def change_size_alone(cat, dog):
+    time_ns = cat.stat().st_mtime_ns
+    Image.new("RGB", (32, 32), "teal").save(cat)
+    os.utime(cat, ns=(time_ns, time_ns))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_pixels,
+        change_size_alone,
+        lambda cat, dog: Image.new("RGB", (32, 32), "teal").save(cat.with_name("new.png")),
+        lambda cat, dog: cat.unlink(),
+        lambda cat, dog: cat.rename(cat.with_name("zzz.png")),
+        lambda cat, dog: cat.with_name("001.png").rename(dog.with_name("001.png")),
+        lambda cat, dog: cat.parent.rename(cat.parent.with_name("tiger")),
+    ],
+    ids=["pixels", "size", "added", "removed", "renamed", "other class", "class renamed"],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_change_in_the_folder_is_noticed(folder, split, change):
+    cat, _, dog, *_ = sorted((folder.root / split).glob("*/*.png"))
+    change(cat, dog)
+    if not cat.parent.exists():
+        other = folder.root / {"train": "test", "test": "train"}[split]
+        (other / "cat").rename(other / "tiger")
+    seen = load_image_folder(folder.root)
+    (folder.root / CACHE_FILE).unlink()
+    for part, fresh in zip(seen, load_image_folder(folder.root), strict=True):
+        assert same_images(part, fresh)
+        assert part.classes == fresh.classes
+    changed = seen[split == "test"]
+    before = folder.loaded[split == "test"]
+    assert not same_images(changed, before) or changed.classes != before.classes
+
+
+def other_archive(good):
+    stream = io.BytesIO()
+    np.savez(stream, something=np.zeros(3))
+    return stream.getvalue()
+
+
+def bare_array(good):
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(3))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good: b"",
+        lambda good: good[: len(good) // 2],
+        lambda good: good[:-1],
+        lambda good: b"no archive " * 1000,
+        lambda good: bytes(len(good)),
+        other_archive,
+        bare_array,
+        lambda good: good.replace(b"32, 32, 3)", b"32, 22, 3)"),
+        lambda good: good.replace(b"train.npy", b"trail.npy"),
+    ],
+    ids=[
+        "empty", "half", "last byte missing", "junk", "zeros", "other arrays",
+        "bare array", "other shapes", "other name",
+    ],
+)  # fmt: skip
+def test_damaged_kept_images_are_decoded_anew_and_kept_again(folder, monkeypatch, damage):
+    kept = folder.root / CACHE_FILE
+    kept.write_bytes(damage(kept.read_bytes()))
+    for part, again in zip(folder.loaded, load_image_folder(folder.root), strict=True):
+        assert same_images(part, again)
+    no_decoding(monkeypatch)
+    assert same_images(load_image_folder(folder.root)[0], folder.loaded[0])
+
+
+def test_no_flipped_byte_in_the_kept_images_does_harm(tmp_path):
+    write_folder(tmp_path, classes=("cat", "dog"), per_class=1)
+    loaded = load_image_folder(tmp_path)
+    kept = tmp_path / CACHE_FILE
+    good = kept.read_bytes()
+    # Every fifth byte of the first headers and of the table at the end, a few in between.
+    table = good.index(b"PK\x01\x02")
+    places = [*range(0, 250, 5), *range(250, table, 1997), *range(table, len(good), 5)]
+    harm = {}
+    for place in places:
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << place % 8
+        kept.write_bytes(damaged)
+        try:
+            again = load_image_folder(tmp_path)
+            if not all(map(same_images, loaded, again)):
+                harm[place] = "other images"
+        except Exception as error:  # noqa: BLE001 - of any kind, it must not reach the user
+            harm[place] = repr(error)
+    assert not harm
+
+
+def refuse_replacing(root, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pictures.os, "replace", fail)
+
+
+def put_a_folder_in_its_place(root, monkeypatch):
+    (root / CACHE_FILE).mkdir()
+
+
+@pytest.mark.parametrize("prevent", [refuse_replacing, put_a_folder_in_its_place])
+def test_where_images_cannot_be_kept_only_a_warning_comes(tmp_path, monkeypatch, prevent):
+    pixels = write_folder(tmp_path)
+    prevent(tmp_path, monkeypatch)
+    with pytest.warns(UserWarning, match="not kept") as warned:
+        train, test = load_image_folder(tmp_path)
+    assert str(tmp_path / CACHE_FILE) in str(warned[0].message)
+    assert np.array_equal(train.data, pixels["train"])
+    assert np.array_equal(test.data, pixels["test"])
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"train", "test", CACHE_FILE}
+    assert not (tmp_path / CACHE_FILE).is_file()
+
+
+def test_nothing_but_the_kept_images_is_written(tmp_path):
+    write_folder(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_image_folder(tmp_path)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"train", "test", CACHE_FILE}
+
+
+def remove_class(root, split, name):
+    for file in (root / split / name).iterdir():
+        file.unlink()
+    (root / split / name).rmdir()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_that_only_one_part_has_is_refused_by_name(tmp_path, split):
+    write_folder(tmp_path)
+    remove_class(tmp_path, split, "dog")
+    with pytest.raises(DataError, match="dog") as caught:
+        load_image_folder(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "cat" not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_a_single_class_is_refused(tmp_path):
+    write_folder(tmp_path, classes=("cat",))
+    with pytest.raises(DataError, match="train/ has 1 classes"):
+        load_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_missing_part_is_refused(tmp_path, split):
+    write_folder(tmp_path / "pictures")
+    (tmp_path / "pictures" / split).rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=split):
+        load_image_folder(tmp_path / "pictures")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_class_is_refused_by_name(tmp_path, split):
+    write_folder(tmp_path)
+    remove_class(tmp_path, split, "dog")
+    (tmp_path / split / "dog").mkdir()
+    (tmp_path / split / "dog" / ".hidden.png").touch()
+    with pytest.raises(DataError) as caught:
+        load_image_folder(tmp_path)
+    assert str(tmp_path / split / "dog") in str(caught.value)
+
+
+def replace_by_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+def replace_by_dangling_link(file):
+    file.unlink()
+    file.symlink_to(file.with_name("gone"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"<html>not found</html>"),
+        lambda file: file.write_bytes(file.read_bytes()[:1500]),
+        lambda file: file.write_bytes(file.read_bytes()[:60]),
+        replace_by_folder,
+        replace_by_dangling_link,
+    ],
+    ids=["empty", "junk", "half", "header alone", "folder", "dangling link"],
+)
+def test_an_unreadable_picture_is_refused_by_name(folder, damage):
+    file = folder.root / "test" / "dog" / "003.png"
+    damage(file)
+    with pytest.raises(DataError) as caught:
+        load_image_folder(folder.root)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mended_folder_loads_after_an_error(folder):
+    file = folder.root / "train" / "cat" / "000.png"
+    good = file.read_bytes()
+    file.write_bytes(b"junk")
+    with pytest.raises(DataError):
+        load_image_folder(folder.root)
+    file.write_bytes(good)
+    assert same_images(load_image_folder(folder.root)[0], folder.loaded[0])
