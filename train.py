@@ -85,6 +85,8 @@ def choose_recipe(args: argparse.Namespace) -> Recipe:
         for field in dataclasses.fields(Recipe)
         if getattr(args, field.name, None) is not None
     }
+    if args.dataset == "digits":  # mirroring changes what a digit is
+        given |= {"flip_probability": 0.0, "alternating_flip": False}
     return dataclasses.replace(preset, **given)
 
 
