@@ -76,7 +76,8 @@ def chart(
         powers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
         x_ticks = [(10.0**power, f"{10.0**power:g}") for power in powers]
     else:
-        ticks = MaxNLocator(6, integer=not percent).tick_values(low, high)
+        whole = all(isinstance(x, int) for x in series[0].x)
+        ticks = MaxNLocator(6, integer=whole).tick_values(low, high)
         x_ticks = [(float(t), f"{t:g}") for t in ticks if low - 1e-9 <= t <= high + 1e-9]
     y_text = (lambda y: f"{100 * y:.6g}%") if percent else (lambda y: f"{y:.4g}")
     inside = [y for y in y_ticks if bottom - 1e-9 <= y <= top + 1e-9]

@@ -205,6 +205,12 @@ def test_charts_tell_every_epoch_and_thin_the_steps_but_for_first_and_last(page)
     assert x == 0 and text == "rate 1e-05: batch 2.000, smoothed 2.000 nats"
 
 
+def test_epochs_on_an_axis_are_whole():
+    html = made_report(run=made_run(epochs=5))
+    ticks = re.findall(r'class="xt"[^>]*>([^<]+)<', html.split('id="classes"')[0])
+    assert ticks and all(tick in "12345" for tick in ticks)
+
+
 def test_samples_have_their_normalisation_taken_back():
     sheet = sprite(made_report(), "samples")
     assert (sheet == np.round([127.5, 102, 76.5]).astype(np.uint8)).all()
