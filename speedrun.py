@@ -31,7 +31,7 @@ def prepare_network(
     output_scale: float = 1 / 8,
     bn_momentum: float = 0.4,
 ) -> None:
-    """Give a network, in place, the start from which it learns fastest.
+    """Give a network, in place, the start that the shortest published trainings have.
 
     The first convolution whitens patches and stays so (:func:`whiten_`); the others begin as
     identities (:func:`dirac_`). BN scales are frozen at 1, and at 0 the biases of the

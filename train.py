@@ -45,6 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data-dir", default="cifar10", metavar="DIR",
         help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")
     add("--download", action="store_true", help="get CIFAR-10 where DIR has none")
+    add("--preset", choices=sorted(PRESETS), help="the recipe (that of the images)")
     add("--epochs", type=int, metavar="N")
     add("--peak-epoch", type=float, metavar="N", help="epochs until LRMAX (5/24 of them)")
     add("--batch-size", type=int, metavar="N")
@@ -78,12 +79,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def choose_recipe(args: argparse.Namespace) -> Recipe:
-    preset = PRESETS["digits" if args.dataset == "digits" else "assignment"]
+    preset = PRESETS[args.preset or ("digits" if args.dataset == "digits" else "assignment")]
     given = {
         field.name: getattr(args, field.name)
         for field in dataclasses.fields(Recipe)
         if getattr(args, field.name, None) is not None
     }
+    if args.dataset == "digits":  # mirroring changes what a digit is
+        given |= {"flip_probability": 0.0, "alternating_flip": False}
     return dataclasses.replace(preset, **given)
 
 
@@ -115,6 +118,10 @@ def run(args: argparse.Namespace, command: str) -> int:
     device = get_device(args.device)
     precision = get_precision(device, args.precision)
     compile_mode = get_compile_mode(device, args.compile)
+    if recipe.optimizer != "adam" and args.augmentation != "batched":
+        raise UsageError(
+            f"--augmentation is {args.augmentation}; the speedrun has its own, batched"
+        )
     if args.workers < 0:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < float("inf"):

@@ -37,6 +37,7 @@ from pictures import load_image_folder
 from recipe import Recipe
 from report import build_report
 from run_folder import prepare_folder, write_run
+from speedrun import get_speedrun_optimizer, prepare_network
 from trackers import TensorBoardTracker, call_all, track
 from training_log import TrainingLog, progress_bar
 from transformation import (
@@ -133,12 +134,7 @@ def train_and_write(setup: Setup) -> int:
     model = to_device(CustomResNet(num_classes=len(train.classes)), group.device)
     log.write(model_summary(model))
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    optimizer = get_optimizer(
-        model,
-        lr=recipe.finder_start_lr,
-        weight_decay=recipe.weight_decay,
-        betas=(recipe.beta1, recipe.beta2),
-    )
+    optimizer = make_optimizer(recipe, model, train, mean, std)
     if not resumed:
         found = find_rates(setup, model, optimizer, criterion, finder_loader)
         checkpoint.notes["rates"] = found
@@ -260,7 +256,7 @@ def make_loaders(
     flips = {"flip_probability": recipe.flip_probability}
     num_bytes = 2 * (train.data.nbytes + test.data.nbytes)
     batched = args.augmentation == "batched"
-    if batched and not fits_device(num_bytes, device):
+    if batched and not fits_device(num_bytes, device) and recipe.optimizer == "adam":
         say(f"the images ({num_bytes / 1e9:.1f} GB) do not fit {device}: albumentations instead")
         batched = False
     if batched and args.workers:
@@ -269,7 +265,15 @@ def make_loaders(
         )
     if batched:
         augment = get_train_batch_transform(
-            train.data, mean, std, device=device, seed=recipe.seed, **flips
+            train.data,
+            mean,
+            std,
+            device=device,
+            seed=recipe.seed,
+            padding=recipe.padding,
+            alternating_flip=recipe.alternating_flip,
+            cutout_size_px=recipe.cutout_size_px,
+            **flips,
         )
         normalise = get_test_batch_transform(test.data, mean, std, device=device)
 
@@ -306,6 +310,15 @@ def is_complete(setup: Setup, data: dict[str, Any]) -> bool:
     done = len(results["history"])
     print(f"already complete ({done} of {setup.recipe.epochs} epochs): {setup.out}")
     return True
+
+
+def make_optimizer(recipe: Recipe, model, train: ImageDataset, mean, std):
+    """The recipe's optimizer; the speedrun's needs a network that is prepared for it."""
+    lr, betas = recipe.finder_start_lr, (recipe.beta1, recipe.beta2)
+    if recipe.optimizer == "adam":
+        return get_optimizer(model, lr=lr, weight_decay=recipe.weight_decay, betas=betas)
+    prepare_network(model, train.data, mean, std)
+    return get_speedrun_optimizer(model, lr=lr, betas=betas)
 
 
 def find_rates(setup: Setup, model, optimizer, criterion, loader) -> dict[str, Any]:

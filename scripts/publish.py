@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from benchmarks.render import render_benchmarks
 from models import CustomResNet, load_weights, save_weights
 from recipe import PRESETS
 from transformation import get_train_aug_transform
@@ -144,6 +145,7 @@ def render_readme(text: str) -> str:
     """The README with every part between its markers made anew."""
     parts = {
         "results": render_results(json.loads((RESULTS / "results.json").read_text("utf-8"))),
+        "benchmarks": render_benchmarks(),
         "log": render_log((RESULTS / "log.txt").read_text("utf-8")),
         "summary": f"```\n{model_summary(CustomResNet())}\n```",
         "augmentation": f"```python\n{inspect.getsource(get_train_aug_transform).strip()}\n```",
@@ -236,6 +238,7 @@ CARD_USE = """
 ## Use
 
 ```python
+from benchmarks.render import render_benchmarks
 from models import CustomResNet
 
 model = CustomResNet.from_pretrained("weights/{file}")
