@@ -1,7 +1,6 @@
 """The state of an unfinished run: saved whole or not at all, verified before anything is touched.
 
-A file is a header (magic, length and SHA-256 of the rest) and a payload of tensors and plain
-data. Damaged files never reach ``torch.load``, and nothing in a file is ever executed.
+A file is a mark, the SHA-256 of the rest, and the rest: tensors and plain data. Damaged files never reach ``torch.load``, and nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ import errno
 import hashlib
 import io
 import json
-import math
 import os
 import random
 import shutil
-import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +26,8 @@ from torch import Tensor, nn
 from errors import CheckpointError, DivergedError, StorageError
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-_HEADER = struct.Struct(">8sQ32s")
-_MAGIC = b"\x89RunCkp1"
-_KEYS = {"identity", "environment", "notes", "kinds", "parts", "rng"}
-_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP)  # what mounted drives say
+_MAGIC = b"\x89RunCkp1"  # ends in the version of the format
+_KEYS = {"identity", "environment", "notes", "kinds", "parts"}
 
 
 class Checkpoint:
@@ -47,8 +42,7 @@ class Checkpoint:
             run goes on only with the same.
         environment: plain data that decides the last bits (threads, versions, device, precision);
             a difference is a line in ``warnings``.
-        extra: more objects with ``state_dict`` and ``load_state_dict``, kept with the parts that
-            the training loop names.
+        extra: more parts, beside those that the training loop names.
         every_s: seconds between two saves, 0 or more; 0: at each call.
         write: False in all processes but the first: they only read.
         clock: seconds, never going back.
@@ -76,7 +70,7 @@ class Checkpoint:
         self.warnings: list[str] = []
         self._identity = json.loads(json.dumps(identity))  # tuples are lists there, keys are text
         self._environment = json.loads(json.dumps(environment))
-        self._extra = dict(extra or {})
+        self._extra = {**(extra or {}), "random": _Random()}
         self._every_s = every_s
         self._write = write
         self._clock = clock
@@ -95,8 +89,7 @@ class Checkpoint:
             Whether there is something to go on from.
 
         Raises:
-            CheckpointError: the file is missing (when it was named), damaged, not a checkpoint or
-                of another run; with "auto": no file of those in the folder is whole.
+            CheckpointError: no file is whole, or it is of another run, or a named one is missing.
         """
         self.source, self._loaded, self._last_is_whole = None, None, False
         if self._write:
@@ -104,24 +97,22 @@ class Checkpoint:
                 with contextlib.suppress(OSError):
                     part.unlink()
         last, failures = self.folder / LAST, []
-        if which == "auto":
-            files = [file for file in (last, self.folder / PREVIOUS) if os.path.lexists(file)]
-        else:
-            files = [] if which == "never" else [Path(which)]
+        here = [file for file in (last, self.folder / PREVIOUS) if os.path.lexists(file)]
+        files = {"auto": here, "never": []}.get(which, [Path(which)])
         for file in files:
             try:
                 state = _read(file)
             except CheckpointError as error:
                 failures.append(str(error))
                 continue
-            if found := list(_compare("", state["identity"], self._identity)):
+            if found := _first(_compare("", state["identity"], self._identity)):
                 raise CheckpointError(
-                    f"{file} is of another run: {_first(found)}; give what it was started with, "
+                    f"{file} is of another run: {found}; give what it was started with, "
                     "name another folder, or start afresh without resuming"
                 )
             self.warnings += [f"{failure}; going on from {file}" for failure in failures]
-            if found := list(_compare("", state["environment"], self._environment)):
-                self.warnings.append(f"not bit-exact from here on: {_first(found)}")
+            if found := _first(_compare("", state["environment"], self._environment)):
+                self.warnings.append(f"not bit-exact from here on: {found}")
             self.source, self.notes, self._loaded = file, state["notes"], state
             self._last_is_whole = file == last
             return True
@@ -146,24 +137,21 @@ class Checkpoint:
         self._saved_s = self._clock()
         if self._loaded is None:
             return
-        parts = {**parts, **self._extra}
-        state = self._loaded
+        parts, state = {**parts, **self._extra}, self._loaded
         before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
-        rng_before = _get_rng()
+        touched = {}
         try:
-            if found := list(_misfits(state, parts, before)):
-                raise CheckpointError(f"{self.source} does not fit: {_first(found)}")
+            if found := _first(_misfits(state, parts, before)):
+                raise ValueError(found)
+            _plain(state["parts"])
             for name, part in parts.items():
                 if state["parts"][name] or not before[name]:  # else it was switched off there
+                    touched[name] = part
                     part.load_state_dict(state["parts"][name])
-            _set_rng(state["rng"])
         except Exception as error:
-            for name, part in parts.items():
+            for name, part in touched.items():
                 part.load_state_dict(before[name])
-            _set_rng(rng_before)
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{self.source} cannot be restored: {error}") from error
+            raise CheckpointError(f"{self.source} does not fit: {error}") from error
         self._loaded = None
 
     def save(self, parts: Mapping[str, Any], *, now: bool = False) -> None:
@@ -186,11 +174,12 @@ class Checkpoint:
             "notes": self.notes,
             "kinds": _kinds(parts),
             "parts": {name: part.state_dict() for name, part in parts.items()},
-            "rng": _get_rng(),
         }
-        state = _plain(state)
-        if found := next(_not_finite(state["parts"]), None):
-            raise DivergedError(f"{found}: not saved in {self.folder}; lower lr_max")
+        try:
+            state = _plain(state)
+        except ValueError as error:
+            found = str(error).removeprefix("parts.")
+            raise DivergedError(f"{found}; not saved in {self.folder}: lower lr_max") from None
         stream = io.BytesIO()
         torch.save(state, stream)
         self._replace(stream.getbuffer())
@@ -203,7 +192,7 @@ class Checkpoint:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
-                file.write(_HEADER.pack(_MAGIC, len(payload), digest))
+                file.write(_MAGIC + digest)
                 file.write(payload)
                 file.flush()
                 _fsync(file.fileno())
@@ -240,26 +229,20 @@ def _read(path: Path) -> dict[str, Any]:
     """The verified content of a file."""
     try:
         with open(path, "rb") as file:
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            if file.read(len(_MAGIC)) != _MAGIC:
                 raise CheckpointError(f"{path} is not a checkpoint of this program")
-            _, length, digest = _HEADER.unpack(header)
-            found = os.fstat(file.fileno()).st_size - _HEADER.size
-            if found != length:
-                raise CheckpointError(f"{path} is damaged: {found} bytes of {length}")
-            payload = file.read(length)
+            digest, payload = file.read(hashlib.sha256().digest_size), file.read()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if hashlib.sha256(payload).digest() != digest:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not what its header says")
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not what it says")
     stream = io.BytesIO(payload)
     try:
         state = torch.load(stream, weights_only=True)
-        whole = set(state) == _KEYS and all(isinstance(value, dict) for value in state.values())
+        if state.keys() != _KEYS:
+            raise KeyError(*state)
     except Exception as error:  # damaged and hostile content raises a dozen types
-        raise CheckpointError(f"{path} holds more than tensors and plain data") from error
-    if not whole:
-        raise CheckpointError(f"{path} is not a checkpoint of this program")
+        raise CheckpointError(f"{path} holds something else than the state of a run") from error
     return state
 
 
@@ -278,7 +261,6 @@ def _misfits(
                 for key, value in values.items():
                     if isinstance(value, Tensor) and value.ndim:  # else a counter
                         yield from _compare(f"{name}.{index}.{key}", value, parameters[index])
-    yield from _not_finite(state["parts"])
 
 
 def _kinds(parts: Mapping[str, Any]) -> dict[str, str]:
@@ -302,68 +284,62 @@ def _compare(name: str, there: Any, here: Any) -> Iterator[str]:
         yield f"{name} is {there!r} in the file and {here!r} here"
 
 
-def _first(found: list[str]) -> str:
-    rest = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    return "; ".join(found[:3]) + rest
+def _first(found: Iterable[str]) -> str:
+    found = list(found)
+    rest = [f"and {len(found) - 3} more"] if len(found) > 3 else []
+    return "; ".join(found[:3] + rest)
 
 
-def _plain(value: Any, name: str = "state") -> Any:
-    """The same for ``weights_only=True`` and for machines without this one's devices."""
+def _plain(value: Any, name: str = "") -> Any:
+    """The same as ``weights_only=True`` takes it, without devices; ValueError: not finite."""
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        # Both ends of a range are NaN where one value is; and no mask of that size is made.
+        value = value.detach().cpu()
+        ends = torch.aminmax(value) if value.is_floating_point() and value.numel() else ()
+        if not all(end.isfinite() for end in ends):
+            raise ValueError(f"{name} has values that are not finite")
+        return value
     if isinstance(value, Mapping):
-        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
+        prefix = f"{name}." if name else ""
+        return {key: _plain(item, f"{prefix}{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return (tuple if isinstance(value, tuple) else list)(_plain(x, name) for x in value)
-    if isinstance(value, np.generic):
-        return value.item()
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not np.isfinite(value):
+        raise ValueError(f"{name} is {value}")
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"{name} is neither a tensor nor plain data: {type(value).__name__}")
 
 
-def _not_finite(value: Any, name: str = "") -> Iterator[str]:
-    if isinstance(value, Tensor):
-        # Both ends of a range are NaN where one value is; and no mask of that size is made.
-        ends = torch.aminmax(value) if value.is_floating_point() and value.numel() else ()
-        if not all(math.isfinite(end) for end in ends):
-            yield f"{name} has values that are not finite"
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _not_finite(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _not_finite(item, name)
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield f"{name} is {value}"
+class _Random:
+    """The global generators as one more part."""
 
+    def state_dict(self) -> dict[str, Any]:
+        version, words, gauss = random.getstate()
+        kind, keys, *rest = np.random.get_state()
+        return {
+            "python": (version, torch.tensor(words), gauss),
+            "numpy": (kind, torch.tensor(keys.tolist()), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        }
 
-def _get_rng() -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": (version, torch.tensor(words), gauss),
-        "numpy": (kind, torch.tensor(keys.tolist()), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-    }
-
-
-def _set_rng(state: dict[str, Any]) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(state["cuda"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        version, words, gauss = state["python"]
+        kind, keys, *rest = state["numpy"]
+        random.setstate((version, tuple(words.tolist()), gauss))
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state["cuda"])
 
 
 def _fsync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NO_FSYNC:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what mounted drives say
             raise
 
 

@@ -55,7 +55,7 @@ def prepare_cifar10(
         return path.parent
     if (path / CIFAR10_FOLDER).is_dir():
         return path
-    if (path / "train").is_dir() and (path / "test").is_dir():
+    if (path / "train").is_dir() or (path / "test").is_dir():
         return path
     archive = path if path.is_file() else path / CIFAR10_ARCHIVE
     if (archive.parent / CIFAR10_FOLDER).is_dir():

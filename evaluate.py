@@ -47,7 +47,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dataset", choices=("cifar10", "digits"), default="cifar10")
     add("--data-dir", default="cifar10", metavar="DIR",
         help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")  # fmt: skip
-    add("--limit-test", type=int, metavar="N", help="evaluate on N images, the classes in proportion")
+    add(
+        "--limit-test",
+        type=int,
+        metavar="N",
+        help="evaluate on N images, the classes in proportion",
+    )
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--out", metavar="DIR", help="folder of the report (runs/ and the time)")
     args = parser.parse_args(argv)
@@ -60,9 +65,7 @@ def load_test_images(args: argparse.Namespace, weights: WeightsFile) -> ImageDat
         _, test = load_digits()
     else:
         with progress_bar("images", sys.stderr) as progress:
-            _, test = load_cifar10(
-                args.data_dir, load_folder=load_image_folder, progress=progress
-            )
+            _, test = load_cifar10(args.data_dir, load_folder=load_image_folder, progress=progress)
     if tuple(test.classes) != weights.classes:
         raise UsageError(
             f"{weights.file} knows {_shortened(weights.classes)}, the images are "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,7 @@ def _class_scores(
     table = precision_recall_fscore_support(
         labels, predicted, labels=range(len(classes)), zero_division=np.nan
     )
-    number = lambda value: None if np.isnan(value) else float(value)  # noqa: E731
+    number = lambda value: None if np.isnan(value) else float(value)
     return tuple(
         ClassScore(name, number(precision), number(recall), number(f1), int(support))
         for name, precision, recall, f1, support in zip(classes, *table)
@@ -238,9 +239,9 @@ def _calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[Calibration
     # A bin holds its upper edge; rounding may have taken a confidence just above 1.
     places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, NUM_BINS - 1)
     bins = []
-    for index, (low, high) in enumerate(zip(edges, edges[1:])):
+    for index, (low, high) in enumerate(pairwise(edges)):
         inside = places == index
-        mean = lambda values: float(values[inside].mean()) if inside.any() else None  # noqa: B023, E731
+        mean = lambda values: float(values[inside].mean()) if inside.any() else None  # noqa: B023
         bins.append(
             CalibrationBin(
                 float(low), float(high), int(inside.sum()), mean(confidence), mean(right)

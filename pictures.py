@@ -163,9 +163,7 @@ def load_image_folder(
     if images is None:
         images = _decode(files, progress)
         _write_cache(data_dir / CACHE_FILE, fingerprint, images)
-    return tuple(
-        FolderImages(images[split], labels[split], classes) for split in ("train", "test")
-    )
+    return tuple(FolderImages(images[split], labels[split], classes) for split in ("train", "test"))
 
 
 def _class_names(data_dir: Path) -> tuple[str, ...]:

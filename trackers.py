@@ -119,8 +119,11 @@ class TensorBoardTracker:
         Args:
             figures: by name.
             step: optimizer steps before this one.
+
+        Raises:
+            StorageError: the folder cannot be made or written.
         """
-        writer = self._open(step)
+        writer = self._open(None)  # the values of that step stay
         for name, figure in figures.items():
             writer.add_figure(name, figure, step, close=False)
 
@@ -130,9 +133,9 @@ class TensorBoardTracker:
             self._writer.close()
             self._writer = None
 
-    def _open(self, step: int):
+    def _open(self, purge_from: int | None):
         if self._writer is None:
-            first = step if self._is_new else None
+            first = purge_from if self._is_new else None
             try:
                 self._writer = self._new_writer(self._folder, purge_step=first, flush_secs=FLUSH_S)
             except OSError as error:

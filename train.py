@@ -6,67 +6,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 
-import torch
-from matplotlib.figure import Figure
 
-import visualize
-from checkpoint import LAST, Checkpoint
-from cifar10_files import prepare_cifar10
-from data import ImageDataset, load_cifar10, load_digits
-from distributed import Group, join_group
-from errors import DivergedError, RunError, UsageError, WorkerError
-from evaluation import Evaluation, evaluate_predictions
-from grad_cam import explain_errors
+from distributed import join_group
+from errors import RunError, UsageError, WorkerError
 from hardware import (
     PRECISIONS,
-    describe_machine,
     get_compile_mode,
     get_device,
     get_precision,
 )
-from interrupts import catch_signals
-from learning_rate import LRFinding, find_lr, one_cycle
-from loaders import ResidentLoader, fits_device, get_loader
-from models import CustomResNet
-from optimizer import get_optimizer
-from pictures import load_image_folder
 from recipe import PRESETS, Recipe
-from report import build_report
-from run_folder import prepare_folder, write_run
+from run_folder import prepare_folder
 from run_lock import lock_folder
-from trackers import TensorBoardTracker, call_all, track
-from training_log import TrainingLog, progress_bar
-from transformation import (
-    CIFAR10_MEAN,
-    CIFAR10_STD,
-    get_test_aug_transform,
-    get_test_batch_transform,
-    get_train_aug_transform,
-    get_train_batch_transform,
-)
-from utils import (
-    fit,
-    get_stats,
-    model_summary,
-    predict,
-    set_seed,
-    to_device,
-)
+from training_run import Setup, as_data, in_range, say, stored_results, train_and_write
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,6 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data-dir", default="cifar10", metavar="DIR",
         help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")
     add("--download", action="store_true", help="get CIFAR-10 where DIR has none")
+    add("--preset", choices=sorted(PRESETS), help="the recipe (that of the images)")
     add("--epochs", type=int, metavar="N")
     add("--peak-epoch", type=float, metavar="N", help="epochs until LRMAX (5/24 of them)")
     add("--batch-size", type=int, metavar="N")
@@ -115,138 +79,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def choose_recipe(args: argparse.Namespace) -> Recipe:
-    preset = PRESETS["digits" if args.dataset == "digits" else "assignment"]
+    preset = PRESETS[args.preset or ("digits" if args.dataset == "digits" else "assignment")]
     given = {
         field.name: getattr(args, field.name)
         for field in dataclasses.fields(Recipe)
         if getattr(args, field.name, None) is not None
     }
+    if args.dataset == "digits":  # mirroring changes what a digit is
+        given |= {"flip_probability": 0.0, "alternating_flip": False}
     return dataclasses.replace(preset, **given)
-
-
-def load_images(args: argparse.Namespace) -> tuple[ImageDataset, ImageDataset, str]:
-    """Training images, images to evaluate on, and what the latter are."""
-    if args.dataset == "digits":
-        train, test = load_digits()
-    else:
-        with progress_bar("CIFAR-10", sys.stderr) as progress:
-            folder = prepare_cifar10(args.data_dir, download=args.download, progress=progress)
-            train, test = load_cifar10(folder, load_folder=load_image_folder, progress=progress)
-    name = "test images"
-    if args.val is not None:
-        in_range("val", args.val, len(train) - 2)
-        train, test = train.hold_out(args.val)
-        name = "held-out training images"
-    in_range("limit-train", args.limit_train, len(train))
-    in_range("limit-test", args.limit_test, len(test))
-    return train.sample(args.limit_train), test.sample(args.limit_test), name
-
-
-def in_range(option: str, value: int | None, most: int | None) -> None:
-    """Refuse a number of images; ``most`` is None as long as no image is loaded."""
-    if value is not None and (value < 1 or (most is not None and value > most)):
-        allowed = "1 or more" if most is None else f"from 1 to {most:,}"
-        raise UsageError(f"--{option} is {value}; it must be {allowed}")
-
-
-def choose_rates(recipe: Recipe, finding: LRFinding | None) -> dict[str, Any]:
-    """LRMAX and LRMIN with their rule, from what is given and, where there is one, the finding."""
-    measured = {} if finding is None else dataclasses.asdict(finding)
-    lr_max = measured.get("lr_max", recipe.lr_max)
-    rules = [
-        measured["rule"].split("; ")[0] if measured else "LRMAX is given",
-        f"LRMIN is LRMAX / {recipe.lr_ratio:g}" if recipe.lr_min is None else "LRMIN is given",
-    ]
-    lr_min = lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min
-    return measured | {"lr_max": lr_max, "lr_min": lr_min, "rule": "; ".join(rules)}
-
-
-def make_loaders(
-    args: argparse.Namespace,
-    recipe: Recipe,
-    train: ImageDataset,
-    test: ImageDataset,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    group: Group,
-) -> tuple:
-    """Training batches, training batches for the range test, and batches to evaluate on."""
-    device, sharing = group.device, {"rank": group.rank, "world_size": group.world_size}
-    flips = {"flip_probability": recipe.flip_probability}
-    num_bytes = 2 * (train.data.nbytes + test.data.nbytes)
-    batched = args.augmentation == "batched"
-    if batched and not fits_device(num_bytes, device):
-        say(f"the images ({num_bytes / 1e9:.1f} GB) do not fit {device}: albumentations instead")
-        batched = False
-    if batched and args.workers:
-        say(
-            "--workers has no effect: nothing is loaded while training, the images are on the device"
-        )
-    if batched:
-        augment = get_train_batch_transform(
-            train.data, mean, std, device=device, seed=recipe.seed, **flips
-        )
-        normalise = get_test_batch_transform(test.data, mean, std, device=device)
-
-        def load(is_train: bool, **options):
-            transform, images = (augment, train) if is_train else (normalise, test)
-            return ResidentLoader(
-                transform, images.targets, recipe.batch_size, device=device, seed=recipe.seed,
-                train=is_train, **options,
-            )  # fmt: skip
-    else:
-        train_set = train.with_transform(get_train_aug_transform(mean, std, **flips))
-        test_set = test.with_transform(get_test_aug_transform(mean, std))
-
-        def load(is_train: bool, **options):
-            return get_loader(
-                train_set if is_train else test_set, recipe.batch_size, train=is_train,
-                seed=recipe.seed, num_workers=args.workers, device=device, **options,
-            )  # fmt: skip
-
-    return load(True, **sharing), load(True), load(False, **sharing)
-
-
-def say(line: str) -> None:
-    """A line for the person at the terminal that is no part of the run's log."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
-
-
-def stored_results(out: Path) -> dict[str, Any]:
-    """What a finished run left in the folder, or nothing."""
-    try:
-        return dict(json.loads((out / "results.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def is_complete(setup: Setup, data: dict[str, Any]) -> bool:
-    """Whether the folder holds this very run, finished.
-
-    Raises:
-        StorageError: it holds a finished run of the same recipe on other images.
-    """
-    results = stored_results(setup.out)
-    if not results:
-        return False
-    if results["data"] != json.loads(json.dumps(data)):
-        prepare_folder(setup.out)  # says why not
-    done = len(results["history"])
-    print(f"already complete ({done} of {setup.recipe.epochs} epochs): {setup.out}")
-    return True
-
-
-def as_data(recipe: Recipe) -> dict[str, Any]:
-    return dataclasses.asdict(recipe) | {"peak_epoch": recipe.peak}
-
-
-def digest(*sets: ImageDataset) -> str:
-    found = hashlib.sha256()
-    for images in sets:
-        found.update(images.data)
-        found.update(images.targets)
-    return found.hexdigest()
 
 
 @contextlib.contextmanager
@@ -271,30 +112,16 @@ def own_folder(args: argparse.Namespace, recipe: Recipe, is_first: bool) -> Iter
         raise
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Setup:
-    """What is settled before any image is loaded."""
-
-    args: argparse.Namespace
-    recipe: Recipe
-    precision: str
-    compile_mode: str | None
-    group: Group
-    out: Path
-    command: str
-
-    @property
-    def is_first(self) -> bool:
-        """This process writes and speaks."""
-        return self.group.rank == 0
-
-
 def run(args: argparse.Namespace, command: str) -> int:
     """Everything between the command line and the exit code."""
     recipe = choose_recipe(args)
     device = get_device(args.device)
     precision = get_precision(device, args.precision)
     compile_mode = get_compile_mode(device, args.compile)
+    if recipe.optimizer != "adam" and args.augmentation != "batched":
+        raise UsageError(
+            f"--augmentation is {args.augmentation}; the speedrun has its own, batched"
+        )
     if args.workers < 0:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < float("inf"):
@@ -325,199 +152,6 @@ def run(args: argparse.Namespace, command: str) -> int:
         finally:
             if group.rank == 0:
                 (out / "status.json").write_text(json.dumps(status) + "\n", "utf-8")
-
-
-def train_and_write(setup: Setup) -> int:
-    started = time.perf_counter()
-    args, recipe, group, out = setup.args, setup.recipe, setup.group, setup.out
-    set_seed(recipe.seed)
-    with group.one_by_machine_first():
-        train, test, test_name = load_images(args)
-    is_cifar10 = train.source.startswith("CIFAR-10")
-    mean, std = (CIFAR10_MEAN, CIFAR10_STD) if is_cifar10 else get_stats(train.data)
-    loaders = make_loaders(args, recipe, train, test, mean, std, group)
-    train_loader, finder_loader, test_loader = loaders
-    total_steps = recipe.epochs * len(train_loader)
-    if total_steps < 3:
-        raise UsageError(
-            f"{total_steps} steps in all; one cycle needs 3: more epochs or smaller batches"
-        )
-    batched = isinstance(train_loader, ResidentLoader)
-    data = {
-        "source": train.source,
-        "classes": train.classes,
-        "mean": mean,
-        "std": std,
-        "num_train": len(train),
-        "num_test": len(test),
-        "evaluated_on": test_name,
-        "augmentation": "batched" if batched else "albumentations",
-    }
-    if setup.is_first and is_complete(setup, data):
-        return 0
-    machine = describe_machine(
-        group.device, setup.precision,
-        compile_mode=setup.compile_mode, num_processes=group.world_size,
-    )  # fmt: skip
-    stream = None if setup.is_first else open(os.devnull, "w", encoding="utf-8")
-    log = TrainingLog(len(train_loader), len(test), test_name=test_name.capitalize(), stream=stream)
-    log.write(f"{train.source}: {len(train):,} training images, {len(test):,} {test_name}")
-    log.write(f"{machine['device_name']}, {setup.precision}, {machine['threads']} threads")
-    checkpoint = Checkpoint(
-        out,
-        identity={
-            "recipe": as_data(recipe),
-            "data": data | {"sha256": digest(train, test)},
-            "workers": None if batched else args.workers,
-        },
-        environment=machine,
-        extra={"log": log},
-        every_s=60 * args.save_minutes,
-        write=setup.is_first,
-    )
-    resumed = checkpoint.load(args.resume)
-    for warning in checkpoint.warnings:
-        say(warning)
-    if resumed:
-        say(f"going on from {checkpoint.source}")
-
-    samples = tuple(part[:20].cpu().numpy() for part in next(iter(finder_loader)))
-    model = to_device(CustomResNet(num_classes=len(train.classes)), group.device)
-    log.write(model_summary(model))
-    criterion = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    optimizer = get_optimizer(
-        model,
-        lr=recipe.finder_start_lr,
-        weight_decay=recipe.weight_decay,
-        betas=(recipe.beta1, recipe.beta2),
-    )
-    if not resumed:
-        found = find_rates(setup, model, optimizer, criterion, finder_loader)
-        checkpoint.notes["rates"] = found
-    rates = checkpoint.notes["rates"]
-    log.write(f"LRMAX = {rates['lr_max']:.6g}, LRMIN = {rates['lr_min']:.6g}: {rates['rule']}")
-    log.write()
-    scheduler = one_cycle(
-        optimizer,
-        lr_max=rates["lr_max"],
-        lr_min=rates["lr_min"],
-        total_steps=total_steps,
-        peak_step=round(recipe.peak * len(train_loader)),
-    )
-    on_step, on_epoch, tracker = log.on_step, log.on_epoch, None
-    if args.tensorboard and setup.is_first:
-        tracker = TensorBoardTracker(out / "tensorboard")
-        track_step, track_epoch = track(tracker, len(train_loader))
-        on_step, on_epoch = call_all(on_step, track_step), call_all(on_epoch, track_epoch)
-    with contextlib.ExitStack() as stack:
-        if tracker is not None:
-            stack.enter_context(contextlib.closing(tracker))
-        try:
-            with contextlib.closing(log), catch_signals() as signals:
-                history = fit(
-                    model, train_loader, test_loader, optimizer, scheduler, criterion,
-                    epochs=recipe.epochs, precision=setup.precision,
-                    compile_mode=setup.compile_mode, group=group, checkpoint=checkpoint,
-                    stop=signals.stop, on_step=on_step, on_epoch=on_epoch,
-                )  # fmt: skip
-        except DivergedError as error:
-            kept = f"the last good state is {out / LAST}" if (out / LAST).exists() else ""
-            raise DivergedError(f"{error}; {kept or 'nothing was saved before'}") from error
-        if len(history.epochs) < recipe.epochs:
-            say(
-                f"stopped in epoch {len(history.epochs) + 1} of {recipe.epochs} after "
-                f"{len(history.steps)} of {total_steps} steps; "
-                f"the same command with --out {out} goes on"
-            )
-            return 143 if signals.received == signal.SIGTERM else 130
-        evaluation = measure(setup, model, test_loader, test)
-        if not setup.is_first:
-            return 0
-        log.write(
-            f"Accuracy {100 * evaluation.accuracy:.2f} % on {len(test):,} {test_name} "
-            f"({train.source}), {time.perf_counter() - started:.0f} s"
-        )
-        figures = draw(train, test, history, rates, samples, evaluation, mean, std)
-        if tracker is not None:
-            tracker.log_figures(figures, total_steps - 1)
-    about = {
-        "recipe": as_data(recipe), "data": data, "learning_rate": rates, "machine": machine,
-    }  # fmt: skip
-    history_data = [dataclasses.asdict(record) for record in history.epochs]
-    normalise = get_test_batch_transform(test.data, mean, std, device=group.device)
-    write_run(
-        out,
-        **about,
-        model=model,
-        epochs=history.epochs,
-        steps=history.steps,
-        labels=evaluation.labels,
-        predicted=evaluation.predicted,
-        log=log.lines,
-        figures=figures,
-        evaluation=evaluation.summary(),
-        tables={"errors": evaluation.error_rows(), "classes": evaluation.class_rows()},
-        report=build_report(
-            about | {"history": history_data},
-            evaluation,
-            test.data,
-            title=f"Custom ResNet on {train.source}",
-            steps=history.steps,
-            samples=samples,
-            grad_cam=explain_errors(model, normalise, evaluation),
-            command=setup.command,
-        ),
-    )
-    checkpoint.discard()
-    log.write(f"The run is in {out}: report.html shows it, figures/ has its pictures")
-    return 0
-
-
-def find_rates(setup: Setup, model, optimizer, criterion, loader) -> dict[str, Any]:
-    """The same rates for all processes: given ones, or what the first one's range test finds."""
-    recipe, rates = setup.recipe, None
-    if setup.is_first:
-        finding = None
-        if recipe.lr_max is None:
-            with progress_bar("range test") as on_step:
-                finding = find_lr(
-                    model, optimizer, criterion, loader,
-                    start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-                    num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
-                    autocast_dtype=PRECISIONS[setup.precision], on_step=on_step,
-                )  # fmt: skip
-        rates = choose_rates(recipe, finding)
-    return setup.group.same(rates)
-
-
-def measure(setup: Setup, model, loader, test: ImageDataset) -> Evaluation:
-    """One pass over the images, and one with their mirror images where these mean the same."""
-    passing = {"precision": setup.precision, "group": setup.group}
-    plain, mirrored = predict(model, loader, **passing), None
-    if setup.recipe.flip_probability > 0:
-        mirrored = predict(model, loader, mirrored=True, **passing).probabilities
-    return evaluate_predictions(plain.probabilities, plain.labels, test.classes, mirrored=mirrored)
-
-
-def draw(train, test, history, rates, samples, evaluation, mean, std) -> dict[str, Figure]:
-    """The figures of a run, by file name."""
-    shown = {"source": train.source, "classes": train.classes}
-    figures = {
-        "class_counts": visualize.plot_class_counts(train.targets, **shown),
-        "samples": visualize.plot_samples(*samples, mean=mean, std=std, **shown),
-    }
-    if "losses" in rates:
-        figures["lr_finder"] = visualize.plot_lr_finder(**rates, source=train.source)
-    return figures | {
-        "history": visualize.plot_history(history.epochs, source=train.source),
-        "lr_history": visualize.plot_lr_history(history.steps, source=train.source),
-        "misclassified": visualize.plot_misclassified(
-            test.data, evaluation.labels, evaluation.probabilities, **shown
-        ),
-        "confusion_matrix": visualize.plot_confusion_matrix(
-            evaluation.labels, evaluation.predicted, **shown
-        ),
-    }
 
 
 def main(argv: list[str] | None = None) -> int:

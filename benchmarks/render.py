@@ -23,7 +23,7 @@ def load(file: Path) -> dict[str, Any] | None:
         result = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    return result if result["summary"] else None
+    return result if result.get("summary") else None
 
 
 def broken_off(result: dict[str, Any]) -> str:

@@ -115,7 +115,6 @@
     selects[0].value = link.dataset.true;
     selects[1].value = link.dataset.predicted ?? "";
     restart();
-    document.getElementById("errors-title").focus();
   });
   apply();
 })();

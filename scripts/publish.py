@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Publish a finished run: publish.py RUN_DIR.
+"""Publish a finished run, then the evaluation of its weights: publish.py FOLDER.
 
-Copies its numbers to results/, its pictures to images/, its weights in half precision to weights/,
-and writes the README's parts that are made from them. Without RUN_DIR only the README is written.
+Of a folder that train.py or the notebook wrote, the numbers go to results/, the pictures to images/
+and the weights in half precision to weights/; of one that evaluate.py wrote from these weights, the
+numbers go to results/. Then the README's parts that are made from them and the card of the weights
+are written; without FOLDER nothing but these.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import shutil
@@ -18,13 +21,16 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from models import CustomResNet, save_weights
+from benchmarks.render import render_benchmarks
+from models import CustomResNet, load_weights, save_weights
 from recipe import PRESETS
 from transformation import get_train_aug_transform
 from utils import model_summary
 
 RESULTS = ROOT / "results" / "cifar10"
+EVALUATION = RESULTS / "evaluation.json"
 WEIGHTS = ROOT / "weights" / "custom_resnet_cifar10.safetensors"
+CARD = WEIGHTS.with_name("README.md")
 NUMBERS = ("results.json", "history.csv", "steps.csv", "log.txt")
 IMAGES = {
     "samples": "sample.png",
@@ -34,6 +40,7 @@ IMAGES = {
     "misclassified": "Misclassified.png",
     "confusion_matrix": "Cm.png",
 }
+NUM_TEST = 10_000
 SOURCES = {"CIFAR-10": "CIFAR-10", "CIFAR-10 (image folder)": "CIFAR-10, JPEG copy"}
 
 
@@ -53,6 +60,28 @@ def copy_run(run: Path) -> None:
         shutil.copyfile(run / "figures" / f"{name}.png", ROOT / "images" / image)
     stored = torch.load(run / "model.pt", weights_only=True)
     save_weights(WEIGHTS, stored["state_dict"], data=stored["data"], recipe=stored["recipe"])
+    EVALUATION.unlink(missing_ok=True)  # it was of the weights before
+
+
+def copy_evaluation(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    found, published = results["weights"]["sha256"], load_weights(WEIGHTS).sha256
+    if found != published or results["evaluation"]["images"] != NUM_TEST:
+        raise SystemExit(
+            f"{folder} has {results['evaluation']['images']:,} images and weights of SHA-256 "
+            f"{found}; wanted are {NUM_TEST:,} and {WEIGHTS.name}, {published}"
+        )
+    shutil.copyfile(folder / "results.json", EVALUATION)
+
+
+def read_evaluation() -> dict | None:
+    return json.loads(EVALUATION.read_text("utf-8")) if EVALUATION.is_file() else None
+
+
+def share(evaluation: dict) -> str:
+    """The accuracy of an evaluation with its counts."""
+    images, errors = evaluation["images"], evaluation["errors"]
+    return f"**{evaluation['accuracy']:.2%}** ({images - errors:,} of {images:,})"
 
 
 def render_results(results: dict) -> str:
@@ -77,6 +106,11 @@ def render_results(results: dict) -> str:
         "Machine": f"{machine['device_name']}, {machine['threads']} threads, "
         f"{machine['precision']}, torch {machine['versions']['torch']}",
     }
+    if evaluated := read_evaluation():
+        accuracy = {
+            "Test accuracy of the published weights, float32": share(evaluated["evaluation"])
+        }
+        rows = accuracy | rows
     lines = []
     if recipe["epochs"] != PRESETS["assignment"].epochs:
         lines += [
@@ -111,6 +145,7 @@ def render_readme(text: str) -> str:
     """The README with every part between its markers made anew."""
     parts = {
         "results": render_results(json.loads((RESULTS / "results.json").read_text("utf-8"))),
+        "benchmarks": render_benchmarks(),
         "log": render_log((RESULTS / "log.txt").read_text("utf-8")),
         "summary": f"```\n{model_summary(CustomResNet())}\n```",
         "augmentation": f"```python\n{inspect.getsource(get_train_aug_transform).strip()}\n```",
@@ -124,11 +159,121 @@ def render_readme(text: str) -> str:
     return text
 
 
-def main(run: str = "") -> None:
-    if run:
-        copy_run(Path(run))
+def render_card(file: Path, results: dict, evaluated: dict | None) -> str:
+    """The card of a file of weights: what it is, what it was trained on, how good it is, limits.
+
+    Args:
+        file: the weights.
+        results: the numbers of the run that trained them.
+        evaluated: the numbers of evaluate.py on this file, where there are some.
+    """
+    weights = load_weights(file)
+    content, recipe = file.read_bytes(), weights.recipe
+    parameters = sum(p.numel() for p in CustomResNet.from_pretrained(weights).parameters())
+    machine, final, data = results["machine"], results["final"], weights.data
+    facts = {
+        "File": f"`{file.name}`, {len(content):,} bytes, safetensors",
+        "SHA-256": f"`{hashlib.sha256(content).hexdigest()}`",
+        "Network": f"`CustomResNet(num_classes={len(weights.classes)})`, {parameters:,} parameters, "
+        "in half precision",
+        "Classes, in order": ", ".join(weights.classes),
+        "Input": "32x32 RGB as 0..1, less the mean "
+        f"{list(weights.mean)}, divided by {list(weights.std)}",
+        "Trained on": f"{SOURCES[weights.source]}: {data['num_train']:,} images",
+        "Recipe": f"{recipe['epochs']} epochs, batch {recipe['batch_size']}, peak at epoch "
+        f"{recipe['peak_epoch']:g}, LRMAX {results['learning_rate']['lr_max']:.4g}, weight decay "
+        f"{recipe['weight_decay']:g}, label smoothing {recipe['label_smoothing']:g}, "
+        f"seed {recipe['seed']}, in {machine['precision']}",
+    }
+    figures = {
+        "At the end of training, before the rounding to half precision": "test accuracy "
+        f"{final['test_accuracy']:.2%}, loss {final['test_loss']:.4f} nats, in {machine['precision']}",
+    }
+    scores = [
+        "| class | accuracy at the end of training |",
+        "| --- | --- |",
+        *(f"| {name} | {value:.1%} |" for name, value in final["class_accuracy"].items()),
+    ]
+    if evaluated:
+        measured = evaluated["evaluation"]
+        figures = {
+            "Test accuracy of this file, in float32": share(measured),
+            "Test loss of this file": f"{measured['loss']:.4f} nats",
+            "Expected calibration error": f"{measured['calibration']['error']:.4f}",
+            "Measured on": f"{evaluated['machine']['device_name']}, "
+            f"torch {evaluated['machine']['versions']['torch']}",
+        } | figures
+        scores = [
+            "| class | precision | recall | F1 |",
+            "| --- | --- | --- | --- |",
+            *(
+                f"| {s['name']} | {s['precision']:.1%} | {s['recall']:.1%} | {s['f1']:.1%} |"
+                for s in measured["classes"]
+            ),
+        ]
+    table = ["| | |", "| --- | --- |"]
+    row = "| {} | {} |".format
+    lines = [
+        "# The published weights",
+        "",
+        "Made by scripts/publish.py from the file and from `results/cifar10/`.",
+        "",
+        *table,
+        *(row(*item) for item in facts.items()),
+        "",
+        "## Figures",
+        "",
+        *table,
+        *(row(*item) for item in figures.items()),
+        "",
+        *scores,
+        "",
+        CARD_USE.format(file=file.name).strip(),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+CARD_USE = """
+## Use
+
+```python
+from benchmarks.render import render_benchmarks
+from models import CustomResNet
+
+model = CustomResNet.from_pretrained("weights/{file}")
+```
+
+```
+python predict.py photo.jpg
+python evaluate.py weights/{file} --data-dir path/to/cifar10
+```
+
+The second measures the accuracy again: the same to the image on the same machine; elsewhere
+rounding may move up to 3 images.
+
+## Limits
+
+- Whatever a picture shows, the answer is one of the ten classes, often with a high probability.
+  There is no answer "none of these".
+- It sees 32x32 pixels, the square in the middle of a picture: small or distant things are lost.
+- The training photographs show one thing each, large and centred; other pictures are another task.
+- One run with one seed. Nothing was measured on noise, weather, other cameras or drawings.
+- It is for study. It knows no people and is not fit for decisions about any.
+
+The images are CIFAR-10's: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images"
+(2009). The weights have the licence of this repository.
+"""
+
+
+def main(folder: str = "") -> None:
+    if folder:
+        results = json.loads((Path(folder) / "results.json").read_text("utf-8"))
+        (copy_evaluation if "weights" in results else copy_run)(Path(folder))
     readme = ROOT / "README.md"
     readme.write_text(render_readme(readme.read_text("utf-8")), "utf-8")
+    results = json.loads((RESULTS / "results.json").read_text("utf-8"))
+    CARD.write_text(render_card(WEIGHTS, results, read_evaluation()), "utf-8")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = {"train", "evaluate", "predict"}  # may import several rooms
+ROOTS = {"train", "training_run", "evaluate", "predict"}  # may import several rooms
 LEAVES = {"errors", "records"}  # what went wrong and what was measured: data that all share
 ROOMS = {path.stem: path for path in ROOT.glob("*.py") if path.stem not in ROOTS} | {
     "models": ROOT / "models" / "custom_resnet.py",
     "weights_file": ROOT / "models" / "weights_file.py",
     "report": ROOT / "report" / "page.py",
-    "report.charts": ROOT / "report" / "charts.py",
-    "report.sprites": ROOT / "report" / "sprites.py",
+    **{
+        f"report.{path.stem}": path
+        for path in (ROOT / "report").glob("*.py")
+        if path.stem not in ("__init__", "page")
+    },
 }
 
 

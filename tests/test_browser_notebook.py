@@ -5,7 +5,6 @@ Screenshots go to the folder that the variable SCREENSHOTS names, where it is se
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -28,25 +27,6 @@ SETTINGS = {
 }
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def browser(tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (program and driver):
-        pytest.fail("chromium is missing: apt-get install chromium chromium-driver", pytrace=False)
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for switch in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
-        "disable-background-networking", "disable-component-update", "disable-sync",
-        "window-size=1400,1000", f"user-data-dir={tmp_path / 'profile'}",
-    ):  # fmt: skip
-        options.add_argument(f"--{switch}")
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 def wait_for(condition, what):

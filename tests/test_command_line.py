@@ -4,6 +4,7 @@ import random
 import pytest
 
 import train
+import training_run
 from errors import DataError
 
 NUMBERS = {
@@ -41,7 +42,7 @@ def call(monkeypatch, capsys, tmp_path):
         loaded.append(args)
         raise DataError("reached the data")
 
-    monkeypatch.setattr(train, "load_images", load_images)
+    monkeypatch.setattr(training_run, "load_images", load_images)
 
     def run(arguments):
         loaded.clear()

@@ -52,7 +52,13 @@ def test_scores_of_a_class_are_the_counted_ones_and_undefined_ones_are_none(eval
     assert cat.f1 == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
     assert (dog.precision, dog.recall, dog.support) == (pytest.approx(1 / 3), 1 / 2, 2)
     assert (ship.precision, ship.recall, ship.f1) == (0, 0, 0)
-    assert (owl.name, owl.precision, owl.recall, owl.f1, owl.support) == ("owl", None, None, None, 0)
+    assert (owl.name, owl.precision, owl.recall, owl.f1, owl.support) == (
+        "owl",
+        None,
+        None,
+        None,
+        0,
+    )
 
 
 def test_confusion_has_true_classes_as_rows_and_absent_ones_too(evaluation):
@@ -184,4 +190,6 @@ def test_same_input_gives_the_same_result_and_keeps_its_arrays():
 def test_what_is_no_evaluation_is_refused_in_one_line(probabilities, labels, found):
     with pytest.raises(UsageError, match=found) as caught:
         evaluate_predictions(np.array(probabilities), labels, CLASSES)
-    assert "\n" not in str(caught.value) and "must" in str(caught.value) or "0..3" in str(caught.value)
+    assert (
+        "\n" not in str(caught.value) and "must" in str(caught.value) or "0..3" in str(caught.value)
+    )

@@ -50,7 +50,9 @@ def test_softmax_at_the_end_changes_nothing_however_sure_the_network_is(softmax)
     weights = [[300.0, 100.0], [-100.0, 200.0]]  # a probability of 1 in float32
     for label in (0, 1):
         plain = grad_cam(Tiny(weights), IMAGE, [label], "maps")
-        np.testing.assert_array_equal(grad_cam(Tiny(weights, softmax), IMAGE, [label], "maps"), plain)
+        np.testing.assert_array_equal(
+            grad_cam(Tiny(weights, softmax), IMAGE, [label], "maps"), plain
+        )
 
 
 def test_map_is_resized_to_the_image():

@@ -60,7 +60,8 @@ def executed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("it's a notebook")
     for path in [NOTEBOOK, *ROOT.glob("*.py")]:
         shutil.copy(path, folder)
-    shutil.copytree(ROOT / "models", folder / "models")
+    for package in ("models", "report"):
+        shutil.copytree(ROOT / package, folder / package)
     settings = {
         "DATASET": "digits", "EPOCHS": "1", "BATCH_SIZE": "16", "FINDER_STEPS": "30",
         "LIMIT_TRAIN": "320", "LIMIT_TEST": "60", "OUT": "run",

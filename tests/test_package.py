@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
     "checkpoint", "cifar10_files", "data", "distributed", "error_figures", "errors",
     "evaluation", "grad_cam", "hardware", "interrupts", "learning_rate", "loaders",
-    "optimizer", "pictures", "recipe", "records", "run_folder", "run_lock", "trackers",
-    "training_log", "transformation", "utils", "visualize",
+    "optimizer", "pictures", "predictions", "recipe", "records", "run_folder", "run_lock",
+    "speedrun", "trackers", "training_log", "transformation", "utils", "visualize",
 }  # fmt: skip
 IMPORTS = "import torch; from models import CustomResNet; import report; " + "; ".join(
     f"import {name}" for name in sorted(MODULES)
@@ -42,12 +42,10 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_exactly_the_library(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     models = {f"models/{m}.py" for m in ("__init__", "custom_resnet", "weights_file")}
-    report = {
-        f"report/{name}"
-        for name in ("__init__.py", "charts.py", "page.py", "sprites.py", "report.css", "report.js")
-    }
+    report = {f"report/{path.name}" for path in (ROOT / "report").glob("*.*")}
+    assert {"report/page.py", "report/report.css", "report/report.js"} <= report
     assert names == {f"{m}.py" for m in MODULES} | models | report
-    scripts = {"train", "evaluate", "predict"}
+    scripts = {"train", "training_run", "evaluate", "predict"}
     assert MODULES == {path.stem for path in ROOT.glob("*.py")} - scripts
 
 

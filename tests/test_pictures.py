@@ -195,9 +195,7 @@ def test_the_first_of_several_frames_is_taken(kind):
     assert np.abs(read_picture(content).astype(int) - (0, 128, 128)).max() <= 4
 
 
-@pytest.mark.parametrize(
-    "kind", [np.float32, np.int32], ids=["float", "32-bit integers"]
-)
+@pytest.mark.parametrize("kind", [np.float32, np.int32], ids=["float", "32-bit integers"])
 def test_numbers_without_a_known_range_are_refused(kind):
     with pytest.raises(DataError, match="8 or 16 bits"):
         read_picture(encoded(Image.fromarray(np.zeros((32, 32), kind)), "TIFF"))

@@ -39,7 +39,7 @@ def test_digits_are_not_mirrored_and_stay_small():
         ("finder_start_lr", 0), ("finder_start_lr", 0.2), ("finder_end_lr", math.inf),
         ("finder_steps", 19), ("weight_decay", -1), ("weight_decay", math.nan), ("beta1", 1),
         ("beta2", -0.1), ("label_smoothing", 1), ("flip_probability", 1.1), ("seed", -1),
-        ("seed", 2**32),
+        ("seed", 2**32), ("cutout_size_px", -1), ("cutout_size_px", 33),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):
@@ -49,7 +49,20 @@ def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):
         Recipe(**{field: value})
 
 
-@pytest.mark.parametrize("field", ["epochs", "batch_size", "finder_steps", "seed"])
+@pytest.mark.parametrize("field", ["padding", "optimizer"])
+def test_a_word_that_is_no_choice_is_refused_with_the_choices(field):
+    with pytest.raises(UsageError, match=rf"^{field} is 'sgd'; it must be \w+ or \w+$"):
+        Recipe(**{field: "sgd"})
+
+
+def test_the_speedrun_has_its_rates_and_no_range_test():
+    recipe = PRESETS["speedrun"]
+    assert recipe.lr_max is not None
+    assert recipe.lr_max / recipe.lr_ratio < 1e-3 * recipe.lr_max * 1.01
+    assert recipe.batch_size == PRESETS["assignment"].batch_size
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "finder_steps", "seed", "cutout_size_px"])
 def test_counts_are_whole_numbers(field):
     with pytest.raises(UsageError, match=f"{field} is 30.5; it must be a whole number"):
         Recipe(**{field: 30.5})

@@ -97,10 +97,11 @@ def test_a_run_that_goes_on_draws_no_step_twice(tmp_path):
     assert [s for name, s, _ in sorted(written) if name == "loss/train"] == [2, 5]
 
 
-def test_figures_are_shown_beside_the_curves_also_after_a_close(tmp_path):
+def test_figures_of_a_run_that_only_had_to_be_drawn_leave_its_curves(tmp_path):
     tracker = TensorBoardTracker(tmp_path)
     run(tracker)
     tracker.close()
+    tracker = TensorBoardTracker(tmp_path)
     figure = Figure(figsize=(2, 1), dpi=50)
     figure.subplots().plot([0, 1])
     tracker.log_figures({"history": figure}, 5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import train
+import training_run
 from data import load_digits
 from learning_rate import LRFinding
 from loaders import get_loader
@@ -99,16 +100,16 @@ def test_a_given_lrmin_stands_beside_a_found_lrmax():
     finding = LRFinding(
         [1e-4, 1e-3], [2.0, 1.0], [2.0, 1.0], 1e-3, 5e-5, "LRMAX is found; LRMIN is so"
     )
-    rates = train.choose_rates(Recipe(lr_min=1e-4), finding)
+    rates = training_run.choose_rates(Recipe(lr_min=1e-4), finding)
     assert (rates["lr_max"], rates["lr_min"]) == (1e-3, 1e-4)
     assert rates["rule"] == "LRMAX is found; LRMIN is given"
-    assert train.choose_rates(Recipe(), finding)["lr_min"] == 1e-3 / 20
+    assert training_run.choose_rates(Recipe(), finding)["lr_min"] == 1e-3 / 20
 
 
 def test_validation_images_come_from_the_training_images(tmp_path, capsys):
     args = train.parse(["--dataset", "digits", "--val", "137"])
-    rest, held_out, name = train.load_images(args)
-    everything, _, _ = train.load_images(train.parse(["--dataset", "digits"]))
+    rest, held_out, name = training_run.load_images(args)
+    everything, _, _ = training_run.load_images(train.parse(["--dataset", "digits"]))
     assert (len(rest), len(held_out), name) == (1300, 137, "held-out training images")
     pixels = lambda images: sorted(image.tobytes() for image in images.data)  # noqa: E731
     assert pixels(everything) == sorted(pixels(rest) + pixels(held_out))

@@ -1,0 +1,94 @@
+"""The parts of the page that show how the network was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from .charts import Series, chart, thinned
+from .sprites import Sprite
+from .words import percent, table
+
+
+def curves(history: Sequence[Mapping]) -> str:
+    """Accuracy and loss, epoch by epoch, as charts and as numbers."""
+    if not history:
+        return ""
+    epochs = [row["epoch"] for row in history]
+    charts = []
+    for quantity, unit, shares in (("accuracy", "share of the images", True),
+                                    ("loss", "cross-entropy, nats", False)):  # fmt: skip
+        write = percent if shares else lambda v: "–" if v is None else f"{v:.4f}"
+        series = [
+            Series(split, epochs, [row[f"{split}_{quantity}"] for row in history], style)
+            for split, style in (("test", "second"), ("train", "first"))
+        ]
+        series = [s for s in series if any(y is not None for y in s.y)]
+        texts = [
+            f"epoch {epoch}: " + ", ".join(f"{s.name} {write(s.y[i])}" for s in series)
+            for i, epoch in enumerate(epochs)
+        ]
+        charts.append(
+            chart(quantity.capitalize(), series, texts,
+                  x_label="epoch", y_label=unit, percent=shares)
+        )  # fmt: skip
+    columns = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    rows = [[f"{row[c]:.4f}" if isinstance(row[c], float) else _or_dash(row[c]) for c in columns]
+            for row in history]  # fmt: skip
+    numbers = table([c.replace("_", " ") for c in columns], rows, "Every epoch")
+    return (
+        f'<div class="pair">{"".join(charts)}</div>'
+        f"<details><summary>The numbers</summary>{numbers}</details>"
+    )
+
+
+def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
+    """The range test and the rate of each step."""
+    charts, rule = [], ""
+    if rates.get("lrs"):
+        marks = [(rates[key], f"{name} {rates[key]:.3g}") for key, name in
+                 (("lr_min", "LRMIN"), ("lr_max", "LRMAX"))]  # fmt: skip
+        first = max(rates["smoothed"][: len(rates["smoothed"]) // 4 + 1])
+        low = min(rates["smoothed"])
+        spread = (first - low) or 1
+        series = (
+            Series("loss of a batch", rates["lrs"], rates["losses"], "quiet", "dots"),
+            Series("smoothed", rates["lrs"], rates["smoothed"], "first"),
+        )
+        texts = [f"rate {x:.3g}: batch {y:.3f}, smoothed {s:.3f} nats"
+                 for x, y, s in zip(rates["lrs"], rates["losses"], rates["smoothed"])]  # fmt: skip
+        charts.append(
+            chart("Range test", series, texts, x_label="learning rate", y_label="loss, nats",
+                  log_x=True, y_range=(low - 0.15 * spread, first + 0.35 * spread), marks=marks)
+        )  # fmt: skip
+    if steps:
+        kept = [steps[i] for i in thinned(len(steps))]
+        series = [Series("", [s.step for s in kept], [s.lr for s in kept])]
+        texts = [f"step {s.step}: rate {s.lr:.4g}" for s in kept]
+        charts.append(
+            chart("Rate of each step", series, texts, x_label="step", y_label="learning rate")
+        )
+    if rates.get("rule"):
+        rule = f"<p>{escape(str(rates['rule']))}.</p>"
+    return f'<div class="pair">{"".join(charts)}</div>{rule}' if charts else rule
+
+
+def samples_part(samples: tuple | None, data: Mapping, names: Sequence[str], sprites: dict) -> str:
+    """Training images as the network saw them; their sprite is added to ``sprites``."""
+    if samples is None or not len(samples[0]):
+        return ""
+    batch, labels = np.asarray(samples[0]).transpose(0, 2, 3, 1), samples[1]
+    pixels = 255 * (batch * np.asarray(data["std"]) + np.asarray(data["mean"]))
+    sprites["samples"] = sprite = Sprite("samples", pixels.round().clip(0, 255).astype(np.uint8))
+    tiles = "".join(
+        f'<li class="tile">{sprite.picture(i, f"sample {i}")}<span>{names[int(label)]}</span></li>'
+        for i, label in enumerate(labels)
+    )
+    return f'<p>Training images after the transforms.</p><ul class="tiles">{tiles}</ul>'
+
+
+def _or_dash(value: Any) -> str:
+    return "–" if value is None else str(value)

@@ -1,0 +1,39 @@
+"""Words of the page: shares, lists and tables, escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+
+def percent(share: float | None, decimals: int = 2) -> str:
+    """A share, 0..1, as people read it; None is a dash."""
+    return "–" if share is None else f"{share:.{decimals}%}"
+
+
+def definitions(facts: Mapping[str, Any]) -> str:
+    """Names and values as a list; a value that is None or empty is left out."""
+    rows = []
+    for name, value in facts.items():
+        if isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        if value is not None and value != "" and not isinstance(value, Mapping):
+            name = escape(str(name).replace("_", " "))
+            number = f"{value:,}" if isinstance(value, int) else str(value)
+            rows.append(f"<dt>{name}</dt><dd>{escape(number)}</dd>")
+    return f'<dl class="facts">{"".join(rows)}</dl>'
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """Cells are escaped already; the first of a row names it."""
+    heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
+        f"<caption>{caption}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
+        "</table></div>"
+    )

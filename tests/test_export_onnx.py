@@ -1,0 +1,104 @@
+import builtins
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data import load_cifar10, load_digits
+from models import CustomResNet, load_weights
+from pictures import load_image_folder
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = ROOT / "weights" / "custom_resnet_cifar10.safetensors"
+
+
+@pytest.fixture(scope="module")
+def script():
+    file = ROOT / "scripts" / "export_onnx.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def exported(script, tmp_path_factory):
+    file = tmp_path_factory.mktemp("onnx") / "network.onnx"
+    assert script.main([str(WEIGHTS), str(file)]) == 0
+    return file
+
+
+def differences(exported, data):
+    """The largest difference from torch's log-probabilities, for batches of different sizes."""
+    weights = load_weights(WEIGHTS)
+    images = ((data / 255 - weights.mean) / weights.std).astype(np.float32)
+    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = CustomResNet.from_pretrained(weights)(torch.from_numpy(images)).numpy()
+    for size in (1, 7, len(images)):
+        (found,) = session.run(["log_probabilities"], {"images": images[:size]})
+        assert found.shape == (size, 10)
+        yield np.abs(found - expected[:size]).max()
+
+
+def test_onnxruntime_gives_what_torch_gives_on_digits(exported):
+    assert max(differences(exported, load_digits()[1].data[:40])) < 1e-4
+
+
+def test_onnxruntime_gives_what_torch_gives_on_the_real_images(exported, cifar10_dir):
+    _, images = load_cifar10(cifar10_dir, load_folder=load_image_folder)
+    assert max(differences(exported, images.sample(200).data)) < 1e-4
+
+
+def test_the_model_says_how_it_is_used_and_nothing_of_the_machine(exported):
+    model = onnx.load(exported)
+    onnx.checker.check_model(model)
+    (image,) = model.graph.input
+    sizes = [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim]
+    assert (image.name, sizes) == ("images", ["N", 3, 32, 32])
+    weights, about = load_weights(WEIGHTS), {p.key: p.value for p in model.metadata_props}
+    assert json.loads(about["classes"]) == list(weights.classes)
+    assert json.loads(about["mean"]) == list(weights.mean)
+    assert json.loads(about["std"]) == list(weights.std)
+    assert str(ROOT).encode() not in exported.read_bytes()
+    assert not any(exported.parent.glob("*.data"))  # one file
+
+
+@pytest.mark.parametrize(
+    "arguments, exit_code, said",
+    [
+        ([], 2, "give the file"),
+        (["gone.safetensors", "out.onnx"], 4, "gone.safetensors"),
+        ([str(ROOT / "README.md"), "out.onnx"], 4, "README.md"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    script, tmp_path, monkeypatch, capsys, arguments, exit_code, said
+):
+    monkeypatch.chdir(tmp_path)
+    assert script.main(arguments) == exit_code
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_a_missing_package_is_named(script, tmp_path, monkeypatch, capsys, package):
+    def absent(name, *args, **kwargs):
+        if name == package:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", absent)
+    assert script.main([str(WEIGHTS), str(tmp_path / "out.onnx")]) == 2
+    assert f"pip install {package}\n" in capsys.readouterr().err

@@ -1,0 +1,104 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from errors import UsageError
+from predictions import MOST_ROWS, Guess, plot_predictions, predict_pictures
+
+CLASSES = ("red", "green", "blue")
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+class Channels(nn.Module):
+    """Log-probabilities from the means of the normalised channels: a pure colour wins."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.num_classes = num_classes
+
+    def forward(self, images):
+        assert not self.training
+        return (self.scale * images.mean((2, 3)))[:, : self.num_classes].log_softmax(1)
+
+
+def pictures(count=3):
+    colours = np.random.default_rng(0).integers(0, 256, (count, 1, 1, 3))
+    return np.broadcast_to(colours, (count, 32, 32, 3)).astype(np.uint8)
+
+
+def predict(images, model=None, **options):
+    model = model or Channels()
+    return predict_pictures(model, images, mean=MEAN, std=STD, classes=CLASSES, **options)
+
+
+def test_guesses_are_the_probabilities_in_falling_order():
+    images = pictures()
+    logits = (images[:, 0, 0] / 255 - MEAN) / STD
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for best, probabilities in zip(predict(images), expected, strict=True):
+        order = np.argsort(-probabilities)
+        assert [guess.label for guess in best] == [CLASSES[k] for k in order]
+        np.testing.assert_allclose([g.probability for g in best], probabilities[order], rtol=1e-5)
+
+
+@pytest.mark.parametrize("top, count", [(1, 1), (2, 2), (3, 3), (5, 3)])
+def test_so_many_guesses_as_asked_for_and_there_are(top, count):
+    best = predict(pictures(), top=top)
+    assert [len(guesses) for guesses in best] == [count] * 3
+    assert best == [guesses[:count] for guesses in predict(pictures())]
+
+
+def test_many_pictures_and_none():
+    many = pictures(600)
+    assert predict(list(many)) == predict(many)
+    np.testing.assert_allclose(
+        predict(many)[599][0].probability, predict(many[599:])[0][0].probability, rtol=1e-6
+    )
+    assert predict([]) == []
+
+
+def test_the_mode_of_the_network_is_what_it_was():
+    for training in (True, False):
+        model = Channels().train(training)
+        predict(pictures(), model)
+        assert model.training == training
+
+
+def test_names_that_do_not_belong_to_the_network_are_refused():
+    with pytest.raises(UsageError, match="2 classes and 3 names"):
+        predict(pictures(), Channels(2))
+    with pytest.raises(UsageError, match="top is 0"):
+        predict(pictures(), top=0)
+
+
+def texts(figure):
+    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    found += [axes.get_title() for axes in figure.axes]
+    found += [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+    return [figure.get_suptitle(), *found]
+
+
+def test_the_figure_shows_each_picture_with_its_guesses():
+    images, best = pictures(2), [[Guess("cat", 0.75), Guess("$x", 0.25)], [Guess("emu", 1.0)]]
+    figure = plot_predictions(images, best, names=["a$b$.png", "x" * 99], source="photographs")
+    assert isinstance(figure, Figure)
+    for shown, image in zip(figure.axes[::2], images, strict=True):
+        assert np.array_equal(shown.images[0].get_array(), image)
+    bars = [[bar.get_width() for bar in axes.patches] for axes in figure.axes[1::2]]
+    assert bars == [[0.75, 0.25], [1.0]]
+    assert {"Trained on photographs", "a$b$.png", "cat", "$x", "emu", "75.0%"} <= set(texts(figure))
+    figure.savefig(io.BytesIO(), format="png", dpi=20)
+
+
+@pytest.mark.parametrize("count", [0, 1, MOST_ROWS, MOST_ROWS + 3])
+def test_the_figure_is_drawn_for_any_number_of_pictures(count):
+    names = ["\udce4 no text"] * count
+    figure = plot_predictions(pictures(count), predict(pictures(count)), names=names, source="x")
+    assert len(figure.axes) == 2 * min(count, MOST_ROWS)
+    assert ("the first 24 of 27" in figure.get_suptitle()) == (count > MOST_ROWS)
+    figure.savefig(io.BytesIO(), format="png", dpi=10)
