@@ -209,7 +209,7 @@ def fit_parts(
 
 
 def warm_up(recipe: Recipe, train: ImageDataset, device, precision: str, compile_mode) -> None:
-    """Compile for the two batch shapes of an epoch, on a twin; what follows finds it compiled."""
+    """Compile for the two batch shapes of an epoch, on a twin; what follows finds it done."""
     size = recipe.batch_size
     few = train.subset(range(size + len(train) % size)) if len(train) > 2 * size else train
     short = dataclasses.replace(recipe, epochs=3, peak_epoch=None)
@@ -236,7 +236,7 @@ def train_once(
         UsageError: the range test says nothing, or the recipe does not go with the images.
     """
     begin = now(device)
-    if compile_mode is not None:
+    if device.type == "cuda":
         warm_up(recipe, train, device, precision, compile_mode)
     compiled = now(device)
     loader = train_loader(train, recipe, device, kind=kind)

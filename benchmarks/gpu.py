@@ -62,8 +62,8 @@ def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
     made = [
         Section("accuracy", "accuracy.py", ("--seeds", *some, *given_rate()), 160, 40),
         Section("step", "step.py", ("--profile",), 130, 40),
-        Section("input", "input.py", (), 50, 20),
-        Section("baseline", "baseline.py", (), 70, 30),
+        Section("input", "input.py", ("--seconds", "1"), 60, 20),
+        Section("baseline", "baseline.py", ("--rounds", "4"), 90, 30),
         Section("scaling", "scaling.py", ("--compile", "off"), 110, 40),
     ]
     if references:
@@ -83,7 +83,7 @@ def find_images(place: str | None, scratch: Path) -> Path:
     if not place:
         raise UsageError("name the images' folder, or an archive of it, in the variable DATA")
     if Path(place).is_dir() or place == "digits":
-        return Path(place)
+        return Path(place) if place == "digits" else Path(place).resolve()
     try:
         with tarfile.open(place) as archive:
             archive.extractall(scratch, filter="data")
@@ -147,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     add("--only", nargs="+", metavar="NAME", help="of the sections")
     # fmt: on
     args = made.parse_args(argv)
-    chosen = sections(args.seeds, args.references)
+    args.out = args.out.resolve()  # the sections run in the repository's folder
+    references = args.references and str(Path(args.references).resolve())
+    chosen = sections(args.seeds, references)
     return run_all(chosen, args)
 
 
@@ -169,7 +171,7 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
                 said = f"left out: {max(left, 0):.0f} s were left, it needs {section.least_s:.0f}"
             else:
                 command = [
-                    sys.executable, str(Path(__file__).parent / section.script),
+                    sys.executable, "-u", str(Path(__file__).parent / section.script),
                     "--data-dir", str(images), "--device", args.device, *section.options,
                 ]  # fmt: skip
                 said = run_section(section, command, args.out, min(left, section.most_s))

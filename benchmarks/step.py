@@ -196,7 +196,15 @@ def profile(args, device, precision, train, mode: str) -> list[dict[str, Any]]:
             on_epoch=lambda record: profiler.step() if record.epoch < 3 else None,
         )  # fmt: skip
     own = "self_device_time_total" if gpu else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, own))
+    events = [
+        event
+        for event in profiler.key_averages()
+        # On a GPU its kernels alone: the operations that started them have the same time again.
+        if (not gpu or event.device_type == torch.autograd.DeviceType.CUDA)
+        and not getattr(event, "is_user_annotation", False)
+        and not event.key.startswith("ProfilerStep")
+    ]
+    events.sort(key=lambda event: -getattr(event, own))
     total = sum(getattr(event, own) for event in events) or 1
     return [
         {"operation": event.key[:80], "calls": event.count, "share": getattr(event, own) / total,

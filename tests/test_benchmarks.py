@@ -146,7 +146,7 @@ def test_accuracy_refuses_what_would_mix_or_mean_nothing(tmp_path, options, mess
 def measured(tmp_path_factory, in_process):
     """Every CPU benchmark at toy size."""
     folder = tmp_path_factory.mktemp("results")
-    out = lambda name: ["--out", str(folder / f"{name}.json"), *CPU]  # noqa: E731
+    out = lambda name: ["--out", str(folder / f"{name}.json"), *CPU]
     input.main(
         ["--images", "40", "--batch-size", "8", "--rounds", "2", "--seconds", "0.01",
          "--workers", "0", *out("input")]
@@ -193,6 +193,15 @@ def test_each_benchmark_leaves_its_runs_and_their_summary(measured):
     )
 
 
+def test_the_warm_up_meets_the_two_batch_shapes_of_an_epoch(monkeypatch):
+    shapes = []
+    forward = Tiny.forward
+    monkeypatch.setattr(Tiny, "forward", lambda self, x: shapes.append(len(x)) or forward(self, x))
+    images = common.random_images(3 * 16 + 5)
+    common.warm_up(Recipe(batch_size=16), images, torch.device("cpu"), "float32", None)
+    assert set(shapes) == {16, 5}
+
+
 def test_the_line_of_least_squares():
     line = common.line_through([1, 2, 4], [3.0, 5.0, 9.0])
     assert (line["slope"], line["intercept"]) == pytest.approx((2, 1))
@@ -205,7 +214,7 @@ def test_the_bare_step_trains():
     parts = common.make_parts(recipe, torch.device("cpu"), lr=0.02)
     images, labels = step.constant_batch(recipe, torch.device("cpu"))
     one = step.bare_step(parts, images, labels, "float32", "eager")
-    loss = lambda: parts.criterion(parts.model(images), labels).item()  # noqa: E731
+    loss = lambda: parts.criterion(parts.model(images), labels).item()
     before = loss()
     for _ in range(20):
         one()
