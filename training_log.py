@@ -105,13 +105,15 @@ class TrainingLog:
         """Close the bar and write the epoch's lines.
 
         Args:
-            record: with ``test_loss``, ``test_accuracy`` (0..1) and ``train_seconds``.
+            record: with ``train_seconds``, ``test_loss`` and ``test_accuracy`` (0..1), the latter two
+                None without test images.
         """
         self.close()
-        correct = round(record.test_accuracy * self._num_test)
         self.write(f"{self._last} | {record.train_seconds:.1f} s")
-        self.write(
-            f"{self._test_name}: Average loss: {record.test_loss:.4f}, "
-            f"Accuracy: {correct}/{self._num_test} ({100 * record.test_accuracy:.2f}%)"
-        )
+        if record.test_accuracy is not None:
+            correct = round(record.test_accuracy * self._num_test)
+            self.write(
+                f"{self._test_name}: Average loss: {record.test_loss:.4f}, "
+                f"Accuracy: {correct}/{self._num_test} ({100 * record.test_accuracy:.2f}%)"
+            )
         self.write()

@@ -139,7 +139,7 @@ def plot_history(epochs: Sequence[Any], *, source: str) -> Figure:
         axes.legend(fontsize=LABEL_SIZE)
         _quiet_frame(axes)
     left.set_ylabel("accuracy", fontsize=LABEL_SIZE)
-    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.yaxis.set_major_formatter(PercentFormatter(1))
     right.set_ylabel("cross-entropy (nats)", fontsize=LABEL_SIZE)
     return figure
 

@@ -170,8 +170,11 @@ def test_fewer_images_than_the_samples_figure_shows_are_enough(tmp_path):
     assert train.main(arguments) == 0
 
 
-def test_a_finished_run_is_not_overwritten(finished, capsys):
-    before = (finished / "results.json").read_bytes()
-    assert train.main([*SMALL, "--out", str(finished)]) == 6
-    assert "holds a finished run" in capsys.readouterr().err
-    assert (finished / "results.json").read_bytes() == before
+def test_a_finished_run_is_complete_and_not_overwritten(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert train.main([*SMALL, "--out", str(finished)]) == 0
+    assert "already complete (2 of 2 epochs)" in capsys.readouterr().out
+    for other in (["--seed", "1"], ["--limit-train", "190"], ["--resume", "never"]):
+        assert train.main([*SMALL, *other, "--out", str(finished)]) == 6
+        assert "finished run already; name another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before

@@ -5,8 +5,8 @@ import re
 import pytest
 from tqdm import std as tqdm_std
 
+from records import EpochRecord, StepRecord
 from training_log import TrainingLog, progress_bar
-from utils import EpochRecord, StepRecord
 
 
 def epoch_record(epoch=1, **measured):
@@ -204,3 +204,21 @@ def test_progress_bar_without_a_stream_goes_to_standard_output(clock, capsys):
         move(1, 2)
     captured = capsys.readouterr()
     assert percentages(captured.out) == [50] and not captured.err
+
+
+def test_an_epoch_without_test_images_has_one_line():
+    log = TrainingLog(1, 0, stream=io.StringIO())
+    log.on_step(1, StepRecord(0, 0.01, 1.5), 0.5)
+    log.on_epoch(epoch_record(test_loss=None, test_accuracy=None))
+    assert len(log.lines) == 2 and log.lines[0].endswith("12.3 s") and log.lines[1] == ""
+
+
+def test_lines_survive_the_state():
+    log, twin = TrainingLog(1, 50, stream=io.StringIO()), TrainingLog(1, 50, stream=io.StringIO())
+    log.write("header")
+    log.on_step(1, StepRecord(0, 0.01, 1.5), 0.5)
+    twin.write("written before the state came")
+    twin.load_state_dict(log.state_dict())
+    twin.on_epoch(epoch_record())
+    log.on_epoch(epoch_record())
+    assert twin.lines == log.lines
