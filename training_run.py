@@ -31,7 +31,7 @@ from hardware import (
 from interrupts import catch_signals
 from learning_rate import LRFinding, find_lr, one_cycle
 from loaders import ResidentLoader, fits_device, get_loader
-from models import CustomResNet
+from models import CustomResNet, save_weights
 from optimizer import get_optimizer
 from pictures import load_image_folder
 from recipe import Recipe
@@ -189,6 +189,13 @@ def train_and_write(setup: Setup) -> int:
     }  # fmt: skip
     history_data = [dataclasses.asdict(record) for record in history.epochs]
     normalise = get_test_batch_transform(test.data, mean, std, device=group.device)
+    try:
+        save_weights(
+            out / "model.safetensors", model.state_dict(), data=data, recipe=about["recipe"],
+            dtype=torch.float32,
+        )  # fmt: skip
+    except UsageError as error:
+        say(f"without model.safetensors for predict.py and evaluate.py: {error}")
     write_run(
         out,
         **about,

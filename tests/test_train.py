@@ -35,12 +35,16 @@ def offline(monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "one"
-    assert train.main([*SMALL, "--out", str(out)]) == 0
+    assert train.main([*SMALL, "--tensorboard", "--out", str(out)]) == 0
     return out
 
 
 def test_a_run_leaves_everything_that_it_promises(finished):
     assert {path.stem for path in (finished / "figures").iterdir()} == FIGURES
+    assert {path.name for path in finished.iterdir()} == {
+        "figures", "tensorboard", "results.json", "history.csv", "steps.csv", "errors.csv",
+        "classes.csv", "model.pt", "model.safetensors", "log.txt", "report.html",
+    }  # fmt: skip
     results = json.loads((finished / "results.json").read_text("utf-8"))
     assert results["data"]["source"] == "digits"
     assert (results["data"]["num_train"], results["data"]["num_test"]) == (192, 50)
@@ -168,6 +172,21 @@ def test_fewer_images_than_the_samples_figure_shows_are_enough(tmp_path):
     arguments = ["--dataset", "digits", "--limit-train", "12", "--limit-test", "10", "--lr-max",
                  "0.01", "--batch-size", "4", "--epochs", "1", "--out", str(tmp_path / "run")]  # fmt: skip
     assert train.main(arguments) == 0
+
+
+def test_the_speedrun_trains_the_same_network(tmp_path):
+    arguments = [*SMALL[:-2], "--preset", "speedrun", "--epochs", "1", "--limit-train", "64"]
+    assert train.main([*arguments, "--lr-max", "0.1", "--out", str(tmp_path / "run")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
+    assert results["recipe"]["optimizer"] == "muon" and not results["recipe"]["alternating_flip"]
+    stored = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    CustomResNet().load_state_dict(stored["state_dict"])
+
+
+def test_the_speedrun_has_no_albumentations_path(tmp_path, capsys):
+    arguments = ["--preset", "speedrun", "--augmentation", "albumentations"]
+    assert train.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    assert "batched" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_complete_and_not_overwritten(finished, capsys):
