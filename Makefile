@@ -57,7 +57,7 @@ bench: $(INSTALLED) ## speeds on this CPU into benchmarks/results/, under 10 min
 		$(PY) benchmarks/$$name.py --device cpu $(if $(DATA),--data-dir "$(DATA)") || exit 1; done
 
 # A machine with a GPU may have torch, but no network to make .venv with.
-bench-gpu: ## all figures that need a GPU, under 9 minutes; DATA=folder or archive, OUT=folder
+bench-gpu: ## what needs a GPU, under 9 minutes; DATA=folder or archive of images, OUT=folder
 	$(if $(DATA),DATA="$(DATA)") $(if $(OUT),OUT="$(OUT)") \
 		$(or $(wildcard $(PY)),python3) benchmarks/gpu.py
 
