@@ -175,7 +175,7 @@ def test_fewer_images_than_the_samples_figure_shows_are_enough(tmp_path):
 
 
 def test_the_speedrun_trains_the_same_network(tmp_path):
-    arguments = [*SMALL[:-2], "--preset", "speedrun", "--epochs", "1", "--limit-train", "64"]
+    arguments = [*SMALL[:-2], "--preset", "speedrun", "--epochs", "1", "--limit-train", "96"]
     assert train.main([*arguments, "--lr-max", "0.1", "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
     assert results["recipe"]["optimizer"] == "muon" and not results["recipe"]["alternating_flip"]
