@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from errors import UsageError
 
-TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others before it gives up."""
+TIMEOUT = timedelta(hours=1)
+"""How long a process waits for the others: one of them may download, decode or test rates."""
 
 
 class Group:
@@ -45,10 +45,10 @@ class Group:
     def one_by_machine_first(self) -> Iterator[None]:
         """What is in the block, one process of each machine does before the others."""
         if self.local_rank:
-            self.same(None)
+            self.agrees(True)
         yield
         if not self.local_rank:
-            self.same(None)
+            self.agrees(True)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients that are means over the processes."""
@@ -97,6 +97,12 @@ class Group:
         if self.world_size > 1:
             dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+    def agrees(self, value: bool) -> bool:
+        """Whether all processes say the same; none goes on before each has said it."""
+        # A broadcast would not do: its source goes on at once.
+        said = self.sum(torch.tensor(int(value), device=self.device))
+        return said.item() in (0, self.world_size)
 
 
 @contextlib.contextmanager

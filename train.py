@@ -151,7 +151,8 @@ def run(args: argparse.Namespace, command: str) -> int:
             raise lost from error
         finally:
             if group.rank == 0:
-                (out / "status.json").write_text(json.dumps(status) + "\n", "utf-8")
+                with contextlib.suppress(OSError):  # a full disk has been said already
+                    (out / "status.json").write_text(json.dumps(status) + "\n", "utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
