@@ -19,8 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch
-
 from benchmarks.render import render_benchmarks
 from models import CustomResNet, load_weights, save_weights
 from recipe import PRESETS
@@ -58,8 +56,8 @@ def copy_run(run: Path) -> None:
         shutil.copyfile(run / name, RESULTS / name)
     for name, image in IMAGES.items():
         shutil.copyfile(run / "figures" / f"{name}.png", ROOT / "images" / image)
-    stored = torch.load(run / "model.pt", weights_only=True)
-    save_weights(WEIGHTS, stored["state_dict"], data=stored["data"], recipe=stored["recipe"])
+    stored = load_weights(run / "model.safetensors")
+    save_weights(WEIGHTS, stored.state_dict, data=stored.data, recipe=stored.recipe)
     EVALUATION.unlink(missing_ok=True)  # it was of the weights before
 
 
