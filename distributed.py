@@ -115,12 +115,14 @@ def join_group(device: torch.device) -> Iterator[Group]:
         device: as chosen for a single process; on several GPUs each process gets its own.
 
     Raises:
-        UsageError: there are more processes on this machine than GPUs.
+        UsageError: there are more processes on this machine than GPUs, or several on mps.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "RANK" not in os.environ:
         yield Group(device)
         return
+    if device.type == "mps":
+        raise UsageError("mps trains in one process only; start it without torchrun, or on cpu")
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():

@@ -200,3 +200,11 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     with pytest.raises(UsageError, match="there are 2; lower --nproc-per-node"):
         with join_group(torch.device("cuda")):
             pass
+
+
+def test_several_processes_on_mps_are_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="without torchrun, or on cpu"):
+        with join_group(torch.device("mps")):
+            pass
