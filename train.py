@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 
 
 from distributed import join_group
-from errors import RunError, UsageError, WorkerError
+from errors import CheckpointError, RunError, UsageError, WorkerError
 from hardware import (
     PRECISIONS,
     get_compile_mode,
@@ -126,6 +126,10 @@ def run(args: argparse.Namespace, command: str) -> int:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < float("inf"):
         raise UsageError(f"--save-minutes is {args.save_minutes}; it must be 0 or more")
+    if args.resume not in ("auto", "never") and not Path(args.resume).is_file():
+        raise CheckpointError(
+            f"--resume is {args.resume}, which is no file; give auto, never or a checkpoint"
+        )
     for option in ("val", "limit-train", "limit-test"):
         in_range(option, getattr(args, option.replace("-", "_")), None)
     with join_group(device) as group, own_folder(args, recipe, group.rank == 0) as out:
@@ -151,7 +155,8 @@ def run(args: argparse.Namespace, command: str) -> int:
             raise lost from error
         finally:
             if group.rank == 0:
-                (out / "status.json").write_text(json.dumps(status) + "\n", "utf-8")
+                with contextlib.suppress(OSError):  # a full disk has been said already
+                    (out / "status.json").write_text(json.dumps(status) + "\n", "utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:

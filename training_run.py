@@ -21,7 +21,7 @@ from checkpoint import LAST, Checkpoint
 from cifar10_files import prepare_cifar10
 from data import ImageDataset, load_cifar10, load_digits
 from distributed import Group
-from errors import DivergedError, UsageError
+from errors import CheckpointError, DivergedError, UsageError
 from evaluation import Evaluation, evaluate_predictions
 from grad_cam import explain_errors
 from hardware import (
@@ -102,7 +102,7 @@ def train_and_write(setup: Setup) -> int:
         "evaluated_on": test_name,
         "augmentation": "batched" if batched else "albumentations",
     }
-    if setup.is_first and is_complete(setup, data):
+    if group.same(setup.is_first and is_complete(setup, data)):
         return 0
     machine = describe_machine(
         group.device, setup.precision,
@@ -125,6 +125,10 @@ def train_and_write(setup: Setup) -> int:
         write=setup.is_first,
     )
     resumed = checkpoint.load(args.resume)
+    if not group.agrees(resumed):
+        raise CheckpointError(
+            f"not all processes see the checkpoint in {out}: name a folder that all machines share"
+        )
     for warning in checkpoint.warnings:
         say(warning)
     if resumed:

@@ -162,6 +162,7 @@ def fit(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_steps = len(train_loader)
     meter = Meter(history, device, group, float16=scaler.is_enabled())
+    size = None
     try:
         while len(history.epochs) < epochs:
             epoch = len(history.epochs) + 1
@@ -208,8 +209,9 @@ def fit(
         if checkpoint is not None:
             checkpoint.save(parts, now=True)
     except torch.OutOfMemoryError as error:
+        batch = "a batch" if size is None else f"batches of {size}"
         raise UsageError(
-            f"the memory of {device} does not hold batches of {len(labels)}; lower batch_size"
+            f"the memory of {device} does not hold {batch}; lower batch_size"
         ) from error
     return history
 

@@ -8,6 +8,8 @@ import torch
 import train
 import training_run
 from data import load_digits
+from distributed import Group
+from errors import CheckpointError
 from learning_rate import LRFinding
 from loaders import get_loader
 from models import CustomResNet
@@ -138,6 +140,7 @@ def test_the_peak_moves_with_the_length_unless_it_is_given():
         (["--lr-max", "0.1", "--lr-min", "0.2"], 2, "lr_min is 0.2"),
         (["--lr-min", "-1"], 2, "lr_min is -1"),
         (["--seed", "-1"], 2, "seed is -1"),
+        (["--resume", "nowhere.ckpt", "--data-dir", "nowhere"], 4, "--resume is nowhere.ckpt"),
         (["--workers", "-1"], 2, "--workers is -1"),
         (["--device", "abacus"], 2, "device is 'abacus'"),
         (["--precision", "float16", "--device", "cpu"], 2, "precision is float16 on cpu"),
@@ -197,3 +200,32 @@ def test_a_finished_run_is_complete_and_not_overwritten(finished, capsys):
         assert train.main([*SMALL, *other, "--out", str(finished)]) == 6
         assert "finished run already; name another folder" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+class Second(Group):
+    """The second of two processes; the first has a finished run, or a checkpoint."""
+
+    def __init__(self, *, is_finished):
+        super().__init__(torch.device("cpu"), 1, 2, 1)
+        self.is_finished = is_finished
+
+    def same(self, value):
+        return self.is_finished
+
+    def sum(self, tensor):
+        return tensor + 1
+
+
+def run_in(group, out):
+    args = train.parse([*SMALL, "--out", str(out)])
+    setup = training_run.Setup(args, train.choose_recipe(args), "float32", None, group, out, "")
+    return training_run.train_and_write(setup)
+
+
+def test_all_processes_leave_a_finished_run_alone(finished):
+    assert run_in(Second(is_finished=True), finished) == 0
+
+
+def test_a_process_that_does_not_see_the_checkpoint_of_the_first_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="all machines share"):
+        run_in(Second(is_finished=False), tmp_path)
