@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Kill, stop, spoil and fool small trainings many times; what came of it: results/faults/faults.json.
+"""Kill, stop, spoil and fool small trainings many times, and count what comes of it.
 
-Under 15 minutes on two cores. Children are forked from this process, which has one thread, so that
-none of them waits for torch's import. It ends with 1 where anything was not as it should be.
+It writes results/faults/faults.json, in under 15 minutes on two cores. Children are forked from
+this process, which has one thread, so that none of them waits for torch's import. It ends with 1 where
+anything was not as it should be.
 """
 
 from __future__ import annotations

@@ -447,6 +447,23 @@ def test_what_is_not_finite_never_gets_into_a_file(saved, place, value):
     assert contents(saved) == before
 
 
+@pytest.mark.parametrize(("at", "epoch"), [(1, 1), (3, 1), (7, 2)])
+def test_a_save_that_is_refused_says_where_the_run_is(tmp_path, at, epoch):
+    parts = make()
+
+    def spoil(step, images):
+        if step == at:
+            parts["model"][1].running_mean[0] = torch.nan
+        return images
+
+    said = (
+        f"1.running_mean .*not saved.* in epoch {epoch}, step {at}, at rate .*; the losses before"
+    )
+    with pytest.raises(DivergedError, match=f"{said}: [0-9.]+.*; lower lr_max"):
+        train(parts, tmp_path, spoil=spoil)
+    assert train(make(), tmp_path)[1].seen[0] == ((at // STEPS) + 1, at % STEPS)
+
+
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     with pytest.raises(TypeError, match="notes.when"):
         run = new(tmp_path)
