@@ -175,7 +175,8 @@ FAULT_ROWS = {
         "each of the {runs:,} runs, gone on with, ended bit for bit like one that never stopped",
     ),
     "signals": (
-        "{signals:,} times SIGTERM or SIGINT at random moments of the command line",
+        "{signals:,} times SIGTERM or SIGINT at random moments of the training, "
+        "{signals_beside_it:,} times before or after it",
         "exit code 143 or 130, at most {most_steps_begun_after} more step and "
         "{most_saves_after} save; gone on with, bit for bit the same end",
     ),
