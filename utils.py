@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from errors import UsageError
-from records import EpochRecord, History, Meter, Predictions, StepRecord, diverged
+from errors import DivergedError, UsageError
+from records import EpochRecord, History, Meter, Predictions, StepRecord, diverged, not_saved
 
 
 def set_seed(seed: int) -> None:
@@ -194,8 +194,7 @@ def fit(
                         _call(on_step, epoch, history.steps[-1], meter.accuracy)
                     if stopping:
                         raise _Stopped
-                    if checkpoint is not None:
-                        checkpoint.save(parts)
+                    _save(checkpoint, parts)
 
             group.align(model)
             record = _end_of_epoch(model, test_loader, history, precision, group, stop)
@@ -203,11 +202,9 @@ def fit(
             history.running = History().running
             if on_epoch is not None:
                 _call(on_epoch, record)
-            if checkpoint is not None:
-                checkpoint.save(parts, now=True)
+            _save(checkpoint, parts, now=True)
     except _Stopped:
-        if checkpoint is not None:
-            checkpoint.save(parts, now=True)
+        _save(checkpoint, parts, now=True)
     except torch.OutOfMemoryError as error:
         batch = "a batch" if size is None else f"batches of {size}"
         raise UsageError(
@@ -218,6 +215,14 @@ def fit(
 
 class _Stopped(Exception):
     """The training is to end here, at a place from which it can go on."""
+
+
+def _save(checkpoint, parts: dict[str, Any], *, now: bool = False) -> None:
+    try:
+        if checkpoint is not None:
+            checkpoint.save(parts, now=now)
+    except DivergedError as error:  # it knows the value, not the place
+        raise not_saved(parts["history"], error) from error
 
 
 def _call(callback: Callable, *args) -> None:
