@@ -32,6 +32,9 @@ from run_lock import lock_folder
 from training_run import Setup, as_data, in_range, say, stored_results, train_and_write
 
 
+STATUS_FILE = "status.json"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UsageError(message)
@@ -104,6 +107,7 @@ def own_folder(args: argparse.Namespace, recipe: Recipe, is_first: bool) -> Iter
         with lock_folder(out) as warning:
             if warning:
                 say(warning)
+            (out / STATUS_FILE).unlink(missing_ok=True)  # of an earlier start
             yield out
     except BaseException:
         with contextlib.suppress(OSError):
@@ -156,7 +160,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         finally:
             if group.rank == 0:
                 with contextlib.suppress(OSError):  # a full disk has been said already
-                    (out / "status.json").write_text(json.dumps(status) + "\n", "utf-8")
+                    (out / STATUS_FILE).write_text(json.dumps(status) + "\n", "utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -80,6 +81,7 @@ def train_and_write(setup: Setup) -> int:
     started = time.perf_counter()
     args, recipe, group, out = setup.args, setup.recipe, setup.group, setup.out
     set_seed(recipe.seed)
+    torch.backends.cudnn.benchmark = True  # two batch shapes: trying its kernels pays
     with group.one_by_machine_first():
         train, test, test_name = load_images(args)
     is_cifar10 = train.source.startswith("CIFAR-10")
@@ -175,7 +177,7 @@ def train_and_write(setup: Setup) -> int:
             say(
                 f"stopped in epoch {len(history.epochs) + 1} of {recipe.epochs} after "
                 f"{len(history.steps)} of {total_steps} steps; "
-                f"the same command with --out {out} goes on"
+                f"the same command with --out {shlex.quote(str(out))} goes on"
             )
             return 143 if signals.received == signal.SIGTERM else 130
         evaluation = measure(setup, model, test_loader, test)
