@@ -31,7 +31,6 @@ from run_folder import prepare_folder
 from run_lock import lock_folder
 from training_run import Setup, as_data, in_range, say, stored_results, train_and_write
 
-
 STATUS_FILE = "status.json"
 
 
