@@ -310,6 +310,21 @@ def test_steps_that_float16_skips_are_counted_and_too_many_are_divergence():
             step(math.inf)
 
 
+def test_a_step_that_float16_skips_changes_no_weight_and_a_skipped_step_moves_no_rate():
+    model, optimizer, scheduler = loop_parts()
+    calls, weights = iter(range(100)), []
+    model[4].bias.register_hook(lambda gradient: gradient * (math.inf if next(calls) == 2 else 1.0))
+    history = utils.fit(
+        model, loader(), None, optimizer, scheduler, nn.CrossEntropyLoss(), epochs=2,
+        precision="float16",
+        on_step=lambda *_: weights.append(model[4].weight.detach().clone()),
+    )  # fmt: skip
+    assert history.skipped_steps == 1
+    np.testing.assert_allclose([s.lr for s in history.steps], [1e-3 / (1 + n) for n in range(8)])
+    moved = [not torch.equal(a, b) for a, b in zip(weights, weights[1:])]
+    assert moved == [True, False, True, True, True, True, True]
+
+
 def test_mirrored_predictions_are_the_mean_of_both_views():
     model, batches = network(), loader(count=21)
     images, _ = batches.dataset.tensors
