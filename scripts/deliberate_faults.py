@@ -15,6 +15,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import queue
 import shutil
@@ -30,6 +31,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LIST = Path(__file__).with_suffix(".toml")
 LIMIT_S = 400
 """A test that is not through by then counts as undecided."""
+FORKS = multiprocessing.get_context("forkserver")
+# Imported once and not for every fault; nothing of the project is among it.
+FORKS.set_forkserver_preload(
+    ["pytest", "torch", "torchvision", "sklearn.metrics", "sklearn.datasets", "matplotlib.figure"]
+)
 RED, GREEN, LOST, UNDECIDED = "red", "STILL GREEN", "TEXT NOT FOUND", "UNDECIDED"
 
 
@@ -77,6 +83,21 @@ def copy_project(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
+def run_tests(fault: Fault, root: Path, said: Path) -> None:
+    """In a process of its own: the fault's tests on the copy; ends with pytest's exit code."""
+    os.chdir(root)
+    # A file changed twice within a second keeps its date, by which Python knows its bytecode.
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    output = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    import pytest
+
+    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore"]
+    sys.exit(int(pytest.main([*options, fault.test, "-k", fault.select])))
+
+
 def try_fault(fault: Fault, root: Path) -> tuple[str, str]:
     """Run its tests in a copy with the fault, and mend the copy: the verdict, and a line on it."""
     file = root / fault.file
@@ -85,25 +106,21 @@ def try_fault(fault: Fault, root: Path) -> tuple[str, str]:
         file.write_text(fault.applied(root), "utf-8")
     except (LookupError, OSError) as error:
         return LOST, str(error)
-    command = [
-        sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p",
-        "no:cacheprovider", "-W", "ignore", fault.test, "-k", fault.select,
-    ]  # fmt: skip
-    # A file changed twice within a second keeps its date, by which Python knows its bytecode.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(
-            command, cwd=root, env=environment, timeout=LIMIT_S, capture_output=True, text=True,
-            errors="replace",
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return UNDECIDED, f"not through after {LIMIT_S} s"
+        with tempfile.TemporaryDirectory() as folder:
+            said = Path(folder) / "said"
+            process = FORKS.Process(target=run_tests, args=(fault, root, said))
+            process.start()
+            process.join(LIMIT_S)
+            if process.exitcode is None:
+                process.kill()
+                return UNDECIDED, f"not through after {LIMIT_S} s"
+            lines = said.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
     finally:
         file.write_bytes(before)
-    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     # 1: a test failed; 0: none did; whatever else: no test has spoken.
-    verdict = {0: GREEN, 1: RED}.get(done.returncode, UNDECIDED)
+    verdict = {0: GREEN, 1: RED}.get(process.exitcode, UNDECIDED)
     return verdict, (failed or lines[-1:])[0]
 
 
@@ -159,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     if not faults:
         parser.error(f"no fault has {' or '.join(args.words)} in its row, file or test")
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there
     verdicts = try_all(faults, args.jobs)
     rows = len({fault.row for fault in faults})
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())

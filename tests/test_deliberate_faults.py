@@ -1,5 +1,5 @@
 import ast
-import importlib.util
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -9,15 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load_script():
-    place = ROOT / "scripts" / "deliberate_faults.py"
-    spec = importlib.util.spec_from_file_location("deliberate_faults", place)
-    module = sys.modules["deliberate_faults"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+sys.path.append(str(ROOT / "scripts"))  # by its name, so that its processes find it too
+script = importlib.import_module("deliberate_faults")
 FAULTS = script.read_list()
 
 

@@ -20,6 +20,7 @@ import checkpoint
 import errors
 import train
 import training_run
+from data import load_digits
 from distributed import Group
 from run_lock import lock_folder
 
@@ -140,7 +141,7 @@ def stopped(tiny, tmp_path, capsys):
     return tmp_path / "run"
 
 
-def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, tmp_path, capsys):
+def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, monkeypatch, tmp_path, capsys):
     before = files(stopped)
     for given, found in (
         (["--lr-max", "0.02"], "recipe.lr_max is 0.01 in the file and 0.02 here"),
@@ -151,6 +152,17 @@ def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, tmp_path, caps
         (line,) = lines(capsys.readouterr())
         assert found in line
         assert files(stopped) == before
+
+    def other_digits():
+        images, test = load_digits()
+        images.data[:] = images.data[:, ::-1].copy()  # of the same mean
+        return images, test
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "load_digits", other_digits)
+        assert train.main([*SMALL, "--out", str(stopped)]) == 4
+    (line,) = lines(capsys.readouterr())
+    assert "data.sha256 is" in line
     file = stopped / checkpoint.LAST
     assert train.main([*SMALL, "--resume", str(file), "--out", str(tmp_path / "other")]) == 0
     assert f"going on from {file}" in capsys.readouterr().err

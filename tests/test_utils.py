@@ -215,7 +215,9 @@ def test_an_interrupt_out_of_a_callback_ends_the_training_where_it_can_go_on(whe
         epochs=3, batches=Epochs(), checkpoint=memory, on_step=on_step, on_epoch=on_epoch
     )
     assert len(partial.steps) == (4 if where == "epoch" else where + 1)
-    _, _, history = training(epochs=3, batches=Epochs(), checkpoint=Memory(memory.state))
+    batches = Epochs()
+    _, _, history = training(epochs=3, batches=batches, checkpoint=Memory(memory.state))
+    assert batches.told[:1] == {0: [(1, 1)], 5: [(2, 2)], 11: [(3, 4)], "epoch": [(2, 0)]}[where]
     assert measured(history) == measured(expected)
 
 
@@ -281,7 +283,13 @@ def test_a_number_that_is_not_finite_anywhere_stops_the_training(where):
         model[4].bias.register_hook(lambda gradient: gradient * math.nan)
     elif where == "buffer":
         model[1].running_var[0] = math.nan
-    with pytest.raises(DivergedError, match="in epoch 1"):
+    expected = {
+        "images": "the loss is nan in epoch 1",
+        "weights": "the loss is nan in epoch 1, step 0",
+        "gradient": "the gradient's norm is nan in epoch 1, step 0",
+        "buffer": "the test loss is nan in epoch 1, step 3",
+    }
+    with pytest.raises(DivergedError, match=expected[where]):
         utils.fit(
             model, batches, loader(seed=7), optimizer, schedule, nn.CrossEntropyLoss(), epochs=2
         )
