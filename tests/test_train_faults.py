@@ -307,7 +307,7 @@ def start(folder, *arguments, **options):
     """A run by a Python of its own, without HOME and in the narrowest of locales."""
     environment = {
         "PATH": os.environ["PATH"], "LC_ALL": "C", "OMP_NUM_THREADS": "1",
-        "MPLCONFIGDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-c", IN_CHILD, str(ROOT), *SMALL, *arguments],
