@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 BROWSER := .venv/installed-browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test test-browser test-colab test-oldest prove-tests notebook publish docs bench bench-gpu clean
+.PHONY: help install demo train test test-browser test-colab test-oldest prove-tests notebook publish docs bench bench-gpu faults clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -60,9 +60,12 @@ bench: $(INSTALLED) ## speeds on this CPU into benchmarks/results/, under 10 min
 		$(PY) benchmarks/$$name.py --device cpu $(if $(DATA),--data-dir "$(DATA)") || exit 1; done
 
 # A machine with a GPU may have torch, but no network to make .venv with.
-bench-gpu: ## all figures that need a GPU, under 9 minutes; DATA=folder or archive, OUT=folder
+bench-gpu: ## what needs a GPU, under 9 minutes; DATA=folder or archive of images, OUT=folder
 	$(if $(DATA),DATA="$(DATA)") $(if $(OUT),OUT="$(OUT)") \
 		$(or $(wildcard $(PY)),python3) benchmarks/gpu.py
+
+faults: $(INSTALLED) ## kills, signals, damaged files and more, many of each, under 15 minutes
+	$(PY) scripts/faults.py
 
 clean: ## remove the environment and what Python left behind
 	rm -rf .venv .pytest_cache build *.egg-info

@@ -179,7 +179,7 @@ class Checkpoint:
             state = _plain(state)
         except ValueError as error:
             found = str(error).removeprefix("parts.")
-            raise DivergedError(f"{found}; not saved in {self.folder}: lower lr_max") from None
+            raise DivergedError(f"{found}; not saved in {self.folder}") from None
         stream = io.BytesIO()
         torch.save(state, stream)
         self._replace(stream.getbuffer())

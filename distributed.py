@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from errors import UsageError
 
-TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others before it gives up."""
+TIMEOUT = timedelta(hours=1)
+"""How long a process waits for the others: one of them may download, decode or test rates."""
 
 
 class Group:
@@ -45,10 +45,10 @@ class Group:
     def one_by_machine_first(self) -> Iterator[None]:
         """What is in the block, one process of each machine does before the others."""
         if self.local_rank:
-            self.same(None)
+            self.agrees(True)
         yield
         if not self.local_rank:
-            self.same(None)
+            self.agrees(True)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients that are means over the processes."""
@@ -98,6 +98,12 @@ class Group:
             dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
+    def agrees(self, value: bool) -> bool:
+        """Whether all processes say the same; none goes on before each has said it."""
+        # A broadcast would not do: its source goes on at once.
+        said = self.sum(torch.tensor(int(value), device=self.device))
+        return said.item() in (0, self.world_size)
+
 
 @contextlib.contextmanager
 def join_group(device: torch.device) -> Iterator[Group]:
@@ -109,12 +115,14 @@ def join_group(device: torch.device) -> Iterator[Group]:
         device: as chosen for a single process; on several GPUs each process gets its own.
 
     Raises:
-        UsageError: there are more processes on this machine than GPUs.
+        UsageError: there are more processes on this machine than GPUs, or several on mps.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "RANK" not in os.environ:
         yield Group(device)
         return
+    if device.type == "mps":
+        raise UsageError("mps trains in one process only; start it without torchrun, or on cpu")
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():

@@ -15,24 +15,19 @@ import torch
 from data import ImageDataset, load_cifar10, load_digits
 from errors import RunError, UsageError
 from evaluation import Evaluation, evaluate_predictions
-from grad_cam import LAYER, grad_cam
+from grad_cam import explain_errors
 from hardware import describe_machine, get_device
-from loaders import get_loader
+from loaders import ResidentLoader
 from models import CustomResNet, WeightsFile, load_weights
 from pictures import load_image_folder
 from report import build_report
 from run_folder import prepare_folder, write_evaluation
 from training_log import progress_bar
-from transformation import get_test_aug_transform
+from transformation import get_test_batch_transform
 from utils import predict, to_device
 
 PRECISION = "float32"  # what published figures are measured in
-NUM_EXPLAINED = 12  # errors under Grad-CAM
 BATCH_SIZE = 250
-NOTES = {
-    "CIFAR-10 (image folder)": "The images come from a folder of pictures and not from the official "
-    "files; where they were encoded again, as JPEG, figures from the official files do not compare."
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,24 +97,14 @@ def evaluate_and_write(
     out: Path,
     command: str,
 ) -> None:
-    transform = get_test_aug_transform(weights.mean, weights.std)
-    evaluation = measure(model, test, weights, device)
+    transform = get_test_batch_transform(test.data, weights.mean, weights.std, device=device)
+    evaluation = measure(model, test, weights, transform, device)
     right = len(test) - len(evaluation.wrong)
     print(
         f"Accuracy {100 * evaluation.accuracy:.2f} % ({right}/{len(test)}), loss "
         f"{evaluation.loss:.4f}: {test.source}, test images, {PRECISION}",
         flush=True,
     )
-    explained = evaluation.wrong[:NUM_EXPLAINED]
-    cam = None
-    if len(explained):
-        images = torch.stack([transform(image=image)["image"] for image in test.data[explained]])
-        cam = {
-            "layer": LAYER,
-            "indices": explained,
-            "predicted": grad_cam(model, images, evaluation.predicted[explained]),
-            "true": grad_cam(model, images, evaluation.labels[explained]),
-        }
     about = {
         "recipe": weights.recipe,
         "data": weights.data
@@ -141,8 +126,7 @@ def evaluate_and_write(
             evaluation,
             test.data,
             title=f"{weights.file.name} on {test.source}",
-            grad_cam=cam,
-            notes=[NOTES[test.source]] if test.source in NOTES else [],
+            grad_cam=explain_errors(model, transform, evaluation),
             command=command,
         ),
     )
@@ -150,10 +134,9 @@ def evaluate_and_write(
 
 
 def measure(
-    model: CustomResNet, test: ImageDataset, weights: WeightsFile, device: torch.device
+    model: CustomResNet, test: ImageDataset, weights: WeightsFile, transform, device: torch.device
 ) -> Evaluation:
-    transform = get_test_aug_transform(weights.mean, weights.std)
-    loader = get_loader(test.with_transform(transform), BATCH_SIZE, train=False, device=device)
+    loader = ResidentLoader(transform, test.targets, BATCH_SIZE, train=False, device=device)
     plain, mirrored = predict(model, loader, precision=PRECISION), None
     if weights.recipe.get("flip_probability", 0) > 0:  # else a mirror image means something else
         mirrored = predict(model, loader, precision=PRECISION, mirrored=True).probabilities

@@ -6,7 +6,9 @@ import contextlib
 import importlib.util
 import platform
 import shutil
+import sysconfig
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,16 +75,17 @@ def get_compile_mode(device: torch.device, name: str = "auto") -> str | None:
 
     Args:
         device: where the network trains.
-        name: "auto" for "default" on GPUs from the A100 on where Triton is installed, "off",
+        name: "auto" for "default" on GPUs from the A100 on where Triton can work, "off",
             "default", or "reduce-overhead" with CUDA graphs.
 
     Raises:
         UsageError: the name is unknown, or the device cannot compile.
     """
     modes = ("default", "reduce-overhead")
-    # Triton translates its launchers with the machine's C compiler.
+    # Triton translates its launchers with the machine's C compiler, against Python's own headers.
     compiler = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
-    can = device.type == "cuda" and importlib.util.find_spec("triton") and compiler
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    can = device.type == "cuda" and importlib.util.find_spec("triton") and compiler and headers
     if name == "auto":
         return "default" if can and torch.cuda.get_device_capability(device) >= (8, 0) else None
     if name == "off":
@@ -91,7 +94,8 @@ def get_compile_mode(device: torch.device, name: str = "auto") -> str | None:
         raise UsageError(f"compile is {name!r}; it must be auto, off, {', '.join(modes)}")
     if not can:
         raise UsageError(
-            f"compile is {name!r}, which needs a GPU, Triton and a C compiler; leave it at auto"
+            f"compile is {name!r}, which needs a GPU, Triton, a C compiler and Python's headers; "
+            "leave it at auto"
         )
     return name
 

@@ -76,7 +76,8 @@ def find_lr(
         on_step: called with the steps done and their number.
 
     Raises:
-        UsageError: the curve says nothing about the rate, see :func:`suggest_lr`.
+        UsageError: the curve says nothing about the rate, see :func:`suggest_lr`; or the GPU's
+            memory does not hold a batch.
 
     Source:
         Smith, "Cyclical Learning Rates for Training Neural Networks" (2015); the sweep is
@@ -112,7 +113,7 @@ def find_lr(
         # In place of its own bar, which cannot be switched off and whose widget a repository page
         # refuses to show.
         with mock.patch.object(torch_lr_finder.lr_finder, "tqdm", steps):
-            with contextlib.suppress(_NotFinite):
+            try:
                 finder.range_test(
                     # It would refuse a loader that is none of torch's.
                     torch_lr_finder.TrainDataLoaderIter(loader),
@@ -122,6 +123,13 @@ def find_lr(
                     smooth_f=0,
                     non_blocking_transfer=device.type == "cuda",
                 )
+            except _NotFinite:
+                pass
+            except torch.OutOfMemoryError as error:
+                raise UsageError(
+                    f"the memory of {device} does not hold a batch of the range test; "
+                    "lower batch_size"
+                ) from error
     losses = finder.history["loss"]
     return suggest_lr(finder.history["lr"][: len(losses)], losses, ratio=ratio)
 

@@ -101,6 +101,10 @@ class Recipe:
             if not inside:  # NaN is never inside
                 between = "from {} to {}" if closed else "above {} and below {}"
                 raise UsageError(f"{name} is {value}; it must be {between.format(least, most)}")
+        if self.optimizer == "muon" and self.weight_decay:
+            raise UsageError(
+                f"weight_decay is {self.weight_decay}; it must be 0, muon has no decay"
+            )
 
 
 PRESETS = {

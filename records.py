@@ -184,3 +184,9 @@ def diverged(epoch, step: StepRecord, what: str, value: float, before: list) -> 
         f"{what} is {value} in epoch {epoch}, step {step.step}, at rate {step.lr:.3g}; "
         f"the losses before: {last}; lower lr_max"
     )
+
+
+def not_saved(history: History, error: DivergedError) -> DivergedError:
+    """The error that says where a state was refused by the checkpoint, and what to do."""
+    epoch = len(history.epochs) + (history.running["images"] > 0)
+    return diverged(epoch, history.steps[-1], "the state", f"not finite ({error})", history.steps)

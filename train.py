@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 
 
 from distributed import join_group
-from errors import RunError, StorageError, UsageError, WorkerError
+from errors import CheckpointError, RunError, StorageError, UsageError, WorkerError
 from hardware import (
     PRECISIONS,
     get_compile_mode,
@@ -31,6 +31,9 @@ from recipe import PRESETS, Recipe
 from run_folder import prepare_folder
 from run_lock import lock_folder
 from training_run import Setup, as_data, in_range, say, stored_results, train_and_write
+
+
+STATUS_FILE = "status.json"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,6 +108,7 @@ def own_folder(args: argparse.Namespace, recipe: Recipe, is_first: bool) -> Iter
         with lock_folder(out) as warning:
             if warning:
                 say(warning)
+            (out / STATUS_FILE).unlink(missing_ok=True)  # of an earlier start
             yield out
     except BaseException:
         with contextlib.suppress(OSError):
@@ -127,6 +131,10 @@ def run(args: argparse.Namespace, command: str) -> int:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < float("inf"):
         raise UsageError(f"--save-minutes is {args.save_minutes}; it must be 0 or more")
+    if args.resume not in ("auto", "never") and not Path(args.resume).is_file():
+        raise CheckpointError(
+            f"--resume is {args.resume}, which is no file; give auto, never or a checkpoint"
+        )
     for option in ("val", "limit-train", "limit-test"):
         in_range(option, getattr(args, option.replace("-", "_")), None)
     with join_group(device) as group, own_folder(args, recipe, group.rank == 0) as out:
@@ -152,7 +160,8 @@ def run(args: argparse.Namespace, command: str) -> int:
             raise lost from error
         finally:
             if group.rank == 0:
-                (out / "status.json").write_text(json.dumps(status) + "\n", "utf-8")
+                with contextlib.suppress(OSError):  # a full disk has been said already
+                    (out / STATUS_FILE).write_text(json.dumps(status) + "\n", "utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from checkpoint import LAST, Checkpoint
 from cifar10_files import prepare_cifar10
 from data import ImageDataset, load_cifar10, load_digits
 from distributed import Group
-from errors import DivergedError, UsageError
+from errors import CheckpointError, DivergedError, UsageError
 from evaluation import Evaluation, evaluate_predictions
 from grad_cam import explain_errors
 from hardware import (
@@ -80,6 +81,7 @@ def train_and_write(setup: Setup) -> int:
     started = time.perf_counter()
     args, recipe, group, out = setup.args, setup.recipe, setup.group, setup.out
     set_seed(recipe.seed)
+    torch.backends.cudnn.benchmark = True  # two batch shapes: trying its kernels pays
     with group.one_by_machine_first():
         train, test, test_name = load_images(args)
     is_cifar10 = train.source.startswith("CIFAR-10")
@@ -102,7 +104,7 @@ def train_and_write(setup: Setup) -> int:
         "evaluated_on": test_name,
         "augmentation": "batched" if batched else "albumentations",
     }
-    if setup.is_first and is_complete(setup, data):
+    if group.same(setup.is_first and is_complete(setup, data)):
         return 0
     machine = describe_machine(
         group.device, setup.precision,
@@ -125,6 +127,10 @@ def train_and_write(setup: Setup) -> int:
         write=setup.is_first,
     )
     resumed = checkpoint.load(args.resume)
+    if not group.agrees(resumed):
+        raise CheckpointError(
+            f"not all processes see the checkpoint in {out}: name a folder that all machines share"
+        )
     for warning in checkpoint.warnings:
         say(warning)
     say(f"going on from {checkpoint.source}" if resumed else f"a new run in {out}")
@@ -170,7 +176,7 @@ def train_and_write(setup: Setup) -> int:
             say(
                 f"stopped in epoch {len(history.epochs) + 1} of {recipe.epochs} after "
                 f"{len(history.steps)} of {total_steps} steps; "
-                f"the same command with --out {out} goes on"
+                f"the same command with --out {shlex.quote(str(out))} goes on"
             )
             return 143 if signals.received == signal.SIGTERM else 130
         evaluation = measure(setup, model, test_loader, test)

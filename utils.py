@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from errors import UsageError
-from records import EpochRecord, History, Meter, Predictions, StepRecord, diverged
+from errors import DivergedError, UsageError
+from records import EpochRecord, History, Meter, Predictions, StepRecord, diverged, not_saved
 
 
 def set_seed(seed: int) -> None:
@@ -162,6 +162,7 @@ def fit(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_steps = len(train_loader)
     meter = Meter(history, device, group, float16=scaler.is_enabled())
+    size = None
     try:
         while len(history.epochs) < epochs:
             epoch = len(history.epochs) + 1
@@ -193,8 +194,7 @@ def fit(
                         _call(on_step, epoch, history.steps[-1], meter.accuracy)
                     if stopping:
                         raise _Stopped
-                    if checkpoint is not None:
-                        checkpoint.save(parts)
+                    _save(checkpoint, parts)
 
             group.align(model)
             record = _end_of_epoch(model, test_loader, history, precision, group, stop)
@@ -202,20 +202,27 @@ def fit(
             history.running = History().running
             if on_epoch is not None:
                 _call(on_epoch, record)
-            if checkpoint is not None:
-                checkpoint.save(parts, now=True)
+            _save(checkpoint, parts, now=True)
     except _Stopped:
-        if checkpoint is not None:
-            checkpoint.save(parts, now=True)
+        _save(checkpoint, parts, now=True)
     except torch.OutOfMemoryError as error:
+        batch = "a batch" if size is None else f"batches of {size}"
         raise UsageError(
-            f"the memory of {device} does not hold batches of {len(labels)}; lower batch_size"
+            f"the memory of {device} does not hold {batch}; lower batch_size"
         ) from error
     return history
 
 
 class _Stopped(Exception):
     """The training is to end here, at a place from which it can go on."""
+
+
+def _save(checkpoint, parts: dict[str, Any], *, now: bool = False) -> None:
+    try:
+        if checkpoint is not None:
+            checkpoint.save(parts, now=now)
+    except DivergedError as error:  # it knows the value, not the place
+        raise not_saved(parts["history"], error) from error
 
 
 def _call(callback: Callable, *args) -> None:

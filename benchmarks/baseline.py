@@ -85,7 +85,7 @@ class PlainTraining:
             max_lr=0.001,
             epochs=epochs,
             steps_per_epoch=len(self.loader),
-            pct_start=0.25,
+            pct_start=0.3,  # 1 / pct_start steps would divide by zero
         )
 
     def epoch(self) -> float:

@@ -32,6 +32,7 @@ from models import CustomResNet
 from optimizer import get_optimizer
 from pictures import load_image_folder
 from recipe import Recipe
+from speedrun import get_speedrun_optimizer, prepare_network
 from transformation import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -132,7 +133,7 @@ def train_loader(
         transform = get_train_batch_transform(
             images.data, mean, std,
             device=device, seed=recipe.seed,
-            **{name: getattr(recipe, name) for name in AUGMENTATION if hasattr(recipe, name)},
+            **{name: getattr(recipe, name) for name in AUGMENTATION},
         )  # fmt: skip
         return ResidentLoader(
             transform, images.targets, recipe.batch_size,
@@ -172,9 +173,7 @@ def make_parts(
     set_seed(recipe.seed)
     model = to_device(CustomResNet(len(train.classes) if train else 10), device)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    if getattr(recipe, "optimizer", "adam") == "muon":
-        from speedrun import get_speedrun_optimizer, prepare_network
-
+    if recipe.optimizer == "muon":
         prepare_network(model, train.data, *mean_and_std(train))
         betas = (recipe.beta1, recipe.beta2)
         return Parts(model, criterion, get_speedrun_optimizer(model, lr=lr, betas=betas))

@@ -33,6 +33,7 @@ from learning_rate import one_cycle
 from loaders import ResidentLoader
 from models import CustomResNet
 from optimizer import get_optimizer
+from pictures import load_image_folder
 from recipe import PRESETS, Recipe
 from speedrun import get_speedrun_optimizer, prepare_network
 from transformation import (
@@ -129,7 +130,7 @@ def main() -> None:
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    images, held_out = load_cifar10(args.data_dir)[0].hold_out(5000)
+    images, held_out = load_cifar10(args.data_dir, load_folder=load_image_folder)[0].hold_out(5000)
     images, held_out = images.sample(args.num_train), held_out.sample(args.num_held_out)
     device = get_device("cpu")
     precision = get_precision(device, "auto")

@@ -70,7 +70,8 @@ def load_weights(file: str | os.PathLike) -> WeightsFile:
     except Exception as error:  # whatever the library raises, of its own types and of Python's
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{file} is damaged or no safetensors file ({reason}); get it again"
+            f"{file} is damaged or no safetensors file ({reason}); get it again, or give the "
+            "model.safetensors of a run"
         ) from error
     try:
         data, recipe = (json.loads(about[name]) for name in ("data", "recipe"))

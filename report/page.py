@@ -16,6 +16,13 @@ from .sprites import Sprite
 from .training import curves, learning_rate, samples_part
 from .words import definitions, percent
 
+_SOURCE_NOTES = {
+    "CIFAR-10 (image folder)": (
+        "The images come from a folder of pictures and not from the official files; where they "
+        "were encoded again, as JPEG, figures from the official files do not compare.",
+    )
+}
+
 
 def build_report(
     run: Mapping[str, Any],
@@ -53,6 +60,7 @@ def build_report(
     Returns:
         The HTML.
     """
+    notes = [*notes, *_SOURCE_NOTES.get((run.get("data") or {}).get("source"), ())]
     names = [escape(name) for name in evaluation.classes]
     wrong = evaluation.wrong[:MOST_ERRORS]
     sprites = {"errors": Sprite("errors", images[wrong])} if len(wrong) else {}

@@ -19,8 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch
-
 from benchmarks.render import render_benchmarks
 from models import CustomResNet, load_weights, save_weights
 from recipe import PRESETS
@@ -31,6 +29,7 @@ RESULTS = ROOT / "results" / "cifar10"
 EVALUATION = RESULTS / "evaluation.json"
 WEIGHTS = ROOT / "weights" / "custom_resnet_cifar10.safetensors"
 CARD = WEIGHTS.with_name("README.md")
+FAULTS = ROOT / "results" / "faults" / "faults.json"
 NUMBERS = ("results.json", "history.csv", "steps.csv", "log.txt")
 IMAGES = {
     "samples": "sample.png",
@@ -58,8 +57,8 @@ def copy_run(run: Path) -> None:
         shutil.copyfile(run / name, RESULTS / name)
     for name, image in IMAGES.items():
         shutil.copyfile(run / "figures" / f"{name}.png", ROOT / "images" / image)
-    stored = torch.load(run / "model.pt", weights_only=True)
-    save_weights(WEIGHTS, stored["state_dict"], data=stored["data"], recipe=stored["recipe"])
+    stored = load_weights(run / "model.safetensors")
+    save_weights(WEIGHTS, stored.state_dict, data=stored.data, recipe=stored.recipe)
     EVALUATION.unlink(missing_ok=True)  # it was of the weights before
 
 
@@ -141,11 +140,77 @@ def render_log(log: str) -> str:
     return f"<details><summary>Log of the run</summary>\n\n```\n{log.strip()}\n```\n</details>"
 
 
+def render_faults(file: Path) -> str:
+    """What scripts/faults.py counted, in a paragraph and a table."""
+    if not file.is_file():
+        return "Not yet measured: `make faults` counts all of this on small trainings."
+    results = json.loads(file.read_text("utf-8"))
+    machine = results["machine"]
+    lines = [
+        f"`make faults` did this to small trainings in {results['seconds'] / 60:.0f} minutes on "
+        f"{machine['device_name']} with torch {machine['versions']['torch']}:",
+        "",
+        "| what was done | what came of it |",
+        "| --- | --- |",
+    ]
+    for name, (what, came) in FAULT_ROWS.items():
+        found = results["sections"].get(name, {"failures": ["it was not run"]})
+        failures = found["failures"]
+        numbers = found | {
+            "inside": sum(found.get("kills_inside_a_save", {}).values()),
+            "num_places": len(found.get("places", [])),
+        }
+        if failures:
+            what, came = name.replace("_", " "), f"**failures: {len(failures)}**, first {{first}}"
+            numbers["first"] = failures[0][:200]
+        lines.append(f"| {what} | {came} |".format_map(numbers))
+    return "\n".join(lines)
+
+
+FAULT_ROWS = {
+    "kills": (
+        "{random_kills:,} SIGKILLs at random moments and {inside:,} at five points inside a save",
+        "each of the {runs:,} runs, gone on with, ended bit for bit like one that never stopped",
+    ),
+    "signals": (
+        "{signals:,} times SIGTERM or SIGINT at random moments of the training, "
+        "{signals_beside_it:,} times before or after it",
+        "exit code 143 or 130, at most {most_steps_begun_after} more step and "
+        "{most_saves_after} save; gone on with, bit for bit the same end",
+    ),
+    "mutations": (
+        "{mutations:,} damaged, foreign, hostile and unfit checkpoints",
+        "none loaded, none executed; the one before taken {fallbacks:,} times",
+    ),
+    "command_lines": (
+        "{command_lines:,} random command lines",
+        "one line and the right exit code, before any image is loaded",
+    ),
+    "not_finite": (
+        "NaN and Inf at {num_places} places, {cases:,} cases",
+        "stopped within {most_steps_until_stopped} steps, the place named, none of it in "
+        "{files_read:,} files",
+    ),
+    "evaluation": (
+        "1 to 8 processes, 0 to 50 images; the gradient of two processes",
+        "each image once; within {gradient_tolerance:g} of one process's",
+    ),
+    "footprint": (
+        "{epochs} epochs with evaluation and figures in one process; a save at the real size",
+        "descriptors, children, figures and tensors as after the third, "
+        "{memory_growth_mb_an_epoch:.2f} MB an epoch, no socket; {save_ms:.0f} ms, "
+        "{save_share_of_an_epoch:.2%} of an epoch at {stated_images_per_s} images/s",
+    ),
+}
+"""What scripts/faults.py does, and what is said of it where nothing failed."""
+
+
 def render_readme(text: str) -> str:
     """The README with every part between its markers made anew."""
     parts = {
         "results": render_results(json.loads((RESULTS / "results.json").read_text("utf-8"))),
         "benchmarks": render_benchmarks(),
+        "faults": render_faults(FAULTS),
         "log": render_log((RESULTS / "log.txt").read_text("utf-8")),
         "summary": f"```\n{model_summary(CustomResNet())}\n```",
         "augmentation": f"```python\n{inspect.getsource(get_train_aug_transform).strip()}\n```",

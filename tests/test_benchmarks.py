@@ -244,9 +244,7 @@ def test_every_section_of_the_gpu_command_runs_on_a_cpu_at_toy_size(tmp_path, in
                     "--rounds", "1"],
     }  # fmt: skip
     chosen = gpu.sections([0], None)
-    assert {section.name for section in chosen} == {
-        name for name in toy if name != "speedrun" or name in PRESETS
-    }
+    assert {section.name for section in chosen} == set(toy)
     for section in chosen:
         main = {"accuracy.py": accuracy, "step.py": step, "input.py": input,
                 "baseline.py": baseline, "scaling.py": scaling}[section.script].main  # fmt: skip

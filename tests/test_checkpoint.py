@@ -1,6 +1,5 @@
 import ast
 import errno
-import hashlib
 import io
 import os
 import pickle
@@ -15,140 +14,15 @@ import torch
 from torch import nn
 
 import checkpoint
-from checkpoint import LAST, PREVIOUS, Checkpoint
+from checkpoint import LAST, PREVIOUS
 from errors import CheckpointError, DivergedError, StorageError
 from records import EpochRecord, History, StepRecord
-from utils import fit
+from small_runs import (
+    EPOCHS, HEADER, IDENTITY, POINTS, STEPS, Evil, Lines, contents, damage, digest, foreign,
+    in_child, kill_at, loop_parts, make, new, opened, sealed, stop_after, train,
+)  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS, STEPS = 2, 4
-IDENTITY = {"recipe": {"epochs": EPOCHS, "seed": 0, "betas": (0.9, 0.999)}, "data": "digest"}
-ENVIRONMENT = {"threads": 1, "torch": "2.15.0"}
-HEADER = 8 + 32
-
-
-class Batches:
-    """Images and order depend on (epoch, index) alone; what was taken is noted in ``seen``."""
-
-    def __init__(self):
-        self.seen = []
-
-    def __len__(self):
-        return STEPS
-
-    def set_epoch(self, epoch, start=0):
-        self.epoch, self.first = epoch, start
-
-    def __iter__(self):
-        for index in range(self.first, STEPS):
-            self.seen.append((self.epoch, index))
-            generator = torch.Generator().manual_seed(100 * self.epoch + index)
-            yield torch.randn(4, 3, 4, 4, generator=generator), torch.arange(4) % 2
-
-
-class Lines:
-    """A part beside the loop's own: a log."""
-
-    def __init__(self):
-        self.lines = []
-
-    def state_dict(self):
-        return {"lines": list(self.lines)}
-
-    def load_state_dict(self, state):
-        self.lines = list(state["lines"])
-
-
-def make(seed=0, width=2):
-    """A run's parts; the dropout draws from torch's global generator."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Dropout(0.2),
-        nn.Linear(4 * width, 2),
-    )  # fmt: skip
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=EPOCHS * STEPS)
-    return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-
-
-def new(folder, **options):
-    return Checkpoint(folder, **{"identity": IDENTITY, "environment": ENVIRONMENT, **options})
-
-
-def stop_after(steps):
-    calls = iter(range(1000))
-    return lambda: next(calls) + 1 >= steps
-
-
-def train(parts, folder, *, stop=lambda: False, which="auto", every_s=0.0, log=None):
-    """A run, gone on with where it was stopped; its history and loader."""
-    log = Lines() if log is None else log
-    saved = new(folder, every_s=every_s, extra={"log": log})
-    saved.load(which)
-    random.seed(3)
-    np.random.seed(4)
-    torch.manual_seed(5)
-    loader = Batches()
-    history = fit(
-        parts["model"], loader, None, parts["optimizer"], parts["scheduler"],
-        nn.CrossEntropyLoss(), epochs=EPOCHS, checkpoint=saved, stop=stop,
-        on_step=lambda epoch, step, accuracy: log.lines.append(
-            f"{step.loss} {random.random()} {np.random.rand()}"  # a user of the other generators
-        ),
-    )  # fmt: skip
-    parts["history"], parts["log"] = history, log
-    return history, loader
-
-
-def plain(value):
-    """What bit-identity is about: everything but the clock's seconds."""
-    if isinstance(value, torch.Tensor):
-        return (str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes())
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items() if "seconds" not in str(key)}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
-
-
-def digest(parts):
-    state = {name: plain(part.state_dict()) for name, part in sorted(parts.items())}
-    drawn = plain([random.getstate(), np.random.get_state(), torch.get_rng_state()])
-    return hashlib.sha256(repr((state, drawn)).encode()).hexdigest()
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
-
-
-def sealed(value):
-    """A file with the right digest whatever it holds."""
-    if not isinstance(value, bytes):
-        stream = io.BytesIO()
-        torch.save(value, stream)
-        value = stream.getvalue()
-    return checkpoint._MAGIC + hashlib.sha256(value).digest() + value
-
-
-def opened(content):
-    stream = io.BytesIO(content[HEADER:])
-    return torch.load(stream, weights_only=True)
-
-
-def in_child(function):
-    """The status of a forked child that runs the function; 0 where it comes to its end."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            torch.set_num_threads(1)
-            function()
-            os._exit(0)
-        except BaseException as error:  # noqa: BLE001
-            print(repr(error), flush=True)
-            os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.fixture
@@ -260,18 +134,6 @@ def test_a_named_file_anywhere_is_taken(saved, tmp_path):
 # Damaged, foreign and hostile files
 
 
-def damage(content, rng):
-    kind = rng.randrange(4)
-    if kind == 0:
-        return content[: rng.randrange(len(content))]
-    if kind == 1:
-        return content + rng.randbytes(rng.randrange(1, 100))
-    changed = bytearray(content)
-    for _ in range(1 if kind == 2 else rng.randrange(2, 50)):
-        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
 def test_no_damaged_file_is_loaded_and_the_one_before_is_taken(saved):
     content, rng = (saved / LAST).read_bytes(), random.Random(0)
     spoilt = [content[:n] for n in (0, 1, 7, 8, 39, 40, 41, len(content) // 2, len(content) - 1)]
@@ -297,32 +159,6 @@ def test_no_damaged_file_is_loaded_and_the_one_before_is_taken(saved):
         (warning,) = loaded.warnings
         assert LAST in warning and PREVIOUS in warning
     assert digest(parts) == before
-
-
-class Evil:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-def foreign():
-    plain_pt = io.BytesIO()
-    torch.save({"state_dict": make()["model"].state_dict()}, plain_pt)
-    return {
-        "empty": b"",
-        "text": b"epoch 1\n" * 100,
-        "page": b"<!DOCTYPE html><html><body>404</body></html>",
-        "weights of another program": plain_pt.getvalue(),
-        "pickle": pickle.dumps({"parts": {}}),
-        "a list": sealed([1, 2]),
-        "a tensor": sealed(torch.zeros(3)),
-        "other keys": sealed({"model": {}}),
-        "no zip": sealed(b"PK\x03\x04" + bytes(1000)),
-        "nothing": sealed(b""),
-        "a plain pickle": sealed(pickle.dumps({"parts": {}})),
-    }
 
 
 @pytest.mark.parametrize("name", foreign())
@@ -437,13 +273,6 @@ SPOILT_STATES = {
 }  # fmt: skip
 
 
-def loop_parts(**options):
-    return {
-        **make(**options), "scaler": torch.amp.GradScaler("cpu", enabled=False),
-        "history": History(),
-    }  # fmt: skip
-
-
 def assert_refused(folder, parts, message, log=None):
     extra = {"log": Lines()} if log is None else {"log": log}
     loaded = new(folder, extra=extra)
@@ -457,7 +286,7 @@ def assert_refused(folder, parts, message, log=None):
 
 def train_some(parts):
     """So that there is something to be lost."""
-    images, labels = torch.randn(4, 3, 4, 4), torch.arange(4) % 2
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4) % 2
     nn.functional.cross_entropy(parts["model"](images), labels).backward()
     parts["optimizer"].step()
 
@@ -622,6 +451,23 @@ def test_what_is_not_finite_never_gets_into_a_file(saved, place, value):
     assert contents(saved) == before
 
 
+@pytest.mark.parametrize(("at", "epoch"), [(1, 1), (3, 1), (7, 2)])
+def test_a_save_that_is_refused_says_where_the_run_is(tmp_path, at, epoch):
+    parts = make()
+
+    def spoil(step, images):
+        if step == at:
+            parts["model"][1].running_mean[0] = torch.nan
+        return images
+
+    said = (
+        f"1.running_mean .*not saved.* in epoch {epoch}, step {at}, at rate .*; the losses before"
+    )
+    with pytest.raises(DivergedError, match=f"{said}: [0-9.]+.*; lower lr_max"):
+        train(parts, tmp_path, spoil=spoil)
+    assert train(make(), tmp_path)[1].seen[0] == ((at // STEPS) + 1, at % STEPS)
+
+
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     with pytest.raises(TypeError, match="notes.when"):
         run = new(tmp_path)
@@ -725,64 +571,7 @@ def test_a_missing_folder_is_made(tmp_path):
 # Killed
 
 
-def die(*args):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-class HalfWritten:
-    """A file that is killed in the middle of its second write."""
-
-    def __init__(self, file):
-        self.file, self.writes = file, 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args):
-        self.file.close()
-
-    def write(self, content):
-        self.writes += 1
-        if self.writes == 2:
-            self.file.write(content[: len(content) // 2])
-            self.file.flush()
-            die()
-        self.file.write(content)
-
-
-def kill_at(point, count):
-    """Make the process die at a point of its save number ``count`` (from 1)."""
-    real_open, real_fsync, real_replace = open, os.fsync, os.replace
-    saves = {"n": 0, "fsyncs": 0}
-
-    def opening(file, mode):
-        if mode == "rb":
-            return real_open(file, mode)
-        saves["n"] += 1
-        if saves["n"] == count and point == "before-open":
-            die()
-        opened = real_open(file, mode)
-        return HalfWritten(opened) if saves["n"] == count and point == "mid-write" else opened
-
-    def replacing(source, target):
-        to_last = Path(target).name == LAST
-        if saves["n"] == count and point == ("between" if to_last else "before-replace"):
-            die()
-        real_replace(source, target)
-
-    def syncing(descriptor):
-        if saves["n"] == count and point == "after-replace":
-            saves["fsyncs"] += 1
-            if saves["fsyncs"] == 2:
-                die()
-        real_fsync(descriptor)
-
-    checkpoint.open, os.replace, os.fsync = opening, replacing, syncing
-
-
-@pytest.mark.parametrize(
-    "point", ["before-open", "mid-write", "before-replace", "between", "after-replace"]
-)
+@pytest.mark.parametrize("point", POINTS)
 def test_a_run_killed_inside_a_save_ends_like_one_that_was_not(tmp_path, whole_run, point):
     def killed():
         kill_at(point, 3)
@@ -818,8 +607,4 @@ def test_one_single_place_reads_pickles_and_only_tensors_and_plain_data():
                 if name in ("torch.load", "torch.jit.load", "torch.hub.load"):
                     loads.append((file.name, call))
                 assert "allow_pickle=True" not in call
-    known = {"publish.py"}  # reads what this project's own run folder holds
-    assert [load for load in loads if load[0] not in known] == [
-        ("checkpoint.py", "torch.load(stream, weights_only=True)")
-    ]
-    assert all(call.endswith("weights_only=True)") for _, call in loads)
+    assert loads == [("checkpoint.py", "torch.load(stream, weights_only=True)")]

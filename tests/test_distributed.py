@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import utils
-from distributed import join_group
+from distributed import Group, join_group
 from errors import UsageError
 from loaders import EpochBatches, ResidentLoader
 
@@ -68,6 +68,13 @@ def together(rank, port, folder, die_at):
             stop = lambda: os._exit(9) if rank == 1 and next(asked) == die_at else False  # noqa: E731
             training(group, stop=stop)
             return
+        # As if the second process were the first of another machine, which has a lot to do.
+        machine, done = Group(CPU, rank, 2, local_rank=1 - rank), folder / "done"
+        with machine.one_by_machine_first():
+            if rank == 1:
+                sum(torch.randn(300, 300).inverse().sum() for _ in range(100))
+                done.touch()
+            was_done = done.exists()
         one_step, _ = training(group, count=15, batch_size=15, epochs=1)
         plain, history = training(group)
         with_bn, _ = training(group, bn=True)
@@ -85,6 +92,8 @@ def together(rank, port, folder, die_at):
             "bn digest": hashlib.sha256(state).hexdigest(),
             "stopped after": len(stopped.steps),
             "predictions": {n: (p.probabilities, p.labels) for n, p in predictions.items()},
+            "second machine came first": was_done,
+            "agree": [group.agrees(rank < least) for least in (0, 1, 2)],
             "said by the first": group.same(f"process {rank}"),
         }
         torch.save(found, folder / f"{rank}.pt")
@@ -136,6 +145,14 @@ def test_processes_end_with_the_same(found):
         assert torch.equal(value, second["weights"][name])
 
 
+def test_processes_of_a_machine_wait_for_its_first(found):
+    assert all(each["second machine came first"] for each in found)
+
+
+def test_processes_know_whether_they_agree(found):
+    assert [each["agree"] for each in found] == [[True, False, True]] * 2
+
+
 def test_a_wish_to_stop_in_one_process_stops_all_at_the_same_step(found):
     assert [each["stopped after"] for each in found] == [3, 3]
 
@@ -182,4 +199,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match="there are 2; lower --nproc-per-node"):
         with join_group(torch.device("cuda")):
+            pass
+
+
+def test_several_processes_on_mps_are_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="without torchrun, or on cpu"):
+        with join_group(torch.device("mps")):
             pass

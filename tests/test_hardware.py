@@ -44,3 +44,40 @@ def test_precision_follows_the_processor(flags, precision, monkeypatch, tmp_path
 def test_precision_follows_the_gpu(capability, precision, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     assert hardware.get_precision(torch.device("cuda")) == precision
+
+
+@pytest.mark.parametrize(
+    ("missing", "capability", "auto"),
+    [
+        (None, (8, 0), "default"), (None, (7, 5), None), ("compiler", (9, 0), None),
+        ("headers", (9, 0), None), ("triton", (9, 0), None),
+    ],
+)  # fmt: skip
+def test_the_step_is_compiled_where_everything_that_it_takes_is_there(
+    missing, capability, auto, monkeypatch, tmp_path
+):
+    if missing != "headers":
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(hardware.sysconfig, "get_path", lambda _name: str(tmp_path))
+    monkeypatch.setattr(hardware.shutil, "which", lambda _name: missing != "compiler" or None)
+    monkeypatch.setattr(
+        hardware.importlib.util, "find_spec", lambda _name: missing != "triton" or None
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    gpu = torch.device("cuda")
+    assert hardware.get_compile_mode(gpu) == auto
+    assert hardware.get_compile_mode(gpu, "off") is None
+    if missing is None:
+        assert hardware.get_compile_mode(gpu, "reduce-overhead") == "reduce-overhead"
+    else:
+        with pytest.raises(UsageError, match="leave it at auto"):
+            hardware.get_compile_mode(gpu, "default")
+
+
+def test_nothing_is_compiled_on_a_cpu():
+    cpu = torch.device("cpu")
+    assert hardware.get_compile_mode(cpu) is None
+    with pytest.raises(UsageError, match="needs a GPU"):
+        hardware.get_compile_mode(cpu, "default")
+    with pytest.raises(UsageError, match="compile is 'fast'; it must be auto, off"):
+        hardware.get_compile_mode(cpu, "fast")

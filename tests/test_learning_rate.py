@@ -221,6 +221,17 @@ def test_an_interrupted_range_test_leaves_no_trace():
     assert state(model, optimizer) == before
 
 
+def test_a_full_gpu_is_one_line_that_says_what_to_lower():
+    def fail(_loss):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model, optimizer, loader = problem()
+    before = state(model, optimizer)
+    with pytest.raises(UsageError, match="lower batch_size$"):
+        find_lr(model, optimizer, Scripted(fail), loader)
+    assert state(model, optimizer) == before
+
+
 def test_range_test_sweeps_exponentially_from_the_first_to_the_last_rate():
     model, optimizer, loader = problem()
     done = []

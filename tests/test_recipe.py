@@ -62,7 +62,14 @@ def test_the_speedrun_has_its_rates_and_no_range_test():
     assert recipe.batch_size == PRESETS["assignment"].batch_size
 
 
-@pytest.mark.parametrize("field", ["epochs", "batch_size", "finder_steps", "seed", "cutout_size_px"])
+def test_a_decay_that_would_do_nothing_is_refused():
+    with pytest.raises(UsageError, match="weight_decay is 0.1; it must be 0"):
+        dataclasses.replace(PRESETS["speedrun"], weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    "field", ["epochs", "batch_size", "finder_steps", "seed", "cutout_size_px"]
+)
 def test_counts_are_whole_numbers(field):
     with pytest.raises(UsageError, match=f"{field} is 30.5; it must be a whole number"):
         Recipe(**{field: 30.5})

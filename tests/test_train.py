@@ -8,6 +8,8 @@ import torch
 import train
 import training_run
 from data import load_digits
+from distributed import Group
+from errors import CheckpointError
 from learning_rate import LRFinding
 from loaders import get_loader
 from models import CustomResNet
@@ -138,6 +140,7 @@ def test_the_peak_moves_with_the_length_unless_it_is_given():
         (["--lr-max", "0.1", "--lr-min", "0.2"], 2, "lr_min is 0.2"),
         (["--lr-min", "-1"], 2, "lr_min is -1"),
         (["--seed", "-1"], 2, "seed is -1"),
+        (["--resume", "nowhere.ckpt", "--data-dir", "nowhere"], 4, "--resume is nowhere.ckpt"),
         (["--workers", "-1"], 2, "--workers is -1"),
         (["--device", "abacus"], 2, "device is 'abacus'"),
         (["--precision", "float16", "--device", "cpu"], 2, "precision is float16 on cpu"),
@@ -175,7 +178,7 @@ def test_fewer_images_than_the_samples_figure_shows_are_enough(tmp_path):
 
 
 def test_the_speedrun_trains_the_same_network(tmp_path):
-    arguments = [*SMALL[:-2], "--preset", "speedrun", "--epochs", "1", "--limit-train", "64"]
+    arguments = [*SMALL[:-2], "--preset", "speedrun", "--epochs", "1", "--limit-train", "96"]
     assert train.main([*arguments, "--lr-max", "0.1", "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
     assert results["recipe"]["optimizer"] == "muon" and not results["recipe"]["alternating_flip"]
@@ -187,3 +190,32 @@ def test_the_speedrun_has_no_albumentations_path(tmp_path, capsys):
     arguments = ["--preset", "speedrun", "--augmentation", "albumentations"]
     assert train.main([*arguments, "--out", str(tmp_path / "run")]) == 2
     assert "batched" in capsys.readouterr().err
+
+
+class Second(Group):
+    """The second of two processes; the first has a finished run, or a checkpoint."""
+
+    def __init__(self, *, is_finished):
+        super().__init__(torch.device("cpu"), 1, 2, 1)
+        self.is_finished = is_finished
+
+    def same(self, value):
+        return self.is_finished
+
+    def sum(self, tensor):
+        return tensor + 1
+
+
+def run_in(group, out):
+    args = train.parse([*SMALL, "--out", str(out)])
+    setup = training_run.Setup(args, train.choose_recipe(args), "float32", None, group, out, "")
+    return training_run.train_and_write(setup)
+
+
+def test_all_processes_leave_a_finished_run_alone(finished):
+    assert run_in(Second(is_finished=True), finished) == 0
+
+
+def test_a_process_that_does_not_see_the_checkpoint_of_the_first_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="all machines share"):
+        run_in(Second(is_finished=False), tmp_path)

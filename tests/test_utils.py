@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import math
 import random
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -269,6 +270,22 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_is_located(bad, call):
     with pytest.raises(DivergedError, match=where):
         training(criterion=Poisoned(), checkpoint=memory, batches=Epochs())
     assert len(memory.saves) == (call - 1) + (call > 4)  # none after it
+
+
+@pytest.mark.parametrize(
+    ("where", "said"), [("loader", "does not hold a batch;"), ("step", "batches of 16;")]
+)
+def test_a_full_gpu_is_one_line_that_says_what_to_lower(where, said):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    batches, criterion = Epochs(), nn.CrossEntropyLoss()
+    if where == "loader":
+        batches.all = (mock.MagicMock(__getitem__=fail, __len__=lambda _: 50), None)
+    else:
+        criterion.forward = fail
+    with pytest.raises(UsageError, match=f"{said} lower batch_size$"):
+        training(batches=batches, criterion=criterion)
 
 
 @pytest.mark.parametrize("where", ["images", "weights", "gradient", "buffer"])
