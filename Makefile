@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 BROWSER := .venv/installed-browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test test-browser test-colab test-oldest notebook publish docs bench bench-gpu faults clean
+.PHONY: help install demo train test test-browser test-colab test-oldest prove-tests notebook publish docs bench bench-gpu faults clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -41,6 +41,9 @@ test-colab: ## the notebook with Colab's versions, in an environment made for it
 
 test-oldest: ## the same with the lowest versions that requirements.txt allows
 	$(PYTHON) scripts/check_environment.py oldest
+
+prove-tests: $(INSTALLED) ## take each protection out of a copy, and expect a failing test
+	$(PY) scripts/deliberate_faults.py $(if $(JOBS),--jobs $(JOBS))
 
 notebook: $(INSTALLED) ## execute the notebook in place; DATA=folder of the images, EPOCHS=24
 	DOWNLOAD=$(if $(DATA),0,1) DATA_DIR="$(or $(DATA),cifar10)" EPOCHS=$(or $(EPOCHS),24) \

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import sys
 import time
@@ -19,7 +20,7 @@ matplotlib.use("Agg")
 
 
 from distributed import join_group
-from errors import CheckpointError, RunError, UsageError, WorkerError
+from errors import CheckpointError, RunError, StorageError, UsageError, WorkerError
 from hardware import (
     PRECISIONS,
     get_compile_mode,
@@ -170,6 +171,14 @@ def main(argv: list[str] | None = None) -> int:
     except RunError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # Python would flush it once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(
+            f"{Path(sys.argv[0]).name}: standard output was closed; what was saved stays",
+            file=sys.stderr,
+        )
+        return StorageError.exit_code
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted; what was saved stays", file=sys.stderr)
         return 130

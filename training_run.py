@@ -133,8 +133,7 @@ def train_and_write(setup: Setup) -> int:
         )
     for warning in checkpoint.warnings:
         say(warning)
-    if resumed:
-        say(f"going on from {checkpoint.source}")
+    say(f"going on from {checkpoint.source}" if resumed else f"a new run in {out}")
 
     samples = tuple(part[:20].cpu().numpy() for part in next(iter(finder_loader)))
     model = to_device(CustomResNet(num_classes=len(train.classes)), group.device)

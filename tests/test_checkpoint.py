@@ -164,9 +164,13 @@ def test_no_damaged_file_is_loaded_and_the_one_before_is_taken(saved):
 @pytest.mark.parametrize("name", foreign())
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name):
     file = tmp_path / LAST
-    file.write_bytes(foreign()[name])
+    content = foreign()[name]
+    file.write_bytes(content)
+    found = (
+        "holds something else" if content.startswith(checkpoint._MAGIC) else "is not a checkpoint"
+    )
     for which in (file, "auto"):  # with "auto" too: never silently fresh
-        with pytest.raises(CheckpointError, match=LAST):
+        with pytest.raises(CheckpointError, match=f"{LAST} {found}"):
             new(tmp_path).load(which)
 
 

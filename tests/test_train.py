@@ -192,16 +192,6 @@ def test_the_speedrun_has_no_albumentations_path(tmp_path, capsys):
     assert "batched" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_complete_and_not_overwritten(finished, capsys):
-    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    assert train.main([*SMALL, "--out", str(finished)]) == 0
-    assert "already complete (2 of 2 epochs)" in capsys.readouterr().out
-    for other in (["--seed", "1"], ["--limit-train", "190"], ["--resume", "never"]):
-        assert train.main([*SMALL, *other, "--out", str(finished)]) == 6
-        assert "finished run already; name another folder" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
-
-
 class Second(Group):
     """The second of two processes; the first has a finished run, or a checkpoint."""
 

@@ -216,7 +216,9 @@ def test_an_interrupt_out_of_a_callback_ends_the_training_where_it_can_go_on(whe
         epochs=3, batches=Epochs(), checkpoint=memory, on_step=on_step, on_epoch=on_epoch
     )
     assert len(partial.steps) == (4 if where == "epoch" else where + 1)
-    _, _, history = training(epochs=3, batches=Epochs(), checkpoint=Memory(memory.state))
+    batches = Epochs()
+    _, _, history = training(epochs=3, batches=batches, checkpoint=Memory(memory.state))
+    assert batches.told[:1] == {0: [(1, 1)], 5: [(2, 2)], 11: [(3, 4)], "epoch": [(2, 0)]}[where]
     assert measured(history) == measured(expected)
 
 
@@ -298,7 +300,13 @@ def test_a_number_that_is_not_finite_anywhere_stops_the_training(where):
         model[4].bias.register_hook(lambda gradient: gradient * math.nan)
     elif where == "buffer":
         model[1].running_var[0] = math.nan
-    with pytest.raises(DivergedError, match="in epoch 1"):
+    expected = {
+        "images": "the loss is nan in epoch 1",
+        "weights": "the loss is nan in epoch 1, step 0",
+        "gradient": "the gradient's norm is nan in epoch 1, step 0",
+        "buffer": "the test loss is nan in epoch 1, step 3",
+    }
+    with pytest.raises(DivergedError, match=expected[where]):
         utils.fit(
             model, batches, loader(seed=7), optimizer, schedule, nn.CrossEntropyLoss(), epochs=2
         )
@@ -325,6 +333,21 @@ def test_steps_that_float16_skips_are_counted_and_too_many_are_divergence():
     with pytest.raises(DivergedError, match="step 54"):
         for _ in range(26):
             step(math.inf)
+
+
+def test_a_step_that_float16_skips_changes_no_weight_and_a_skipped_step_moves_no_rate():
+    model, optimizer, scheduler = loop_parts()
+    calls, weights = iter(range(100)), []
+    model[4].bias.register_hook(lambda gradient: gradient * (math.inf if next(calls) == 2 else 1.0))
+    history = utils.fit(
+        model, loader(), None, optimizer, scheduler, nn.CrossEntropyLoss(), epochs=2,
+        precision="float16",
+        on_step=lambda *_: weights.append(model[4].weight.detach().clone()),
+    )  # fmt: skip
+    assert history.skipped_steps == 1
+    np.testing.assert_allclose([s.lr for s in history.steps], [1e-3 / (1 + n) for n in range(8)])
+    moved = [not torch.equal(a, b) for a, b in zip(weights, weights[1:])]
+    assert moved == [True, False, True, True, True, True, True]
 
 
 def test_mirrored_predictions_are_the_mean_of_both_views():

@@ -1,0 +1,361 @@
+"""What goes wrong around a run from the command line: each ends in one line and a true code."""
+
+import csv
+import errno
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import checkpoint
+import errors
+import train
+import training_run
+from data import load_digits
+from distributed import Group
+from run_lock import lock_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "--dataset", "digits", "--epochs", "3", "--batch-size", "16", "--limit-train", "64",
+    "--limit-test", "20", "--lr-max", "0.01", "--device", "cpu", "--precision", "float32",
+    "--save-minutes", "0",
+]  # fmt: skip
+STEPS = 12
+
+
+class Tiny(nn.Module):
+    """Has what the run asks of a network, in no time; before its call ``at``, ``fault`` happens."""
+
+    at, fault = None, None
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.layer3 = nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.BatchNorm2d(4), nn.ReLU())
+        self.fc = nn.Linear(4 * 7 * 7, num_classes)
+        self.calls = 0
+
+    def forward(self, images):
+        scores = self.fc(self.layer3(images).flatten(1))
+        self.calls += self.training
+        if self.training and self.calls == self.at:
+            scores = scores * self.fault()
+        return scores.log_softmax(1)
+
+
+def make_quick(patch):
+    patch.setattr(training_run, "CustomResNet", Tiny)
+    patch.setattr(training_run, "draw", lambda *_: {})  # most of the time of a run this small
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Networks of the runs are tiny; to be called with what is to happen at which step from 1."""
+    make_quick(monkeypatch)
+
+    def arrange(at, fault):
+        monkeypatch.setattr(Tiny, "at", at)
+        monkeypatch.setattr(Tiny, "fault", staticmethod(fault))
+
+    return arrange
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        assert train.main([*SMALL, "--out", str(out)]) == 0
+    return out
+
+
+def no_images(args):
+    raise AssertionError("images were loaded first")
+
+
+def lines(captured):
+    return captured.err.strip().splitlines()
+
+
+def files(folder):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def same_numbers(one, other):
+    return all((one / name).read_bytes() == (other / name).read_bytes()
+               for name in ("steps.csv", "model.safetensors"))  # fmt: skip
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "at"), [(signal.SIGTERM, 143, 6), (signal.SIGINT, 130, 8)]
+)
+def test_a_run_that_a_signal_stopped_goes_on_to_the_same_end(
+    tiny, whole, tmp_path, capsys, number, code, at
+):
+    out = tmp_path / "run"
+    tiny(at, lambda: send(number))
+    assert train.main([*SMALL, "--out", str(out)]) == code
+    said = lines(capsys.readouterr())[-1]
+    assert f"after {at} of {STEPS} steps; the same command with --out {out} goes on" in said
+    assert (out / checkpoint.LAST).exists() and not (out / "results.json").exists()
+    tiny(None, None)
+    assert train.main([*SMALL, "--out", str(out)]) == 0
+    assert f"going on from {out / checkpoint.LAST}" in capsys.readouterr().err
+    assert same_numbers(out, whole)
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_a_second_ctrl_c_ends_at_once_with_130(tiny, tmp_path, capsys):
+    tiny(6, lambda: send(signal.SIGINT) * send(signal.SIGINT))
+    assert train.main([*SMALL, "--out", str(tmp_path)]) == 130
+    assert lines(capsys.readouterr())[-1].endswith("interrupted; what was saved stays")
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LAST, checkpoint.PREVIOUS}
+
+
+@pytest.fixture
+def stopped(tiny, tmp_path, capsys):
+    """The folder of a run that was stopped after 6 steps."""
+    tiny(6, lambda: send(signal.SIGTERM))
+    assert train.main([*SMALL, "--out", str(tmp_path / "run")]) == 143
+    tiny(None, None)
+    capsys.readouterr()
+    return tmp_path / "run"
+
+
+def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, monkeypatch, tmp_path, capsys):
+    before = files(stopped)
+    for given, found in (
+        (["--lr-max", "0.02"], "recipe.lr_max is 0.01 in the file and 0.02 here"),
+        (["--limit-test", "19"], "data.num_test is 20 in the file and 19 here"),
+        (["--resume", str(tmp_path / "none.ckpt")], f"{tmp_path / 'none.ckpt'}, which is no file"),
+    ):
+        assert train.main([*SMALL, *given, "--out", str(stopped)]) == 4
+        (line,) = lines(capsys.readouterr())
+        assert found in line
+        assert files(stopped) == before
+
+    def other_digits():
+        images, test = load_digits()
+        images.data[:] = images.data[:, ::-1].copy()  # of the same mean
+        return images, test
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "load_digits", other_digits)
+        assert train.main([*SMALL, "--out", str(stopped)]) == 4
+    (line,) = lines(capsys.readouterr())
+    assert "data.sha256 is" in line
+    file = stopped / checkpoint.LAST
+    assert train.main([*SMALL, "--resume", str(file), "--out", str(tmp_path / "other")]) == 0
+    assert f"going on from {file}" in capsys.readouterr().err
+    assert same_numbers(tmp_path / "other", whole)
+    assert train.main([*SMALL, "--resume", "never", "--out", str(stopped)]) == 0
+    assert f"a new run in {stopped}" in capsys.readouterr().err
+    assert same_numbers(stopped, whole)
+
+
+def test_damaged_checkpoints_are_never_a_fresh_start(stopped, capsys):
+    for file in stopped.glob("*.ckpt"):
+        file.write_bytes(file.read_bytes()[:-1])
+    before = files(stopped)
+    assert train.main([*SMALL, "--out", str(stopped)]) == 4
+    (line,) = lines(capsys.readouterr())
+    assert "last.ckpt is damaged" in line and "previous.ckpt is damaged" in line
+    assert files(stopped) == before
+
+
+def test_a_finished_run_is_complete_and_not_overwritten(tiny, whole, capsys):
+    before = files(whole)
+    assert train.main([*SMALL, "--out", str(whole)]) == 0
+    assert "already complete (3 of 3 epochs)" in capsys.readouterr().out
+    for other in (["--seed", "1"], ["--limit-train", "60"], ["--resume", "never"]):
+        assert train.main([*SMALL, *other, "--out", str(whole)]) == 6
+        assert "finished run already; name another folder" in capsys.readouterr().err
+    assert files(whole) == before
+
+
+def test_a_second_run_in_the_folder_is_refused_before_images_are_loaded(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(training_run, "load_images", no_images)
+    with lock_folder(tmp_path):
+        assert train.main([*SMALL, "--out", str(tmp_path)]) == 6
+    (line,) = lines(capsys.readouterr())
+    assert f"{tmp_path} is in use by process {os.getpid()}" in line
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_images_are_loaded(
+    monkeypatch, tmp_path, capsys
+):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training_run, "load_images", no_images)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    assert train.main([*SMALL, "--out", str(tmp_path)]) == 6
+    (line,) = lines(capsys.readouterr())
+    assert f"cannot write to {tmp_path}: No space left" in line
+
+
+def test_a_disk_that_fills_while_training_ends_with_the_last_state_kept(
+    tiny, monkeypatch, tmp_path, capsys
+):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tiny(6, lambda: monkeypatch.setattr(os, "fsync", full) or 1.0)
+    assert train.main([*SMALL, "--out", str(tmp_path)]) == 6
+    assert "No space left on device; make room" in lines(capsys.readouterr())[-1]
+    assert (tmp_path / checkpoint.LAST).exists()
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LAST, checkpoint.PREVIOUS}
+
+
+@pytest.mark.parametrize(("at", "kept"), [(1, False), (7, True)])
+def test_divergence_is_code_5_and_names_what_is_kept(tiny, tmp_path, capsys, at, kept):
+    tiny(at, lambda: float("nan"))
+    assert train.main([*SMALL, "--out", str(tmp_path)]) == 5
+    line = lines(capsys.readouterr())[-1]
+    assert f"epoch {(at + 3) // 4}, step {at - 1}, at rate" in line
+    expected = f"the last good state is {tmp_path / checkpoint.LAST}"
+    assert (expected if kept else "nothing was saved before") in line
+    assert (tmp_path / checkpoint.LAST).exists() == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("UsageError", 2), ("DataError", 3), ("CheckpointError", 4), ("DivergedError", 5),
+     ("StorageError", 6), ("WorkerError", 7)],
+)  # fmt: skip
+def test_every_error_has_its_exit_code(monkeypatch, tmp_path, capsys, name, code):
+    def fail(_):
+        raise getattr(errors, name)("what, and the way out")
+
+    monkeypatch.setattr(train, "train_and_write", fail)
+    assert train.main(["--dataset", "digits", "--out", str(tmp_path / "run")]) == code
+    (line,) = lines(capsys.readouterr())
+    assert line.endswith(": what, and the way out") and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [(0, 0), (143, 143), (errors.DivergedError("it diverged"), 5), (KeyError("a bug"), 1),
+     (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), 7)],
+    ids=str,
+)  # fmt: skip
+def test_the_first_of_several_processes_writes_how_the_run_ended(
+    monkeypatch, tmp_path, outcome, code, rank
+):
+    @contextmanager
+    def group(device):
+        yield Group(device, rank, 2)
+
+    def end(_):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(train, "join_group", group)
+    monkeypatch.setattr(train, "train_and_write", end)
+    arguments = ["--dataset", "digits", "--out", str(tmp_path)]
+    if isinstance(outcome, KeyError):
+        with pytest.raises(KeyError):
+            train.main(arguments)
+    else:
+        assert train.main(arguments) == code
+    status = [json.loads(path.read_text("utf-8")) for path in tmp_path.iterdir()]
+    assert [each["exit_code"] for each in status] == ([code] if rank == 0 else [])
+    if rank == 0:
+        assert bool(status[0]["message"]) == isinstance(outcome, Exception)
+
+
+IN_CHILD = """
+import sys
+asked = []
+def note(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.bind"):
+        asked.append(f"{event} {arguments}")
+sys.addaudithook(note)
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
+import pytest, test_train_faults, train
+test_train_faults.make_quick(pytest.MonkeyPatch())
+code = train.main(sys.argv[2:])
+assert not asked, asked
+sys.exit(code)
+"""
+
+
+def start(folder, *arguments, **options):
+    """A run by a Python of its own, without HOME and in the narrowest of locales."""
+    environment = {
+        "PATH": os.environ["PATH"], "LC_ALL": "C", "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", IN_CHILD, str(ROOT), *SMALL, *arguments],
+        cwd=folder, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def test_without_home_network_and_ascii_a_run_ends_well(tmp_path):
+    here = tmp_path / "Ünï 数 it's"
+    here.mkdir()
+    options = ["--epochs", "1", "--augmentation", "albumentations", "--out", "Läufe/数字"]
+    child = start(here, *options, stdout=subprocess.DEVNULL)
+    _, error = child.communicate(timeout=300)
+    assert child.returncode == 0, error.decode()
+    with open(here / "Läufe" / "数字" / "steps.csv", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == STEPS // 3
+
+
+def test_a_closed_standard_output_is_one_line(tmp_path):
+    child = start(tmp_path, "--out", "run", stdout=subprocess.PIPE)
+    child.stdout.readline()
+    child.stdout.close()  # what head -1 does
+    error = child.stderr.read().decode()
+    child.stderr.close()
+    assert child.wait(300) == 6
+    assert "Traceback" not in error and "Exception ignored" not in error
+    assert error.strip().splitlines()[-1].endswith("what was saved stays")
+
+
+def test_twenty_epochs_leave_nothing_behind(tiny, monkeypatch, tmp_path):
+    used = []
+
+    def measure():
+        gc.collect()
+        used.append((
+            len(os.listdir("/proc/self/fd")),
+            len(multiprocessing.active_children()),
+            sum(type(each) in (torch.Tensor, nn.Parameter) for each in gc.get_objects()),
+        ))  # fmt: skip
+
+    original = training_run.TrainingLog.on_epoch
+
+    def on_epoch(log, record):
+        original(log, record)
+        if record.epoch in (3, 10, 20):
+            measure()
+
+    monkeypatch.setattr(training_run.TrainingLog, "on_epoch", on_epoch)
+    options = ["--epochs", "20", "--limit-train", "32", "--save-minutes", "9"]
+    assert train.main([*SMALL, *options, "--out", str(tmp_path / "run")]) == 0
+    assert len(used) == 3 and len(set(used)) == 1, used
