@@ -51,6 +51,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--out", metavar="DIR", help="folder of the report (runs/ and the time)")
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if value == []:  # argparse makes this of --name=--
+            parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     args.out = args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 

@@ -46,6 +46,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="draw each picture as the network sees it with its guesses; png, pdf, svg or jpg")
     # fmt: on
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if value == []:  # argparse makes this of --name=--
+            parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     if args.top < 1:
         raise UsageError(f"--top is {args.top}; it must be 1 or more")
     if args.figure and args.figure.suffix.lower() not in FIGURE_SUFFIXES:

@@ -77,6 +77,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="minutes between checkpoints within an epoch (%(default)s)")
     # fmt: on
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if value == []:  # argparse makes this of --name=--
+            parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     args.out = args.out or f"runs/{args.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 

@@ -188,8 +188,8 @@ FAULT_ROWS = {
     ),
     "not_finite": (
         "NaN and Inf at {num_places} places, {cases:,} cases",
-        "stopped within {most_steps_until_stopped} steps, the place named, none of it in "
-        "{files_read:,} files",
+        "stopped within {most_steps_until_stopped} steps, naming epoch, step, rate and losses; "
+        "nothing of it in {files_read:,} files",
     ),
     "evaluation": (
         "1 to 8 processes, 0 to 50 images; the gradient of two processes",

@@ -3,9 +3,11 @@ import random
 
 import pytest
 
+import evaluate
+import predict
 import train
 import training_run
-from errors import DataError
+from errors import DataError, UsageError
 
 NUMBERS = {
     "--epochs": (["1", "24"], ["0", "-1", "nan", "1.5", "x", "", "99999999999"]),
@@ -61,6 +63,18 @@ def test_a_bad_value_is_refused_in_one_line_before_any_data_is_loaded(call, opti
     code, loaded, error = call([f"{option}={value}"])
     assert (code, loaded, error.count("\n")) == (2, False, 1)
     assert option.strip("-").replace("-", "_") in error.replace("-", "_")
+
+
+@pytest.mark.parametrize("option", ["--lr-max", "--device", "--data-dir", "--resume"])
+def test_two_dashes_are_no_value(call, option):
+    code, loaded, error = call([f"{option}=--"])
+    assert (code, loaded) == (2, False) and f"argument {option}: expected one argument" in error
+
+
+def test_nor_are_they_for_the_other_programs():
+    for script, option in ((evaluate, "--device"), (predict, "--weights")):
+        with pytest.raises(UsageError, match=f"{option}: expected one argument"):
+            script.parse(["x", f"{option}=--"])
 
 
 def test_random_command_lines_never_end_in_a_traceback(call):
