@@ -65,6 +65,8 @@ def chart(
     bottom, top = y_range or (min(values), max(values))
     y_ticks = [float(tick) for tick in MaxNLocator(5).tick_values(bottom, top)]
     bottom, top = y_range or (y_ticks[0], y_ticks[-1])
+    if percent:  # the ticks beyond are round numbers, but no shares
+        bottom, top = max(bottom, 0.0), min(top, 1.0)
 
     def left(x: float) -> float:
         return round(100 * (scale(x) - low) / (high - low), 2)

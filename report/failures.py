@@ -89,8 +89,9 @@ def errors(evaluation: Any, names: Sequence[str], sprite: Sprite | None) -> str:
     options += [f'<option value="{k}">{name}</option>' for k, name in enumerate(names)]
     some = "" if len(wrong) == total else f" These are the {len(wrong):,} most confident ones."
     return (
-        f"<p>The network is wrong on {total:,} images. Bold is what an image is; below it stands "
-        f"what the network says, and how sure it is. The surest errors come first.{some}</p>"
+        f"<p>The network is wrong on {total:,} image{'' if total == 1 else 's'}. Bold is what an "
+        "image is; below it stands what the network says, and how sure it is. The surest errors "
+        f"come first.{some}</p>"
         '<form class="filter" hidden>'
         f'<label>True class <select name="true">{"".join(options)}</select></label> '
         f'<label>Taken for <select name="predicted">{"".join(options)}</select></label> '

@@ -41,10 +41,10 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import small_runs
 import torch
 from torch import nn
 
-import small_runs
 import train
 import training_run
 import visualize

@@ -11,16 +11,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_runs import (
+    EPOCHS,
+    HEADER,
+    IDENTITY,
+    POINTS,
+    STEPS,
+    Evil,
+    Lines,
+    contents,
+    damage,
+    digest,
+    foreign,
+    in_child,
+    kill_at,
+    loop_parts,
+    make,
+    new,
+    opened,
+    sealed,
+    stop_after,
+    train,
+)  # fmt: skip
 from torch import nn
 
 import checkpoint
 from checkpoint import LAST, PREVIOUS
 from errors import CheckpointError, DivergedError, StorageError
 from records import EpochRecord, History, StepRecord
-from small_runs import (
-    EPOCHS, HEADER, IDENTITY, POINTS, STEPS, Evil, Lines, contents, damage, digest, foreign,
-    in_child, kill_at, loop_parts, make, new, opened, sealed, stop_after, train,
-)  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
 

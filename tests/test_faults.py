@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-
 import small_runs
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 

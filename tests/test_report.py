@@ -211,6 +211,15 @@ def test_epochs_on_an_axis_are_whole():
     assert ticks and all(tick in "12345" for tick in ticks)
 
 
+def test_no_axis_shows_more_than_all_images():
+    run = made_run(epochs=40)
+    for row in run["history"]:
+        row["test_accuracy"] = row["train_accuracy"] = 0.6 + row["epoch"] / 101
+    html = made_report(run=run).split("Loss, by epoch")[0]
+    shares = [float(text) for text in re.findall(r'class="yt"[^>]*>([\d.]+)%<', html)]
+    assert shares and max(shares) == 100
+
+
 def test_samples_have_their_normalisation_taken_back():
     sheet = sprite(made_report(), "samples")
     assert (sheet == np.round([127.5, 102, 76.5]).astype(np.uint8)).all()
