@@ -217,7 +217,7 @@ def test_no_axis_shows_more_than_all_images():
         row["test_accuracy"] = row["train_accuracy"] = 0.6 + row["epoch"] / 101
     html = made_report(run=run).split("Loss, by epoch")[0]
     shares = [float(text) for text in re.findall(r'class="yt"[^>]*>([\d.]+)%<', html)]
-    assert shares and max(shares) == 100
+    assert shares and max(shares) <= 100
 
 
 def test_samples_have_their_normalisation_taken_back():
