@@ -24,8 +24,9 @@ demo: $(INSTALLED) ## finder, training and figures on the embedded digits, about
 train: $(INSTALLED) ## CIFAR-10, 24 epochs; DATA=folder of the images, downloaded where not given
 	$(PY) train.py $(if $(DATA),--data-dir "$(DATA)",--download)
 
+# One thread a worker: two that share a core wait for each other.
 test: $(INSTALLED) ## all tests; CIFAR10_DIR=folder adds those on the real images
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
 $(BROWSER): $(INSTALLED) requirements-browser.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt

@@ -176,6 +176,38 @@ class Meter:
         self.since = now
         return total[-1] > 0
 
+    def end_epoch(
+        self, test_loss: float | None, test_accuracy: float | None, test_seconds: float
+    ) -> EpochRecord:
+        """Close the epoch under way; its record goes into the history.
+
+        Args:
+            test_loss: mean over the test images, in nats; None where none were given.
+            test_accuracy: 0..1, or None.
+            test_seconds: that the evaluation took.
+
+        Raises:
+            DivergedError: the test loss is not finite: the very last step can break what was
+                finite before.
+        """
+        history, running, step = self.history, self.history.running, self.history.steps[-1]
+        epoch = len(history.epochs) + 1
+        if test_loss is not None and not math.isfinite(test_loss):
+            raise diverged(epoch, step, "the test loss", test_loss, history.steps)
+        record = EpochRecord(
+            epoch=epoch,
+            lr=step.lr,
+            train_loss=running["loss"] / running["images"],
+            train_accuracy=running["correct"] / running["images"],
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            train_seconds=running["seconds"],
+            test_seconds=test_seconds,
+        )
+        history.epochs.append(record)
+        history.running = History().running
+        return record
+
 
 def diverged(epoch, step: StepRecord, what: str, value: float, before: list) -> DivergedError:
     """The error that says where ``what`` was no longer finite, and what to do."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from errors import DivergedError, UsageError
-from records import EpochRecord, History, Meter, Predictions, StepRecord, diverged, not_saved
+from records import EpochRecord, History, Meter, Predictions, StepRecord, not_saved
 
 
 def set_seed(seed: int) -> None:
@@ -197,12 +197,14 @@ def fit(
                     _save(checkpoint, parts)
 
             group.align(model)
-            record = _end_of_epoch(model, test_loader, history, precision, group, stop)
-            history.epochs.append(record)
-            history.running = History().running
+            begun = time.perf_counter()
+            tested = _test(model, test_loader, precision, group, stop)
+            record = meter.end_epoch(*tested, time.perf_counter() - begun)
             if on_epoch is not None:
                 _call(on_epoch, record)
             _save(checkpoint, parts, now=True)
+            if group.world_size == 1 and stop():  # it came meanwhile, and all is saved
+                break
     except _Stopped:
         _save(checkpoint, parts, now=True)
     except torch.OutOfMemoryError as error:
@@ -240,30 +242,15 @@ def _batches(loader, epoch: int, start: int):
     return loader if start < len(loader) else ()
 
 
-def _end_of_epoch(model, test_loader, history, precision, group, stop) -> EpochRecord:
-    begun, running, step = time.perf_counter(), history.running, history.steps[-1]
-    epoch = len(history.epochs) + 1
-    test_loss = test_accuracy = None
-    if test_loader is not None:
-        try:
-            log_probabilities, labels = _log_probabilities(
-                model, test_loader, precision, group=group, stop=stop
-            )
-        except KeyboardInterrupt:
-            raise _Stopped from None
-        test_loss, test_accuracy = _loss_and_accuracy(log_probabilities, labels)
-        if not math.isfinite(test_loss):  # the very last step can break what was finite before
-            raise diverged(epoch, step, "the test loss", test_loss, history.steps)
-    return EpochRecord(
-        epoch=epoch,
-        lr=step.lr,
-        train_loss=running["loss"] / running["images"],
-        train_accuracy=running["correct"] / running["images"],
-        test_loss=test_loss,
-        test_accuracy=test_accuracy,
-        train_seconds=running["seconds"],
-        test_seconds=time.perf_counter() - begun,
-    )
+def _test(model, loader, precision, group, stop) -> tuple[float | None, float | None]:
+    if loader is None:
+        return None, None
+    try:
+        return _loss_and_accuracy(
+            *_log_probabilities(model, loader, precision, group=group, stop=stop)
+        )
+    except KeyboardInterrupt:
+        raise _Stopped from None
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

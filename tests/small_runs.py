@@ -91,8 +91,14 @@ def new(folder, **options):
 
 
 def stop_after(steps):
-    calls = iter(range(1000))
-    return lambda: next(calls) + 1 >= steps
+    """For a run from the beginning: it is asked after each step, and once more after each epoch."""
+    calls = iter(range(1, 1000))
+
+    def stop():
+        call = next(calls)
+        return call - call // (STEPS + 1) >= steps
+
+    return stop
 
 
 def train(

@@ -47,23 +47,6 @@ def test_rooms_can_be_read_in_one_sitting():
     assert {room: n for room, n in lengths.items() if n > 350} == {}
 
 
-def test_public_names_have_docstrings():
-    missing = []
-    for room, path in ROOMS.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"
-            nested = any(
-                node in ast.walk(outer) and node is not outer
-                for outer in ast.walk(tree)
-                if isinstance(outer, ast.FunctionDef) or
-                (isinstance(outer, ast.ClassDef) and outer.name[0] == "_")
-            )  # fmt: skip
-            if public and not nested and not ast.get_docstring(node):
-                missing.append(f"{room}.{node.name}")
-    assert missing == []
-
-
 def test_dependencies_are_lower_bounds_so_that_nothing_loaded_is_replaced():
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     requirements = [line for line in lines if line and not line.startswith("#")]

@@ -74,7 +74,7 @@ def test_a_run_stopped_after_any_step_ends_like_one_that_never_stopped(tmp_path,
 
 
 def test_a_run_stopped_at_every_step_ends_like_one_that_never_stopped(tmp_path, whole_run):
-    for seed in range(EPOCHS * STEPS + 1):  # only the first run's own beginning counts
+    for seed in range(EPOCHS * (STEPS + 1) + 1):  # only the first run's own beginning counts
         parts = make(seed)
         history, _ = train(parts, tmp_path, stop=stop_after(1))
     assert len(history.epochs) == EPOCHS and digest(parts) == whole_run[0]

@@ -235,6 +235,15 @@ def test_a_stop_in_the_evaluation_does_not_lose_the_epoch():
     assert measured(history) == measured(training(epochs=2, batches=Epochs())[2])
 
 
+def test_a_stop_that_comes_while_an_epoch_is_saved_costs_no_step_and_no_second_save():
+    memory, came = Memory(), []
+    _, _, partial = training(
+        epochs=3, batches=Epochs(), checkpoint=memory, stop=lambda: bool(came), on_epoch=came.append
+    )
+    assert (len(partial.steps), len(partial.epochs)) == (4, 1)
+    assert memory.saves == [False] * 4 + [True]
+
+
 def test_a_loader_that_cannot_skip_is_not_resumed_within_an_epoch():
     memory, asked = Memory(), iter([False, True])
     training(batches=Epochs(), checkpoint=memory, stop=lambda: next(asked))
