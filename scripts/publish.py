@@ -263,6 +263,7 @@ def render_card(file: Path, results: dict, evaluated: dict | None) -> str:
         measured = evaluated["evaluation"]
         figures = {
             "Test accuracy of this file, in float32": share(measured),
+            "The same, with mirror images counted in": f"{measured['mirrored_accuracy']:.2%}",
             "Test loss of this file": f"{measured['loss']:.4f} nats",
             "Expected calibration error": f"{measured['calibration']['error']:.4f}",
             "Measured on": f"{evaluated['machine']['device_name']}, "
@@ -303,7 +304,6 @@ CARD_USE = """
 ## Use
 
 ```python
-from benchmarks.render import render_benchmarks
 from models import CustomResNet
 
 model = CustomResNet.from_pretrained("weights/{file}")
