@@ -35,7 +35,7 @@ def evaluated(publish):
         "machine": {"device_name": "An abacus", "versions": {"torch": "9.9.9"}},
         "weights": {"sha256": hashlib.sha256(publish.WEIGHTS.read_bytes()).hexdigest()},
         "evaluation": {
-            "images": 10_000, "errors": 1234, "accuracy": 0.8766, "loss": 0.54321,
+            "images": 10_000, "errors": 1234, "accuracy": 0.8766, "mirrored_accuracy": 0.9, "loss": 0.54321,
             "calibration": {"error": 0.0125}, "classes": scores,
         },
     }  # fmt: skip
