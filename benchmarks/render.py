@@ -107,13 +107,16 @@ def render_accuracy(result: dict[str, Any]) -> str:
             continue
         plain, mirrored = row["accuracy"], row["accuracy_mirrored"]
         rows.append([
-            name, plain["count"], f"{plain['mean']:.2%} ± {100 * plain['std']:.2f}",
+            name, plain["count"],
+            f"{plain['mean']:.2%}" + (f" ± {100 * plain['std']:.2f}" if plain["count"] > 1 else ""),
             f"{plain['least']:.2%}", f"{mirrored['mean']:.2%}",
             f"{row['train_accuracy']['mean']:.2%}", f"{row['training_seconds']['median']:,.1f}",
         ])  # fmt: skip
     settings = result["settings"]
+    # The image folder that these campaigns were made on.
+    images = settings["images"].replace("(image folder)", "(image folder, JPEG copy)")
     about = (
-        f"{settings['images']}: trained on {settings['num_train']:,}, evaluated on "
+        f"{images}: trained on {settings['num_train']:,}, evaluated on "
         f"{settings['num_evaluated']:,} {settings['evaluated_on']} after the last epoch."
     )
     head = ["Recipe", "seeds", "accuracy", "worst", "mirrored", "training images", "seconds"]
