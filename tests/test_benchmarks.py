@@ -2,6 +2,7 @@ import argparse
 import contextlib
 import io
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -307,7 +308,7 @@ def test_references_run_beside_ours_and_are_scored_by_one_evaluator(
 ):
     monkeypatch.setitem(PRESETS, "assignment", Recipe(epochs=1, batch_size=450, lr_max=0.01))
     for name, text in {
-        "good": f"""exec {sys.executable} -c '
+        "good": f"""exec {shlex.quote(sys.executable)} -c '
 import json, os, numpy as np
 labels = np.load(os.environ["IMAGES"])["test_labels"]
 np.save(os.environ["OUT"] + "/probabilities.npy", np.eye(10)[labels])
