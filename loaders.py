@@ -7,6 +7,7 @@ batches of a whole one, and ``global_batch(i)`` the images in batch i over all p
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import signal
@@ -205,7 +206,10 @@ def _checked(iterator: Iterator, epoch: int, start: int) -> Iterator:
         if loaded is None:
             return
         if isinstance(loaded, Exception):
-            del iterator  # ends the workers now, and not when the traceback goes
+            # The workers end now, and not when the last traceback goes; and whichever of them is
+            # dead is told of once.
+            with contextlib.suppress(WorkerError):
+                getattr(iterator, "_shutdown_workers", bool)()
             raise type(loaded)(f"epoch {epoch}, batch {batch}: {loaded}")
         if batch >= start:
             yield loaded
