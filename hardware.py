@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import platform
 import shutil
+import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
@@ -98,6 +100,23 @@ def get_compile_mode(device: torch.device, name: str = "auto") -> str | None:
             "leave it at auto"
         )
     return name
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that tensors on the CPU leave behind, for the next ones.
+
+    Otherwise glibc gives each large block back to the system, which has to clear its pages anew a
+    moment later: a fifth of a training step. The process stays as large as it once was.
+
+    Returns:
+        Whether the C library took the setting: glibc does, others have none.
+
+    Source:
+        mallopt(3), "Dynamic mmap threshold" and M_TRIM_THRESHOLD.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    m_trim_threshold, m_mmap_max = -1, -4  # as malloc.h numbers them
+    return mallopt is not None and mallopt(m_mmap_max, 0) + mallopt(m_trim_threshold, -1) == 2
 
 
 def _cpu_has_bfloat16() -> bool:
