@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from command_line import Parser, run_command
 from data import ImageDataset, load_cifar10, load_digits
-from errors import RunError, UsageError
+from errors import UsageError
 from evaluation import Evaluation, evaluate_predictions
 from grad_cam import explain_errors
 from hardware import describe_machine, get_device
@@ -30,13 +31,8 @@ PRECISION = "float32"  # what published figures are measured in
 BATCH_SIZE = 250
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UsageError(message)
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(description="Evaluate a file of weights on test images, in float32.")
+    parser = Parser(description="Evaluate a file of weights on test images, in float32.")
     add = parser.add_argument
     add("weights", help="a .safetensors file, as in weights/")
     add("--dataset", choices=("cifar10", "digits"), default="cifar10")
@@ -51,9 +47,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--out", metavar="DIR", help="folder of the report (runs/ and the time)")
     args = parser.parse_args(argv)
-    for name, value in vars(args).items():
-        if value == []:  # argparse makes this of --name=--
-            parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     args.out = args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 
@@ -140,24 +133,17 @@ def measure(
     model: CustomResNet, test: ImageDataset, weights: WeightsFile, transform, device: torch.device
 ) -> Evaluation:
     loader = ResidentLoader(transform, test.targets, BATCH_SIZE, train=False, device=device)
-    plain, mirrored = predict(model, loader, precision=PRECISION), None
-    if weights.recipe.get("flip_probability", 0) > 0:  # else a mirror image means something else
-        mirrored = predict(model, loader, precision=PRECISION, mirrored=True).probabilities
-    return evaluate_predictions(plain.probabilities, plain.labels, test.classes, mirrored=mirrored)
+    may_mirror = weights.recipe.get("flip_probability", 0) > 0  # else it means something else
+    found = predict(model, loader, precision=PRECISION, mirrored=may_mirror)
+    return evaluate_predictions(
+        found.probabilities, found.labels, test.classes, mirrored=found.mirrored
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    try:
-        given = sys.argv[1:] if argv is None else argv
-        run(parse(argv), shlex.join(["python", "evaluate.py", *given]))
-    except RunError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted; nothing is written", file=sys.stderr)
-        return 130
-    return 0
+    command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    return run_command(lambda: run(parse(argv), command), kept="nothing is written")
 
 
 if __name__ == "__main__":

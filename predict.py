@@ -13,7 +13,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from errors import DataError, RunError, StorageError, UsageError
+from command_line import Parser, complain, run_command
+from errors import DataError, StorageError, UsageError
 from models import CustomResNet, load_weights
 from pictures import read_picture
 from predictions import Guess, plot_predictions, predict_pictures
@@ -24,13 +25,8 @@ FIGURE_DPI = 120
 AT_ONCE = 64  # pictures read before their guesses are shown
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UsageError(message)
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         description="Say what pictures show. The network knows its own classes and nothing else: "
         "whatever a picture shows, the answer is one of them."
     )
@@ -46,9 +42,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="draw each picture as the network sees it with its guesses; png, pdf, svg or jpg")
     # fmt: on
     args = parser.parse_args(argv)
-    for name, value in vars(args).items():
-        if value == []:  # argparse makes this of --name=--
-            parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     if args.top < 1:
         raise UsageError(f"--top is {args.top}; it must be 1 or more")
     if args.figure and args.figure.suffix.lower() not in FIGURE_SUFFIXES:
@@ -152,27 +145,12 @@ def write(file: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def complain(error: object) -> None:
-    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code, 3 where a picture could not be read."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names in scripts that it cannot write
-    try:
-        return run(parse(argv))
-    except RunError as error:
-        complain(error)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush
-        complain("standard output was closed; nothing is written")
-        return StorageError.exit_code
-    except KeyboardInterrupt:
-        complain("interrupted; nothing is written")
-        return 130
+    return run_command(lambda: run(parse(argv)), kept="nothing is written")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,9 @@ class Predictions:
     """(N, K) float32, rows sum to 1."""
     labels: np.ndarray
     """(N,) int64 true classes."""
+    mirrored: np.ndarray | None = None
+    """(N, K) float32 probabilities from the mean of the log-probabilities of each image and its
+    mirror image; None where these were not looked at."""
 
     @property
     def predicted(self) -> np.ndarray:

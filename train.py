@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import shlex
 import sys
 import time
@@ -18,30 +17,20 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-
+from command_line import Parser, complain, run_command
 from distributed import join_group
-from errors import CheckpointError, RunError, StorageError, UsageError, WorkerError
-from hardware import (
-    PRECISIONS,
-    get_compile_mode,
-    get_device,
-    get_precision,
-)
+from errors import CheckpointError, RunError, UsageError, WorkerError
+from hardware import PRECISIONS, get_compile_mode, get_device, get_precision
 from recipe import PRESETS, Recipe
 from run_folder import prepare_folder
 from run_lock import lock_folder
-from training_run import Setup, as_data, in_range, say, stored_results, train_and_write
+from training_run import Setup, as_data, in_range, stored_results, train_and_write
 
 STATUS_FILE = "status.json"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UsageError(message)
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(description="Train the custom ResNet with a one-cycle schedule.")
+    parser = Parser(description="Train the custom ResNet with a one-cycle schedule.")
     add = parser.add_argument
     # fmt: off
     add("--dataset", choices=("cifar10", "digits"), default="cifar10")
@@ -77,9 +66,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="minutes between checkpoints within an epoch (%(default)s)")
     # fmt: on
     args = parser.parse_args(argv)
-    for name, value in vars(args).items():
-        if value == []:  # argparse makes this of --name=--
-            parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     args.out = args.out or f"runs/{args.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 
@@ -109,7 +95,7 @@ def own_folder(args: argparse.Namespace, recipe: Recipe, is_first: bool) -> Iter
     try:
         with lock_folder(out) as warning:
             if warning:
-                say(warning)
+                complain(warning)
             (out / STATUS_FILE).unlink(missing_ok=True)  # of an earlier start
             yield out
     except BaseException:
@@ -168,23 +154,8 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    try:
-        given = sys.argv[1:] if argv is None else argv
-        return run(parse(argv), shlex.join(["python", "train.py", *given]))
-    except RunError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # Python would flush it once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(
-            f"{Path(sys.argv[0]).name}: standard output was closed; what was saved stays",
-            file=sys.stderr,
-        )
-        return StorageError.exit_code
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted; what was saved stays", file=sys.stderr)
-        return 130
+    command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    return run_command(lambda: run(parse(argv), command), kept="what was saved stays")
 
 
 if __name__ == "__main__":

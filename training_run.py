@@ -20,15 +20,13 @@ from matplotlib.figure import Figure
 import visualize
 from checkpoint import LAST, Checkpoint
 from cifar10_files import prepare_cifar10
+from command_line import complain
 from data import ImageDataset, load_cifar10, load_digits
 from distributed import Group
 from errors import CheckpointError, DivergedError, UsageError
 from evaluation import Evaluation, evaluate_predictions
 from grad_cam import explain_errors
-from hardware import (
-    PRECISIONS,
-    describe_machine,
-)
+from hardware import PRECISIONS, describe_machine, keep_freed_memory
 from interrupts import catch_signals
 from learning_rate import LRFinding, find_lr, one_cycle
 from loaders import ResidentLoader, fits_device, get_loader
@@ -49,14 +47,7 @@ from transformation import (
     get_train_aug_transform,
     get_train_batch_transform,
 )
-from utils import (
-    fit,
-    get_stats,
-    model_summary,
-    predict,
-    set_seed,
-    to_device,
-)
+from utils import fit, get_stats, model_summary, predict, set_seed, to_device
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,6 +73,7 @@ def train_and_write(setup: Setup) -> int:
     args, recipe, group, out = setup.args, setup.recipe, setup.group, setup.out
     set_seed(recipe.seed)
     torch.backends.cudnn.benchmark = True  # two batch shapes: trying its kernels pays
+    keep_freed_memory()
     with group.one_by_machine_first():
         train, test, test_name = load_images(args)
     is_cifar10 = train.source.startswith("CIFAR-10")
@@ -363,12 +355,14 @@ def choose_rates(recipe: Recipe, finding: LRFinding | None) -> dict[str, Any]:
 
 
 def measure(setup: Setup, model, loader, test: ImageDataset) -> Evaluation:
-    """One pass over the images, and one with their mirror images where these mean the same."""
-    passing = {"precision": setup.precision, "group": setup.group}
-    plain, mirrored = predict(model, loader, **passing), None
-    if setup.recipe.flip_probability > 0:
-        mirrored = predict(model, loader, mirrored=True, **passing).probabilities
-    return evaluate_predictions(plain.probabilities, plain.labels, test.classes, mirrored=mirrored)
+    """Of the images, and of their mirror images where these mean the same."""
+    found = predict(
+        model, loader, precision=setup.precision, group=setup.group,
+        mirrored=setup.recipe.flip_probability > 0,
+    )  # fmt: skip
+    return evaluate_predictions(
+        found.probabilities, found.labels, test.classes, mirrored=found.mirrored
+    )
 
 
 def draw(train, test, history, rates, samples, evaluation, mean, std) -> dict[str, Figure]:
@@ -407,4 +401,4 @@ def stored_results(out: Path) -> dict[str, Any]:
 def say(line: str) -> None:
     """A line for the person at the terminal that is no part of the run's log."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        complain(line)

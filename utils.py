@@ -279,7 +279,10 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 def _log_probabilities(
     model, loader, precision: str, *, mirrored: bool = False, group=None, stop=lambda: False
 ) -> tuple[Tensor, Tensor]:
-    """(N, K) float32 log-probabilities and (N,) labels of all images, on the CPU."""
+    """(V, N, K) float32 log-probabilities and (N,) labels of all images, on the CPU.
+
+    V is 1, or 2 with the mirror images.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -287,25 +290,25 @@ def _log_probabilities(
     try:
         for images, labels in loader:
             images = _place(images, device)
+            views = (images, images.flip(3)) if mirrored else (images,)
             with _autocast(device, precision):
-                output = model(images).float()
-                if mirrored:
-                    output = (output + model(images.flip(3)).float()) / 2
-            outputs.append(output)
+                outputs.append(torch.cat([model(view).float() for view in views], dim=1))
             targets.append(labels)
             if stop() and (group is None or group.world_size == 1):
                 raise _Stopped
     finally:
         model.train(was_training)
     if not outputs:  # a process of a group may have no share
-        outputs, targets = [torch.empty(0, 1)], [torch.empty(0, dtype=torch.int64)]
-    outputs, targets = F.log_softmax(torch.cat(outputs), dim=1), torch.cat(targets)
+        outputs, targets = [torch.empty(0, 1 + mirrored)], [torch.empty(0, dtype=torch.int64)]
+    outputs, targets = torch.cat(outputs), torch.cat(targets)
     outputs, targets = (group or _OneProcess()).gather(outputs, targets, loader)
-    return outputs.cpu(), targets.cpu()
+    views = torch.stack(outputs.cpu().chunk(1 + mirrored, dim=1))
+    return F.log_softmax(views, dim=2), targets.cpu()
 
 
-def _loss_and_accuracy(log_probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
-    loss = F.nll_loss(log_probabilities.double(), labels).item()
+def _loss_and_accuracy(views: Tensor, labels: Tensor) -> tuple[float, float]:
+    log_probabilities = views[0].double()
+    loss = F.nll_loss(log_probabilities, labels).item()
     return loss, (log_probabilities.argmax(1) == labels).double().mean().item()
 
 
@@ -330,10 +333,9 @@ def predict(
         model: on its device; left in the mode it is in.
         loader: batches of images and labels, in a fixed order.
         precision: "float32", "bfloat16" or "float16" (cuda only).
-        mirrored: mean of the log-probabilities of each image and its mirror image.
+        mirrored: look at the mirror images too, see ``Predictions.mirrored``.
         group: the processes among which ``loader`` shares the images, see ``distributed.Group``.
     """
-    log_probabilities, labels = _log_probabilities(
-        model, loader, precision, mirrored=mirrored, group=group
-    )
-    return Predictions(log_probabilities.exp().numpy(), labels.numpy())
+    views, labels = _log_probabilities(model, loader, precision, mirrored=mirrored, group=group)
+    both = F.softmax(views.mean(0), dim=1).numpy() if mirrored else None
+    return Predictions(views[0].exp().numpy(), labels.numpy(), both)

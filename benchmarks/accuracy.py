@@ -29,7 +29,7 @@ from benchmarks.common import (
     new_result,
     parser,
     print_table,
-    run_command,
+    run_benchmark,
     settle,
     spread,
     train_once,
@@ -219,4 +219,4 @@ def print_accuracy(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_benchmark(main))

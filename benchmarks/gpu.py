@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import load_images, run_command, write_json
+from benchmarks.common import load_images, run_benchmark, write_json
 from errors import DataError, UsageError
 
 TOTAL_S = 525.0
@@ -181,4 +181,4 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_benchmark(main))

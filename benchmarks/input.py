@@ -27,7 +27,7 @@ from benchmarks.common import (
     num_cores,
     parser,
     print_table,
-    run_command,
+    run_benchmark,
     settle,
     spread,
     train_loader,
@@ -180,4 +180,4 @@ def summarise(runs: list[dict[str, Any]], device: torch.device) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_benchmark(main))

@@ -26,7 +26,7 @@ from benchmarks.common import (
     new_result,
     parser,
     print_table,
-    run_command,
+    run_benchmark,
     settle,
     spread,
     write_json,
@@ -173,4 +173,4 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_benchmark(main))

@@ -30,7 +30,7 @@ from benchmarks.common import (
     now,
     parser,
     print_table,
-    run_command,
+    run_benchmark,
     settle,
     train_loader,
     write_json,
@@ -191,4 +191,4 @@ def told(row: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_benchmark(main))

@@ -29,7 +29,7 @@ from benchmarks.common import (
     now,
     parser,
     print_table,
-    run_command,
+    run_benchmark,
     settle,
     spread,
     train_loader,
@@ -293,4 +293,4 @@ def print_step(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_benchmark(main))

@@ -1,8 +1,15 @@
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import hardware
 from errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_devices_and_precisions():
@@ -81,3 +88,29 @@ def test_nothing_is_compiled_on_a_cpu():
         hardware.get_compile_mode(cpu, "default")
     with pytest.raises(UsageError, match="compile is 'fast'; it must be auto, off"):
         hardware.get_compile_mode(cpu, "fast")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+def test_freed_memory_stays_in_the_process_only_where_that_is_asked_for():
+    script = """
+import torch, hardware
+
+def left_behind():
+    resident = lambda: int(open("/proc/self/statm").read().split()[1])
+    before = resident()
+    torch.ones(2**26)
+    return resident() - before
+
+given_back = left_behind()
+assert hardware.keep_freed_memory()
+print(given_back < 10_000, left_behind() > 60_000)  # of 65,536 pages
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True True\n"
+
+
+def test_other_systems_have_no_such_setting(monkeypatch):
+    monkeypatch.setattr(hardware.sys, "platform", "darwin")
+    assert hardware.keep_freed_memory() is False

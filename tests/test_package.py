@@ -45,7 +45,7 @@ def test_wheel_holds_exactly_the_library(wheel):
     report = {f"report/{path.name}" for path in (ROOT / "report").glob("*.*")}
     assert {"report/page.py", "report/report.css", "report/report.js"} <= report
     assert names == {f"{m}.py" for m in MODULES} | models | report
-    scripts = {"train", "training_run", "evaluate", "predict"}
+    scripts = {"train", "training_run", "evaluate", "predict", "command_line"}
     assert MODULES == {path.stem for path in ROOT.glob("*.py")} - scripts
 
 

@@ -364,9 +364,12 @@ def test_mirrored_predictions_are_the_mean_of_both_views():
     images, _ = batches.dataset.tensors
     with torch.no_grad():
         views = [model.eval()(view).log_softmax(1) for view in (images, images.flip(3))]
-    expected = (sum(views) / 2).softmax(1).numpy()
-    mirrored = utils.predict(model, batches, mirrored=True)
-    np.testing.assert_allclose(mirrored.probabilities, expected, rtol=1e-4, atol=1e-6)
+    found = utils.predict(model, batches, mirrored=True)
+    plain, both = views[0].softmax(1).numpy(), (sum(views) / 2).softmax(1).numpy()
+    np.testing.assert_allclose(found.probabilities, plain, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.mirrored, both, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(plain, both, rtol=1e-3)
+    assert utils.predict(model, batches).mirrored is None
 
 
 def test_predictions():
