@@ -42,7 +42,7 @@ def plot_reliability(bins: Sequence[Any], *, calibration_error: float, source: s
         [bin_.confidence for bin_ in filled], [bin_.confidence for bin_ in filled], "D",
         color=SECOND_COLOUR, markersize=6, label="their mean confidence",
     )  # fmt: skip
-    upper.plot([0, 1], [0, 1], "--", color=QUIET_COLOUR, linewidth=1.5, label="as sure as right")
+    upper.plot([0, 1], [0, 1], "--", color=QUIET_COLOUR, linewidth=1.5, label="perfect calibration")
     upper.set_ylim(0, 1.02)
     upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     upper.set_ylabel("accuracy", fontsize=LABEL_SIZE)

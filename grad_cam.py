@@ -58,6 +58,7 @@ def grad_cam(
         maps = [
             _maps(model, modules[layer], part.to(device), of.to(device), layer)
             for part, of in zip(images.split(BATCH), classes.split(BATCH))
+            if len(part)
         ]
     finally:
         for module, training in modes.items():
@@ -72,7 +73,7 @@ def explain_errors(
     *,
     count: int = 12,
     layer: str = LAYER,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Grad-CAM of the most confident errors, for the predicted and for the true class.
 
     Args:
@@ -84,11 +85,9 @@ def explain_errors(
 
     Returns:
         ``layer``; ``indices`` (M,); ``predicted`` and ``true``, (M, H, W) heat of the two classes,
-        0..1. None where nothing is wrong.
+        0..1. M is 0 where nothing is wrong.
     """
     indices = evaluation.wrong[:count]
-    if not len(indices):
-        return None
     device = next(model.parameters()).device
     images = transform(torch.as_tensor(indices, device=device), 0)
     return {

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+import error_figures
 import visualize
 from checkpoint import LAST, Checkpoint
 from cifar10_files import prepare_cifar10
@@ -178,14 +179,18 @@ def train_and_write(setup: Setup) -> int:
             f"Accuracy {100 * evaluation.accuracy:.2f} % on {len(test):,} {test_name} "
             f"({train.source}), {time.perf_counter() - started:.0f} s"
         )
-        figures = draw(train, test, history, rates, samples, evaluation, mean, std)
+        normalise = get_test_batch_transform(test.data, mean, std, device=group.device)
+        explained = explain_errors(model, normalise, evaluation)
+        figures = draw(
+            train, test, history, rates, samples, evaluation, explained, mean, std,
+            steps_per_epoch=len(train_loader),
+        )  # fmt: skip
         if tracker is not None:
             tracker.log_figures(figures, total_steps - 1)
     about = {
         "recipe": as_data(recipe), "data": data, "learning_rate": rates, "machine": machine,
     }  # fmt: skip
     history_data = [dataclasses.asdict(record) for record in history.epochs]
-    normalise = get_test_batch_transform(test.data, mean, std, device=group.device)
     try:
         save_weights(
             out / "model.safetensors", model.state_dict(), data=data, recipe=about["recipe"],
@@ -212,7 +217,7 @@ def train_and_write(setup: Setup) -> int:
             title=f"Custom ResNet on {train.source}",
             steps=history.steps,
             samples=samples,
-            grad_cam=explain_errors(model, normalise, evaluation),
+            grad_cam=explained,
             command=setup.command,
         ),
     )
@@ -365,8 +370,11 @@ def measure(setup: Setup, model, loader, test: ImageDataset) -> Evaluation:
     )
 
 
-def draw(train, test, history, rates, samples, evaluation, mean, std) -> dict[str, Figure]:
+def draw(
+    train, test, history, rates, samples, evaluation, explained, mean, std, *, steps_per_epoch: int
+) -> dict[str, Figure]:
     """The figures of a run, by file name."""
+    wrong = explained["indices"]
     shown = {"source": train.source, "classes": train.classes}
     figures = {
         "class_counts": visualize.plot_class_counts(train.targets, **shown),
@@ -376,14 +384,24 @@ def draw(train, test, history, rates, samples, evaluation, mean, std) -> dict[st
         figures["lr_finder"] = visualize.plot_lr_finder(**rates, source=train.source)
     return figures | {
         "history": visualize.plot_history(history.epochs, source=train.source),
-        "lr_history": visualize.plot_lr_history(history.steps, source=train.source),
+        "lr_history": visualize.plot_lr_history(
+            history.steps, source=train.source, steps_per_epoch=steps_per_epoch
+        ),
         "misclassified": visualize.plot_misclassified(
             test.data, evaluation.labels, evaluation.probabilities, **shown
         ),
         "confusion_matrix": visualize.plot_confusion_matrix(
             evaluation.labels, evaluation.predicted, **shown
         ),
-    }
+        "confused_pairs": error_figures.plot_confused_pairs(evaluation.confused_pairs, **shown),
+        "reliability": error_figures.plot_reliability(
+            evaluation.bins, calibration_error=evaluation.calibration_error, source=train.source
+        ),
+        "grad_cam": error_figures.plot_grad_cam(
+            test.data[wrong], evaluation.labels[wrong], evaluation.predicted[wrong],
+            explained["predicted"], explained["true"], layer=explained["layer"], **shown,
+        ),
+    }  # fmt: skip
 
 
 def as_data(recipe: Recipe) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -52,7 +53,7 @@ def plot_samples(
     std: Sequence[float],
     classes: Sequence[str],
     source: str,
-    columns: int = 10,
+    columns: int = 5,
 ) -> Figure:
     """Images as the network sees them, with the normalisation taken back.
 
@@ -107,7 +108,7 @@ def plot_lr_finder(
             axes.set_ylim(lowest - 0.15 * (first - lowest), first + 0.35 * (first - lowest))
     axes.set_xlabel("learning rate", fontsize=LABEL_SIZE)
     axes.set_ylabel("loss (nats)", fontsize=LABEL_SIZE)
-    axes.legend(fontsize=LABEL_SIZE - 1, loc="upper center")
+    axes.legend(fontsize=LABEL_SIZE - 1, loc="lower left")
     if rule:
         figure.supxlabel(rule.replace("; ", ";\n"), fontsize=LABEL_SIZE - 2, color="#555555")
     _quiet_frame(axes)
@@ -127,11 +128,12 @@ def plot_history(epochs: Sequence[Any], *, source: str) -> Figure:
     if not numbers:
         return _no_data(figure)
     for axes, quantity in ((left, "accuracy"), (right, "loss")):
-        for split, colour in (("train", TRAIN_COLOUR), ("test", TEST_COLOUR)):
+        # Told apart in grey too.
+        for split, colour, line in (("train", TRAIN_COLOUR, "o--"), ("test", TEST_COLOUR, "s-")):
             values = [getattr(record, f"{split}_{quantity}") for record in epochs]
             last = f"{values[-1]:.2%}" if quantity == "accuracy" else f"{values[-1]:.3f}"
             axes.plot(
-                numbers, values, "o-", color=colour, linewidth=2, markersize=4,
+                numbers, values, line, color=colour, linewidth=2, markersize=4,
                 label=f"{split}, last epoch: {last}",
             )  # fmt: skip
         axes.set_xlabel("epoch", fontsize=LABEL_SIZE)
@@ -144,20 +146,23 @@ def plot_history(epochs: Sequence[Any], *, source: str) -> Figure:
     return figure
 
 
-def plot_lr_history(steps: Sequence[Any], *, source: str) -> Figure:
+def plot_lr_history(
+    steps: Sequence[Any], *, source: str, steps_per_epoch: int | None = None
+) -> Figure:
     """The rate that each optimizer step used.
 
     Args:
         steps: records with ``step`` (from 0) and ``lr``.
         source: where the images come from.
+        steps_per_epoch: for a second axis that counts epochs; None: without it.
     """
-    figure, (axes,) = _figure("Learning rate of each step", source, width=10, height=4.5)
+    figure, (axes,) = _figure("Learning rate of each step", source, width=10, height=5)
     if not steps:
         return _no_data(figure)
     numbers, rates = [record.step for record in steps], [record.lr for record in steps]
     axes.plot(numbers, rates, color=TRAIN_COLOUR, linewidth=2.5)
     peak, end = int(np.nanargmax(rates)) if np.isfinite(rates).any() else 0, len(rates) - 1
-    for index, place in ((0, (12, -4)), (peak, (12, -4)), (end, (-12, -4))):
+    for index, place in ((0, (12, -4)), (peak, (12, 2)), (end, (-12, -4))):
         axes.plot(numbers[index], rates[index], "o", color=TEST_COLOUR, markersize=8, zorder=3)
         axes.annotate(
             f"step {numbers[index]}: {rates[index]:.3g}",
@@ -166,12 +171,20 @@ def plot_lr_history(steps: Sequence[Any], *, source: str) -> Figure:
             textcoords="offset points",
             horizontalalignment="right" if place[0] < 0 else "left",
             fontsize=LABEL_SIZE,
+            bbox={"boxstyle": "square,pad=0.1", "color": "white"},  # the line stays off the words
         )
     axes.set_ylim(bottom=0)
     axes.margins(y=0.1)
     axes.set_xlabel("step", fontsize=LABEL_SIZE)
     axes.set_ylabel("learning rate", fontsize=LABEL_SIZE)
     _quiet_frame(axes)
+    if steps_per_epoch:
+        epochs = axes.secondary_xaxis(
+            "top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch)
+        )
+        epochs.set_xlabel("epochs done", fontsize=LABEL_SIZE)
+        epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
+        epochs.spines["top"].set_visible(False)
     return figure
 
 
@@ -217,7 +230,10 @@ def plot_misclassified(
 def plot_confusion_matrix(
     labels: np.ndarray, predicted: np.ndarray, *, classes: Sequence[str], source: str
 ) -> Figure:
-    """Counts, and the same normalised by row.
+    """How many images of each true class (rows) were taken for each class (columns).
+
+    Below each number is its share of the row. Right and wrong have colour scales of their own: on
+    one scale the errors would all be white.
 
     Args:
         labels: (N,) true classes.
@@ -226,25 +242,30 @@ def plot_confusion_matrix(
         source: where the images come from.
     """
     accuracy = f", accuracy {np.mean(np.equal(labels, predicted)):.2%}" if len(labels) else ""
-    figure, pair = _figure(f"Confusion matrix{accuracy}", source, width=17, height=8, columns=2)
+    figure, (axes,) = _figure(f"Confusion matrix{accuracy}", source, width=10, height=9.5)
     if not len(labels):
         return _no_data(figure)
     counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    texts = ([f"{n}" for n in counts.flat], [f"{100 * s:.1f}" for s in shares.flat])
-    for axes, text, name in zip(pair, texts, ("images", "% of the true class")):
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for cell, (row, column) in zip(text, np.ndindex(counts.shape)):
-            axes.text(
-                column, row, cell, ha="center", va="center", fontsize=11,
-                color="white" if shares[row, column] > 0.5 else "black",
-                alpha=1.0 if counts[row, column] else 0.35,
-            )  # fmt: skip
-        axes.set_title(name, fontsize=LABEL_SIZE + 1)
-        axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", fontsize=LABEL_SIZE)
-        axes.set_yticks(range(len(classes)), classes, fontsize=LABEL_SIZE)
-        axes.set_xlabel("predicted", fontsize=LABEL_SIZE)
-        axes.set_ylabel("true", fontsize=LABEL_SIZE)
+    right = np.eye(len(classes), dtype=bool)
+    wrong = np.where(right, 0, shares)
+    tints = np.where(
+        right[..., None], colormaps["Blues"](0.9 * shares),
+        colormaps["Oranges"](0.6 * wrong / (wrong.max() or 1)),
+    )  # fmt: skip
+    tints[counts == 0] = 1  # white
+    axes.imshow(tints)
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        colour = "white" if row == column and share > 0.5 else "black"
+        options = {"ha": "center", "va": "center", "color": colour if count else QUIET_COLOUR}
+        axes.text(column, row - 0.12, f"{count}", fontsize=LABEL_SIZE + 1, **options)
+        if count:
+            axes.text(column, row + 0.26, f"{share:.1%}", fontsize=LABEL_SIZE - 3, **options)
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", fontsize=LABEL_SIZE)
+    axes.set_yticks(range(len(classes)), classes, fontsize=LABEL_SIZE)
+    axes.set_xlabel("predicted class", fontsize=LABEL_SIZE)
+    axes.set_ylabel("true class", fontsize=LABEL_SIZE)
     return figure
 
 

@@ -136,7 +136,7 @@ def calibration(evaluation: Any) -> str:
     bars = Series("accuracy", middle, [b.accuracy for b in filled], "first", "bars", width)
     dots = Series("confidence", [b.confidence for b in filled], [b.confidence for b in filled],
                   "second", "dots")  # fmt: skip
-    even = Series("as sure as right", (0, 1), (0, 1), "quiet")
+    even = Series("perfect calibration", (0, 1), (0, 1), "quiet")
     texts = [
         f"{b.count:,} images at {b.low:.0%} to {b.high:.0%}: right {percent(b.accuracy, 1)}, "
         f"sure {percent(b.confidence, 1)}"

@@ -35,7 +35,7 @@ def test_it_was_run_from_top_to_bottom_without_an_error(committed):
     outputs = [output for cell in code(committed) for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 7
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 10
 
 
 def test_a_repository_page_can_show_it(committed):
@@ -77,7 +77,7 @@ def executed(tmp_path_factory):
 def test_it_runs_small_and_shows_every_figure(executed):
     notebook = nbformat.read(executed / NOTEBOOK.name, as_version=4)
     outputs = [output for cell in code(notebook) for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 7
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 10
     text = "".join(output.get("text", "") for output in outputs)
     assert "Total params: 6,575,370" in text
     assert "EPOCH = 1 | LR = " in text and "Test set: Average loss: " in text
@@ -87,4 +87,4 @@ def test_it_writes_the_run(executed):
     results = json.loads((executed / "run" / "results.json").read_text("utf-8"))
     assert results["data"]["source"] == "digits"
     assert results["recipe"]["epochs"] == len(results["history"]) == 1
-    assert len(list((executed / "run" / "figures").glob("*.png"))) == 7
+    assert len(list((executed / "run" / "figures").glob("*.png"))) == 10

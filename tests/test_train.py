@@ -23,6 +23,7 @@ SMALL = [
 ]  # fmt: skip
 FIGURES = {
     "class_counts", "samples", "history", "lr_history", "misclassified", "confusion_matrix",
+    "confused_pairs", "reliability", "grad_cam",
 }  # fmt: skip
 
 

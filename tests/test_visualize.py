@@ -104,7 +104,7 @@ def draw_history(epochs):
 
 
 def draw_lr_history(rates):
-    return plot_lr_history(step_records(rates), source=SOURCE)
+    return plot_lr_history(step_records(rates), source=SOURCE, steps_per_epoch=4)
 
 
 def draw_misclassified(size, probabilities=None, labels=None, **options):
@@ -212,12 +212,15 @@ def pictures(figure):
 
 
 def cells(axes):
-    """The texts of a confusion matrix by true and predicted class, as numbers."""
-    numbers = np.full((len(CLASSES), len(CLASSES)), NAN)
+    """Counts and percentages of a confusion matrix by true and predicted class."""
+    counts, percentages = np.full((2, len(CLASSES), len(CLASSES)), NAN)
     for text in axes.texts:
-        column, row = text.get_position()
-        numbers[row, column] = float(text.get_text())
-    return numbers
+        column, row = (round(place) for place in text.get_position())
+        if text.get_text().endswith("%"):
+            percentages[row, column] = float(text.get_text()[:-1])
+        else:
+            counts[row, column] = int(text.get_text())
+    return counts, percentages
 
 
 @pytest.fixture(autouse=True)
@@ -344,6 +347,14 @@ def test_rate_of_every_step_is_drawn_with_first_peak_and_last_annotated():
     }
 
 
+def test_rates_are_shown_over_steps_and_epochs():
+    (axes,) = draw_lr_history(one_cycle_rates()).axes
+    (epochs,) = axes.child_axes
+    axes.figure.draw_without_rendering()
+    assert epochs.get_xlim() == pytest.approx([limit / 4 for limit in axes.get_xlim()])
+    assert not plot_lr_history(step_records([0.1, 0.2]), source=SOURCE).axes[0].child_axes
+
+
 def test_peak_of_the_rates_is_the_highest_number_even_with_a_nan_among_them():
     (axes,) = draw_lr_history([0.1, NAN, 0.3, 0.2]).axes
     notes = {text.get_text() for text in axes.texts}
@@ -408,12 +419,14 @@ def test_confusion_matrix_shows_the_counts_with_true_classes_as_rows(confusion):
     labels, predicted = confusing_labels()
     expected = confusion_matrix(labels, predicted, labels=list(range(10)))
     assert not expected[[5, 7]].any() and not expected[:, [3, 5]].any()
-    np.testing.assert_array_equal(cells(confusion.axes[0]), expected)
+    np.testing.assert_array_equal(cells(*confusion.axes)[0], expected)
 
 
 def test_confusion_matrix_shows_the_shares_of_each_true_class(confusion):
     labels, predicted = confusing_labels()
-    shares = cells(confusion.axes[1])
+    counts, shares = cells(*confusion.axes)
+    np.testing.assert_array_equal(np.isnan(shares), counts == 0)
+    shares = np.nan_to_num(shares)
     sums = shares.sum(axis=1)
     assert sums[5] == sums[7] == 0
     np.testing.assert_allclose(np.delete(sums, (5, 7)), 100, atol=0.5)  # ten roundings to 0.1
@@ -425,7 +438,7 @@ def test_confusion_matrix_shows_the_shares_of_each_true_class(confusion):
 def test_confusion_matrix_names_rows_columns_and_accuracy(confusion):
     labels, predicted = confusing_labels()
     for axes in confusion.axes:
-        assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
+        assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
         for names in (axes.get_xticklabels(), axes.get_yticklabels()):
             assert tuple(text.get_text() for text in names) == CLASSES
     trace = np.trace(confusion_matrix(labels, predicted, labels=list(range(10))))
@@ -439,3 +452,12 @@ def test_confusion_matrix_does_not_depend_on_the_order_of_samples(confusion):
     assert confusion.get_suptitle() == other.get_suptitle()
     for left, right in zip(confusion.axes, other.axes):
         np.testing.assert_array_equal(cells(left), cells(right))
+
+
+def test_errors_of_a_confusion_matrix_can_be_seen_beside_a_nearly_full_diagonal():
+    labels = np.repeat(np.arange(10), 1000)
+    predicted = labels.copy()
+    predicted[:20] = 3  # 2 % of the first class
+    (axes,) = plot_confusion_matrix(labels, predicted, **NAMED).axes
+    tints = np.asarray(axes.images[0].get_array())
+    assert tints[0, 3, :3].min() < 0.6 and tints[0, 4, :3].min() == 1
