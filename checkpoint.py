@@ -1,6 +1,7 @@
 """The state of an unfinished run: saved whole or not at all, verified before anything is touched.
 
-A file is a mark, the SHA-256 of the rest, and the rest: tensors and plain data. Damaged files never reach ``torch.load``, and nothing in a file is ever executed.
+A file is a mark, the SHA-256 of the rest, and the rest: tensors and plain data. Damaged files never
+reach ``torch.load``, and nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Checkpoint:
             a difference is a line in ``warnings``.
         extra: more parts, beside those that the training loop names.
         every_s: seconds between two saves, 0 or more; 0: at each call.
+        epoch_every_s: the same for saves at the end of an epoch, where it is less. On a fast GPU
+            an epoch takes as long as a save.
         write: False in all processes but the first: they only read.
         clock: seconds, never going back.
 
@@ -61,6 +64,7 @@ class Checkpoint:
         environment: Mapping[str, Any],
         extra: Mapping[str, Any] | None = None,
         every_s: float = 600.0,
+        epoch_every_s: float = 10.0,
         write: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,6 +76,7 @@ class Checkpoint:
         self._environment = json.loads(json.dumps(environment))
         self._extra = {**(extra or {}), "random": _Random()}
         self._every_s = every_s
+        self._epoch_every_s = min(epoch_every_s, every_s)
         self._write = write
         self._clock = clock
         self._saved_s = clock()
@@ -147,25 +152,34 @@ class Checkpoint:
             for name, part in parts.items():
                 if state["parts"][name] or not before[name]:  # else it was switched off there
                     touched[name] = part
-                    part.load_state_dict(state["parts"][name])
+                    part.load_state_dict(_for_this_machine(state["parts"][name], before[name]))
         except Exception as error:
             for name, part in touched.items():
                 part.load_state_dict(before[name])
             raise CheckpointError(f"{self.source} does not fit: {error}") from error
         self._loaded = None
 
-    def save(self, parts: Mapping[str, Any], *, now: bool = False) -> None:
+    @property
+    def last(self) -> Path | None:
+        """The file that this run can go on from; None where it has none."""
+        return self.folder / LAST if self._last_is_whole else self.source
+
+    def save(
+        self, parts: Mapping[str, Any], *, epoch_end: bool = False, now: bool = False
+    ) -> None:
         """Save, if it is time to, or ``now``.
 
         Args:
             parts: as for ``restore``.
+            epoch_end: an epoch has ended, and ``epoch_every_s`` is the time.
             now: whatever the time since the last save.
 
         Raises:
             DivergedError: a number in it is not finite; what was saved before stays.
             StorageError: it cannot be written; what was saved before stays.
         """
-        if not self._write or not (now or self._clock() - self._saved_s >= self._every_s):
+        due_s = self._epoch_every_s if epoch_end else self._every_s
+        if not self._write or not (now or self._clock() - self._saved_s >= due_s):
             return
         parts = {**parts, **self._extra}
         state = {
@@ -261,6 +275,17 @@ def _misfits(
                 for key, value in values.items():
                     if isinstance(value, Tensor) and value.ndim:  # else a counter
                         yield from _compare(f"{name}.{index}.{key}", value, parameters[index])
+
+
+def _for_this_machine(there: Any, here: Any) -> Any:
+    """The state of the file, but how an optimizer computes its steps is settled here."""
+    if "param_groups" not in there or len(there["param_groups"]) != len(here["param_groups"]):
+        return there  # in the latter case it refuses itself
+    groups = [
+        group | {key: own[key] for key in ("fused", "foreach", "capturable") if key in own}
+        for group, own in zip(there["param_groups"], here["param_groups"])
+    ]
+    return there | {"param_groups": groups}
 
 
 def _kinds(parts: Mapping[str, Any]) -> dict[str, str]:

@@ -55,7 +55,8 @@ class Group:
         if self.world_size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
+        # Without a broadcast of BN's statistics before every step: ``align`` makes one an epoch.
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor added up over the processes; every one gets the same."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from cifar10_files import prepare_cifar10
 from command_line import Parser, run_command
 from data import ImageDataset, load_cifar10, load_digits
 from errors import UsageError
@@ -38,12 +39,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dataset", choices=("cifar10", "digits"), default="cifar10")
     add("--data-dir", default="cifar10", metavar="DIR",
         help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")  # fmt: skip
-    add(
-        "--limit-test",
-        type=int,
-        metavar="N",
-        help="evaluate on N images, the classes in proportion",
-    )
+    add("--download", action="store_true", help="get CIFAR-10 where DIR has none")
+    add("--limit-test", type=int, metavar="N", help="evaluate on N images, the classes in proportion")
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--out", metavar="DIR", help="folder of the report (runs/ and the time)")
     args = parser.parse_args(argv)
@@ -55,8 +52,9 @@ def load_test_images(args: argparse.Namespace, weights: WeightsFile) -> ImageDat
     if args.dataset == "digits":
         _, test = load_digits()
     else:
-        with progress_bar("images", sys.stderr) as progress:
-            _, test = load_cifar10(args.data_dir, load_folder=load_image_folder, progress=progress)
+        with progress_bar("CIFAR-10", sys.stderr) as progress:
+            folder = prepare_cifar10(args.data_dir, download=args.download, progress=progress)
+            _, test = load_cifar10(folder, load_folder=load_image_folder, progress=progress)
     if tuple(test.classes) != weights.classes:
         raise UsageError(
             f"{weights.file} knows {_shortened(weights.classes)}, the images are "

@@ -181,6 +181,11 @@ def _class_names(data_dir: Path) -> tuple[str, ...]:
         )
         for split in ("train", "test")
     }
+    for name in names["train"]:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # it would go into results and figures, after the training
+            raise DataError(f"{data_dir}/train/{name!r}: the name is not UTF-8; rename it") from None
     if names["train"] != names["test"] or len(names["train"]) < 2:
         differing = sorted(set(names["train"]) ^ set(names["test"]))
         raise DataError(

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import error_figures
 import visualize
-from checkpoint import LAST, Checkpoint
+from checkpoint import Checkpoint
 from cifar10_files import prepare_cifar10
 from command_line import complain
 from data import ImageDataset, load_cifar10, load_digits
@@ -27,7 +27,7 @@ from distributed import Group
 from errors import CheckpointError, DivergedError, UsageError
 from evaluation import Evaluation, evaluate_predictions
 from grad_cam import explain_errors
-from hardware import PRECISIONS, describe_machine, keep_freed_memory
+from hardware import PRECISIONS, describe_machine, tune_process
 from interrupts import catch_signals
 from learning_rate import LRFinding, find_lr, one_cycle
 from loaders import ResidentLoader, fits_device, get_loader
@@ -73,8 +73,7 @@ def train_and_write(setup: Setup) -> int:
     started = time.perf_counter()
     args, recipe, group, out = setup.args, setup.recipe, setup.group, setup.out
     set_seed(recipe.seed)
-    torch.backends.cudnn.benchmark = True  # two batch shapes: trying its kernels pays
-    keep_freed_memory()
+    tune_process()
     with group.one_by_machine_first():
         train, test, test_name = load_images(args)
     is_cifar10 = train.source.startswith("CIFAR-10")
@@ -163,7 +162,7 @@ def train_and_write(setup: Setup) -> int:
                     stop=signals.stop, on_step=on_step, on_epoch=on_epoch,
                 )  # fmt: skip
         except DivergedError as error:
-            kept = f"the last good state is {out / LAST}" if (out / LAST).exists() else ""
+            kept = f"the last good state is {checkpoint.last}" if checkpoint.last else ""
             raise DivergedError(f"{error}; {kept or 'nothing was saved before'}") from error
         if len(history.epochs) < recipe.epochs:
             say(
@@ -179,7 +178,12 @@ def train_and_write(setup: Setup) -> int:
             f"Accuracy {100 * evaluation.accuracy:.2f} % on {len(test):,} {test_name} "
             f"({train.source}), {time.perf_counter() - started:.0f} s"
         )
-        normalise = get_test_batch_transform(test.data, mean, std, device=group.device)
+
+        def normalise(indices: torch.Tensor, epoch: int) -> torch.Tensor:
+            few = test.data[indices.cpu().numpy()]  # all of them may not fit the device
+            transform = get_test_batch_transform(few, mean, std, device=group.device)
+            return transform(torch.arange(len(few), device=group.device), epoch)
+
         explained = explain_errors(model, normalise, evaluation)
         figures = draw(
             train, test, history, rates, samples, evaluation, explained, mean, std,
@@ -265,8 +269,12 @@ def make_loaders(
     flips = {"flip_probability": recipe.flip_probability}
     num_bytes = 2 * (train.data.nbytes + test.data.nbytes)
     batched = args.augmentation == "batched"
-    if batched and not fits_device(num_bytes, device) and recipe.optimizer == "adam":
-        say(f"the images ({num_bytes / 1e9:.1f} GB) do not fit {device}: albumentations instead")
+    lacking = group.sum(torch.tensor(int(not fits_device(num_bytes, device)), device=device))
+    if batched and lacking:  # for one process, and so for all
+        size = f"the images ({num_bytes / 1e9:.1f} GB) do not fit {device}"
+        if recipe.optimizer != "adam":
+            raise UsageError(f"{size}, where the speedrun needs them; take fewer: --limit-train")
+        say(f"{size}: albumentations instead")
         batched = False
     if batched and args.workers:
         say(
@@ -314,7 +322,7 @@ def is_complete(setup: Setup, data: dict[str, Any]) -> bool:
     results = stored_results(setup.out)
     if not results:
         return False
-    if results["data"] != json.loads(json.dumps(data)):
+    if "history" not in results or results["data"] != json.loads(json.dumps(data)):
         prepare_folder(setup.out)  # says why not
     done = len(results["history"])
     print(f"already complete ({done} of {setup.recipe.epochs} epochs): {setup.out}")

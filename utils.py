@@ -37,11 +37,11 @@ def get_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
     Returns:
         Two triples, 0..1.
     """
-    # From histograms: exact, and without a float copy of all images.
-    levels = np.arange(256) / 255
-    shares = [
-        np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size for c in range(3)
-    ]
+    # From histograms: exact, and without a wider copy of all images at once.
+    levels, counts = np.arange(256) / 255, np.zeros((3, 256), np.int64)
+    for part in np.array_split(images, len(images) // 4096 + 1):
+        counts += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(3)]
+    shares = counts / counts.sum(1, keepdims=True)
     means = [share @ levels for share in shares]
     stds = [math.sqrt(share @ (levels - mean) ** 2) for share, mean in zip(shares, means)]
     return tuple(float(mean) for mean in means), tuple(stds)
@@ -131,8 +131,8 @@ def fit(
         compile_mode: of ``torch.compile``, for forward pass and loss together; None: not compiled.
         group: the processes that train together, see ``distributed.Group``; None: this one alone.
         checkpoint: restored from at the beginning and saved to, see ``checkpoint.Checkpoint``.
-        stop: asked after a step whose loss was read, and during evaluation; True ends the training
-            there. So does a KeyboardInterrupt out of a callback.
+        stop: asked after a step whose loss was read and, of a single process, during evaluation;
+            True ends the training there. So does a KeyboardInterrupt out of a callback.
         on_step: called with (epoch from 1, step, accuracy of the epoch so far) after each step
             whose loss was read: on cuda after every 20th and an epoch's last, else after each.
         on_epoch: called after each evaluation.
@@ -202,8 +202,9 @@ def fit(
             record = meter.end_epoch(*tested, time.perf_counter() - begun)
             if on_epoch is not None:
                 _call(on_epoch, record)
-            _save(checkpoint, parts, now=True)
-            if group.world_size == 1 and stop():  # it came meanwhile, and all is saved
+            stopping = group.world_size == 1 and stop()  # it came meanwhile
+            _save(checkpoint, parts, epoch_end=True, now=stopping)
+            if stopping:
                 break
     except _Stopped:
         _save(checkpoint, parts, now=True)
@@ -219,10 +220,10 @@ class _Stopped(Exception):
     """The training is to end here, at a place from which it can go on."""
 
 
-def _save(checkpoint, parts: dict[str, Any], *, now: bool = False) -> None:
+def _save(checkpoint, parts: dict[str, Any], **when: bool) -> None:
     try:
         if checkpoint is not None:
-            checkpoint.save(parts, now=now)
+            checkpoint.save(parts, **when)
     except DivergedError as error:  # it knows the value, not the place
         raise not_saved(parts["history"], error) from error
 
@@ -283,7 +284,7 @@ def _log_probabilities(
 
     V is 1, or 2 with the mirror images.
     """
-    device = next(model.parameters()).device
+    device, group = next(model.parameters()).device, group or _OneProcess()
     was_training = model.training
     model.eval()
     outputs, targets = [], []
@@ -294,14 +295,14 @@ def _log_probabilities(
             with _autocast(device, precision):
                 outputs.append(torch.cat([model(view).float() for view in views], dim=1))
             targets.append(labels)
-            if stop() and (group is None or group.world_size == 1):
+            if group.world_size == 1 and stop():
                 raise _Stopped
     finally:
         model.train(was_training)
     if not outputs:  # a process of a group may have no share
         outputs, targets = [torch.empty(0, 1 + mirrored)], [torch.empty(0, dtype=torch.int64)]
     outputs, targets = torch.cat(outputs), torch.cat(targets)
-    outputs, targets = (group or _OneProcess()).gather(outputs, targets, loader)
+    outputs, targets = group.gather(outputs, targets, loader)
     views = torch.stack(outputs.cpu().chunk(1 + mirrored, dim=1))
     return F.log_softmax(views, dim=2), targets.cpu()
 

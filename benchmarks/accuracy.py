@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import (
     KINDS,
     load_images,
-    machine,
     new_result,
     parser,
     print_table,
@@ -154,8 +153,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "input": args.input,
         "compile": args.compile,
     }
-    here = machine(device, precision)
-    result = continued(args.out, new_result("accuracy", device, precision, settings), recipes)
+    fresh = new_result("accuracy", device, precision, settings, compile_mode=args.compile)
+    here = fresh["machine"]
+    result = continued(args.out, fresh, recipes)
     result["recipes"] |= {name: dataclasses.asdict(recipe) for name, recipe in recipes.items()}
     done = {(run["variant"], run["seed"]) for run in result["runs"]}
     missing = [(name, seed) for seed in args.seeds for name in recipes if (name, seed) not in done]
@@ -209,13 +209,15 @@ def print_accuracy(result: dict[str, Any]) -> None:
                 f"{100 * plain['least']:.2f}",
                 f"{100 * row['accuracy_mirrored']['mean']:.2f}",
                 f"{100 * row['train_accuracy']['mean']:.2f}",
-                f"{row['training_seconds']['median']:.1f}",
+                f"{row['share_at_90']:.0%}",
+                f"{row['training_seconds']['median']:.2f}",
             ]
-        rows.append(cells + [""] * (8 - len(cells)))
+        rows.append(cells + [""] * (9 - len(cells)))
     print_table(
-        ["variant", "seeds", "failed", "accuracy %", "worst", "mirrored", "training", "seconds"],
+        ["variant", "seeds", "failed", "accuracy %", "worst", "mirrored", "training", "at 90 %",
+         "seconds"],
         rows,
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 
 Plain: float32, default memory format, a DataLoader with the albumentations pipeline, ``.item()``
 after every step. Same network, same images, same batch size. The two take turns, an epoch each; the
-first of each is the warm-up. The plain one has a process of its own, since how a process keeps its
-memory (``hardware.keep_freed_memory``) holds for all of it.
+first of each is the warm-up. The plain one has a process of its own, which ``hardware.tune_process``
+has not touched.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -39,6 +40,7 @@ from benchmarks.common import (
     train_loader,
     write_json,
 )
+from errors import UsageError
 from models import CustomResNet
 from recipe import PRESETS
 from transformation import get_train_aug_transform
@@ -132,6 +134,8 @@ def own_process(*begin: Any) -> Executor:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args, device, precision = parse(argv)
+    if importlib.util.find_spec("albumentations") is None:
+        raise UsageError("the plain loop needs albumentations, which is not installed")
     train, _ = load_images(args.data_dir, args.images)
     train = train.sample(min(args.images, len(train)))
     settings = {
@@ -143,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "compile": args.compile,
         "seed": 0,
     }
-    result = new_result("baseline", device, precision, settings)
+    result = new_result("baseline", device, precision, settings, compile_mode=args.compile)
     recipe = dataclasses.replace(
         PRESETS["assignment"], batch_size=args.batch_size, epochs=args.rounds + 1, lr_max=0.001
     )

@@ -24,7 +24,7 @@ from hardware import (
     get_compile_mode,
     get_device,
     get_precision,
-    keep_freed_memory,
+    tune_process,
 )
 from learning_rate import find_lr, one_cycle
 from loaders import ResidentLoader, get_loader
@@ -75,7 +75,7 @@ def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
 
 def settle(args: argparse.Namespace) -> tuple[torch.device, str]:
     """The device and the number format that the options ask for; ``compile`` becomes the mode."""
-    keep_freed_memory()  # as train.py does
+    tune_process()
     device = get_device(args.device)
     args.compile = get_compile_mode(device, args.compile)
     return device, get_precision(device, args.precision)
@@ -211,7 +211,7 @@ def warm_up(recipe: Recipe, train: ImageDataset, device, precision: str, compile
     """Compile for the two batch shapes of an epoch, on a twin; what follows finds it done."""
     size = recipe.batch_size
     few = train.subset(range(size + len(train) % size)) if len(train) > 2 * size else train
-    short = dataclasses.replace(recipe, epochs=3, peak_epoch=None)
+    short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_min=None)
     loader = train_loader(few, short, device)
     parts = make_parts(short, device, train=train)
     fit_parts(parts, loader, short, lr_max=1e-3, precision=precision, compile_mode=compile_mode)
@@ -314,9 +314,10 @@ def line_through(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 # --- results ------------------------------------------------------------------------------------
 
 
-def machine(device: torch.device, precision: str) -> dict[str, Any]:
+def machine(device: torch.device, precision: str, compile_mode: str | None) -> dict[str, Any]:
     """What the figures depend on."""
-    return describe_machine(device, precision) | {"cores": num_cores(), "amx": has_amx()}
+    described = describe_machine(device, precision, compile_mode=compile_mode)
+    return described | {"cores": num_cores(), "amx": has_amx()}
 
 
 def num_cores() -> int:
@@ -343,12 +344,17 @@ def write_json(file: Path, result: dict[str, Any]) -> None:
 
 
 def new_result(
-    name: str, device: torch.device, precision: str, settings: dict[str, Any]
+    name: str,
+    device: torch.device,
+    precision: str,
+    settings: dict[str, Any],
+    *,
+    compile_mode: str | None = None,
 ) -> dict[str, Any]:
     """The form of every results file; ``runs`` and ``summary`` are to be filled."""
     return {
         "benchmark": name,
-        "machine": machine(device, precision),
+        "machine": machine(device, precision, compile_mode),
         "settings": settings,
         "runs": [],
         "summary": {},

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The README's tables of the benchmarks, from their results files alone."""
+"""What the READMEs say of the benchmarks, from their results files alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def machine_of(result: dict[str, Any]) -> str:
     machine = result["machine"]
     if machine["device"] == "cpu":
         amx = "with AMX" if machine["amx"] else "without AMX"
-        return f"{machine['device_name']}, {machine['threads']} threads, {amx}"
+        threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+        return f"{machine['device_name']}, {threads}, {amx}"
     return machine["device_name"]
 
 
@@ -73,6 +74,10 @@ def render_step(result: dict[str, Any]) -> str:
                     f"{name}, {mode}", between(row[part]), f"{row[part]['tflops']:.3g}",
                     f"{between(ratio, '.3f')}, goal {summary['goal']:g}" if ratio else "",
                 ])  # fmt: skip
+    if len(summary["modes"]) > 1 and "fastest_loop" in summary:
+        name = f"fastest loop ({summary['fastest_loop']}) / bare step ({summary['fastest_bare']})"
+        share = summary["fastest_loop_over_fastest_bare"]
+        rows.append([name, "", "", f"{share:.3f}, goal {summary['goal']:g}"])
     return table(["Step", "images/s", "TFLOP/s", "loop / bare step"], rows)
 
 
@@ -102,15 +107,17 @@ def render_scaling(result: dict[str, Any]) -> str:
 def render_accuracy(result: dict[str, Any]) -> str:
     rows = []
     for name, row in result["summary"].items():
+        recipe = result["recipes"][name]
+        cells = [name, recipe["epochs"], recipe["batch_size"]]
         if "accuracy" not in row:
-            rows.append([name, "0", f"{row['failed']} failed", "", "", "", ""])
+            rows.append([*cells, "0", f"{row['failed']} failed", "", "", "", ""])
             continue
         plain, mirrored = row["accuracy"], row["accuracy_mirrored"]
         rows.append([
-            name, plain["count"],
+            *cells, plain["count"],
             f"{plain['mean']:.2%}" + (f" ± {100 * plain['std']:.2f}" if plain["count"] > 1 else ""),
             f"{plain['least']:.2%}", f"{mirrored['mean']:.2%}",
-            f"{row['train_accuracy']['mean']:.2%}", f"{row['training_seconds']['median']:,.1f}",
+            f"{row['train_accuracy']['mean']:.2%}", f"{row['training_seconds']['median']:,.2f}",
         ])  # fmt: skip
     settings = result["settings"]
     # The image folder that these campaigns were made on.
@@ -119,17 +126,20 @@ def render_accuracy(result: dict[str, Any]) -> str:
         f"{images}: trained on {settings['num_train']:,}, evaluated on "
         f"{settings['num_evaluated']:,} {settings['evaluated_on']} after the last epoch."
     )
-    head = ["Recipe", "seeds", "accuracy", "worst", "mirrored", "training images", "seconds"]
+    head = ["Recipe", "epochs", "batch", "seeds", "accuracy", "worst", "with mirror images",
+            "training accuracy", "training seconds"]  # fmt: skip
     return f"{about}\n\n{table(head, rows)}"
 
 
 def render_references(result: dict[str, Any]) -> str:
     rows = [
         [name, row["done"], f"{row['accuracy']['mean']:.2%}", row["views"],
+         f"{row['accuracy_mirrored']['mean']:.2%}" if "accuracy_mirrored" in row else "",
          between(row["training_seconds"], ".2f")]
         for name, row in result["summary"].items() if row["done"]
     ]  # fmt: skip
-    return table(["", "runs", "accuracy", "views", "training seconds"], rows)
+    head = ["", "runs", "accuracy", "views", "with mirror images", "training seconds"]
+    return table(head, rows)
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -139,12 +149,14 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": render_scaling,
     "accuracy": render_accuracy,
     "speedrun": render_accuracy,
+    "speedrun_epochs": render_accuracy,
     "references": render_references,
 }
 PLACES = [
     ("cpu", CPU, ("input", "step", "baseline", "scaling")),
-    ("gpu", GPU, ("accuracy", "step", "input", "speedrun", "references", "baseline", "scaling")),
-]
+    ("gpu", GPU, ("accuracy", "step", "input", "speedrun", "speedrun_epochs", "references",
+                  "baseline", "scaling")),
+]  # fmt: skip
 
 
 def render_benchmarks(cpu: Path = CPU, gpu: Path = GPU) -> str:
@@ -172,6 +184,46 @@ def render_benchmarks(cpu: Path = CPU, gpu: Path = GPU) -> str:
         if result and result["benchmark"] == "accuracy" and file.stem != "accuracy":
             parts += [f"**`{file.stem}`**: {machine_of(result)}", render_accuracy(result)]
     return "\n\n".join(parts)
+
+
+def render_speed(cpu: Path = CPU, gpu: Path = GPU) -> str:
+    """Markdown: the few numbers that matter, in a list."""
+    lines = []
+    for title, folder in (("On a CPU", cpu), ("On a GPU", gpu)):
+        found = {name: load(folder / f"{name}.json") for name in ("baseline", "step", "input")}
+        for name, result in found.items():
+            if result:
+                about = f"{title} ({machine_of(result)})"
+                lines.append(f"- {about}, {SAID[name](result['summary'])}.")
+    if not any((gpu / f"{name}.json").exists() for name in SECTIONS):
+        lines.append("- Nothing has been measured on a GPU yet: `make bench-gpu` does all of it.")
+    return "\n".join(lines)
+
+
+def _say_step(summary: dict[str, Any]) -> str:
+    share = summary["fastest_loop_over_fastest_bare"]
+    tflops = summary["modes"][summary["fastest_loop"]]["loop"]["tflops"]
+    product = max(row["median"] for row in summary["products_tflops"].values())
+    return (
+        f"the loop runs at {share:.2f} times the rate of its bare step on constant data: "
+        f"{tflops:.3g} TFLOP/s, where a large matrix product reaches {product:.3g}"
+    )
+
+
+def _say_input(summary: dict[str, Any]) -> str:
+    (name, ratio), *_ = summary["ratios"].items()
+    first, second = name.split(" / ")
+    return f"the input makes {ratio['median']:.1f} times as many images a second: {first} against {second}"
+
+
+SAID: dict[str, Callable[[dict[str, Any]], str]] = {
+    "baseline": lambda summary: (
+        f"training takes {summary['ours']['median']:,.0f} images/s, "
+        f"{summary['ratio']['median']:.1f} times a plain float32 loop with an albumentations loader"
+    ),
+    "step": _say_step,
+    "input": _say_input,
+}
 
 
 if __name__ == "__main__":

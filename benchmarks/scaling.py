@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     settings = {"rounds": args.rounds, "compile": args.compile, "seed": 0} | {
         name: getattr(args, name) for name in AXES
     }
-    result = new_result("scaling", device, precision, settings)
+    result = new_result("scaling", device, precision, settings, compile_mode=args.compile)
     result["failed"] = {}
     measured = {}
     for axis, point in points_of(args):

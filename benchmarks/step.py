@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "product_side": args.product,
         "seed": 0,
     }
-    result = new_result("step", device, precision, settings)
+    result = new_result("step", device, precision, settings, compile_mode=args.compile)
     result["failed"] = {}
     kinds = ["bfloat16", "float32"] + (["tf32"] if device.type == "cuda" else [])
     result["products"] = {
@@ -238,10 +238,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             result["failed"][mode] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
         result["summary"] = summarise(result, precision)
         write_json(args.out, result)
-        if args.profile and mode == (args.compile or "eager"):
-            operations = profile(args, device, precision, train, mode)
-            result["profile"] = {"mode": mode, "operations": operations}
-            write_json(args.out, result)
+    if args.profile:
+        mode = args.compile or "eager"
+        few = train.sample(min(20 * args.batch_size, len(train)))
+        try:
+            operations = profile(args, device, precision, few, mode)
+            result["profile"] = {"mode": mode, "steps": len(few) // args.batch_size,
+                                 "operations": operations}  # fmt: skip
+        except Exception as error:
+            result["failed"]["profile"] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+        write_json(args.out, result)
     print_step(result)
     return result
 
@@ -286,6 +292,11 @@ def print_step(result: dict[str, Any]) -> None:
     print_table(
         ["step", "images/s", "±", "TFLOP/s", "of product", "set-up s", f"loop/bare ({GOAL})"], rows
     )
+    if "fastest_loop" in summary:
+        print(
+            f"fastest loop ({summary['fastest_loop']}) / fastest bare step "
+            f"({summary['fastest_bare']}): {summary['fastest_loop_over_fastest_bare']:.3f}"
+        )
     for name, error in result["failed"].items():
         print(f"{name}: {error}")
     for row in result.get("profile", {}).get("operations", [])[:10]:

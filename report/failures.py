@@ -89,14 +89,14 @@ def errors(evaluation: Any, names: Sequence[str], sprite: Sprite | None) -> str:
     options += [f'<option value="{k}">{name}</option>' for k, name in enumerate(names)]
     some = "" if len(wrong) == total else f" These are the {len(wrong):,} most confident ones."
     return (
-        f"<p>The network is wrong on {total:,} image{'' if total == 1 else 's'}. Bold is what an "
-        "image is; below it stands what the network says, and how sure it is. The surest errors "
+        f"<p>The network is wrong on {total:,} image{'' if total == 1 else 's'}. The true class is "
+        "in bold; below it are the predicted class and its probability. The most confident errors "
         f"come first.{some}</p>"
         '<form class="filter" hidden>'
         f'<label>True class <select name="true">{"".join(options)}</select></label> '
         f'<label>Taken for <select name="predicted">{"".join(options)}</select></label> '
         '<button type="reset">Show all</button></form>'
-        f'<p class="count" role="status">{len(wrong):,} errors</p>'
+        f'<p class="count" role="status">{len(wrong):,} error{"" if len(wrong) == 1 else "s"}</p>'
         f'<ul class="tiles">{tiles}</ul><button type="button" class="more" hidden>More</button>'
     )
 
@@ -114,7 +114,7 @@ def grad_cam_part(
     layer, items = escape(str(cam["layer"])), []
     for place, i in enumerate(indices):
         label, guess = names[evaluation.labels[i]], names[evaluation.predicted[i]]
-        captions = (f"image {i}: {label}", f"speaks for {guess}", f"speaks for {label}")
+        captions = (f"image {i}: {label}", f"evidence for {guess}", f"evidence for {label}")
         shown = (label, f"for {guess}", f"for {label}")
         parts = "".join(
             f"<span>{sprite.picture(3 * place + k, captions[k])}<small>{shown[k]}</small></span>"
@@ -122,9 +122,9 @@ def grad_cam_part(
         )
         items.append(f"<li>{parts}</li>")
     return (
-        f"<p>Where the maps of <code>{layer}</code> speak for a class, bright is most: the image, "
-        "the heat for what the network says, and the heat for what it is. Each is scaled to its own "
-        f'maximum.</p><ul class="cams">{"".join(items)}</ul>'
+        f"<p>Grad-CAM at <code>{layer}</code>: the image, the evidence for the predicted class, and "
+        "the evidence for the true class. Brighter is more; each map is scaled to its own maximum."
+        f'</p><ul class="cams">{"".join(items)}</ul>'
     )
 
 
@@ -147,7 +147,7 @@ def calibration(evaluation: Any) -> str:
         y_label="accuracy", percent=True, x_range=(0, 1), y_range=(0, 1),
     )  # fmt: skip
     sure = sum(b.count * b.confidence for b in filled) / len(evaluation.labels)
-    kind = "less sure than it is right" if sure < evaluation.accuracy else "surer than it is right"
+    kind = "underconfident" if sure < evaluation.accuracy else "overconfident"
     return (
         f'<div class="pair">{drawn}<p>The mean confidence is {percent(sure, 1)}, the accuracy '
         f"{percent(evaluation.accuracy, 1)}: the network is {kind}. The expected calibration error, "

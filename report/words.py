@@ -17,12 +17,18 @@ def definitions(facts: Mapping[str, Any]) -> str:
     rows = []
     for name, value in facts.items():
         if isinstance(value, (list, tuple)):
-            value = ", ".join(map(str, value))
+            value = ", ".join(map(_shown, value))
         if value is not None and value != "" and not isinstance(value, Mapping):
-            name = escape(str(name).replace("_", " "))
-            number = f"{value:,}" if isinstance(value, int) else str(value)
-            rows.append(f"<dt>{name}</dt><dd>{escape(number)}</dd>")
+            label, shown = escape(str(name).replace("_", " ")), escape(_shown(value))
+            rows.append(f"<dt>{label}</dt><dd>{shown}</dd>")
     return f'<dl class="facts">{"".join(rows)}</dl>'
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    form = {int: ",", float: ".4g"}.get(type(value), "")
+    return f"{value:{form}}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:

@@ -1,3 +1,4 @@
+import functools
 import os
 import shutil
 import signal
@@ -7,6 +8,15 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def saved_after_each_epoch(monkeypatch):
+    """The tests' epochs take milliseconds; others are saved after each that ends 10 s later."""
+    import training_run
+
+    every = functools.partial(training_run.Checkpoint, epoch_every_s=0.0)
+    monkeypatch.setattr(training_run, "Checkpoint", every)
 
 
 @pytest.fixture(scope="session")

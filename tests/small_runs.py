@@ -87,7 +87,8 @@ def loop_parts(**options):
 
 
 def new(folder, **options):
-    return Checkpoint(folder, **{"identity": IDENTITY, "environment": ENVIRONMENT, **options})
+    made = {"identity": IDENTITY, "environment": ENVIRONMENT, "epoch_every_s": 0.0, **options}
+    return Checkpoint(folder, **made)
 
 
 def stop_after(steps):

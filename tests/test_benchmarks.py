@@ -239,6 +239,7 @@ def test_every_section_of_the_gpu_command_runs_on_a_cpu_at_toy_size(tmp_path, in
     toy = {
         "accuracy": [*TOY[2:]],
         "speedrun": [*TOY[2:]],
+        "speedrun_epochs": [*TOY[2:], "--val", "200"],
         "step": ["--images", "48", "--batch-size", "16", "--rounds", "1", "--product", "16"],
         "input": ["--images", "40", "--batch-size", "8", "--rounds", "1", "--seconds", "0.01",
                   "--workers", "0"],

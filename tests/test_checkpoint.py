@@ -396,6 +396,48 @@ def test_saves_when_it_is_time_or_now(tmp_path):
     assert written == [False, True, False, True, False]
 
 
+def test_ends_of_short_epochs_are_not_all_saved(tmp_path):
+    # A save takes as long as an epoch on a fast GPU.
+    now = iter([0.0, 9.9, 10.0, 10.0, 10.4, 10.4, 20.5, 20.5]).__next__
+    saving, written = new(tmp_path, clock=now, every_s=600.0, epoch_every_s=10.0), []
+    for when in ("epoch_end", "epoch_end", "epoch_end", "now", "epoch_end"):
+        before = contents(tmp_path)
+        saving.notes["call"] = len(written)
+        saving.save({}, **{when: True})
+        written.append(contents(tmp_path) != before)
+    assert written == [False, True, False, True, True]
+
+
+def test_the_file_to_go_on_from_is_named(saved):
+    assert new(saved).last is None  # nothing of it is loaded: a fresh start
+    run = new(saved)
+    (saved / LAST).write_bytes(b"")
+    run.load()
+    assert run.last == saved / PREVIOUS
+    run.save({}, now=True)
+    assert run.last == saved / LAST
+
+
+def test_how_an_optimizer_computes_its_steps_is_settled_by_this_machine(tmp_path):
+    def adam(**options):
+        weight = nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        made = torch.optim.Adam([weight], lr=0.1, **options)
+        made.step()
+        return made
+
+    new(tmp_path).save({"optimizer": adam()}, now=True)
+    loaded, fused = new(tmp_path), adam(fused=True)
+    loaded.load()
+    loaded.restore({"optimizer": fused})
+    (group,) = fused.param_groups
+    assert group["fused"] is True and group["lr"] == 0.1
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)  # it fails where the two disagree
+    scaler.scale(torch.ones(()))
+    scaler.step(fused)
+    assert group["params"][0].isfinite().all()
+
+
 def test_only_the_first_process_writes(saved):
     (saved / f".{LAST}.1.part").write_bytes(b"being written by the first process")
     before = contents(saved)

@@ -287,6 +287,14 @@ def test_names_with_spaces_and_foreign_letters_work_and_are_kept(tmp_path, monke
     assert same_images(load_image_folder(tmp_path / "mes données")[0], train)
 
 
+def test_a_name_that_no_results_file_can_hold_is_refused(tmp_path):
+    write_folder(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").rename(os.fsdecode(os.fsencode(tmp_path / split) + b"/c\xe9t"))
+    with pytest.raises(DataError, match="not UTF-8; rename it"):
+        load_image_folder(tmp_path)
+
+
 def test_hidden_and_other_files_are_ignored(tmp_path):
     pixels = write_folder(tmp_path)
     for name in (".DS_Store", "._000.png", "Thumbs.db", "notes.txt"):

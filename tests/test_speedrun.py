@@ -14,6 +14,7 @@ from loaders import ResidentLoader
 from models import CustomResNet
 from recipe import PRESETS
 from speedrun import (
+    WHITENING_IMAGES,
     Muon,
     dirac_,
     get_speedrun_optimizer,
@@ -56,6 +57,13 @@ def test_whitened_filters_give_uncorrelated_outputs_of_variance_one(images):
     torch.testing.assert_close(torch.cov(outputs[:27]), torch.eye(27), atol=2e-3, rtol=0)
     torch.testing.assert_close(outputs[27:54], -outputs[:27])
     assert torch.equal(layer.weight[54:], rest)
+
+
+def test_whitening_looks_at_images_of_all_classes_where_these_come_one_after_the_other(images):
+    black = np.zeros((2 * WHITENING_IMAGES, 32, 32, 3), np.uint8)
+    black[WHITENING_IMAGES::100] = images[0]
+    filters = prepared(black).prep_layer.conv.weight[:27]
+    assert filters.flatten(1).norm(dim=1).min() < 100  # of black alone all would be 1,000
 
 
 def test_whitening_puts_the_direction_of_most_variance_first(images):

@@ -220,3 +220,9 @@ def test_all_processes_leave_a_finished_run_alone(finished):
 def test_a_process_that_does_not_see_the_checkpoint_of_the_first_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="all machines share"):
         run_in(Second(is_finished=False), tmp_path)
+
+
+def test_a_speedrun_whose_images_do_not_fit_the_device_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(training_run, "fits_device", lambda *_: False)
+    assert train.main([*SMALL, "--preset", "speedrun", "--out", str(tmp_path / "run")]) == 2
+    assert "do not fit cpu, where the speedrun needs them" in capsys.readouterr().err

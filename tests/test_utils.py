@@ -158,10 +158,10 @@ class Memory:
             for name, part in parts.items():
                 part.load_state_dict(copy.deepcopy(self.state[name]))
 
-    def save(self, parts, *, now=False):
-        if now:
+    def save(self, parts, *, epoch_end=False, now=False):
+        if epoch_end or now:
             self.state = {n: copy.deepcopy(part.state_dict()) for n, part in parts.items()}
-        self.saves.append(now)
+        self.saves.append(epoch_end)
 
 
 def measured(history):
@@ -176,7 +176,7 @@ def test_loader_is_told_each_epochs_number():
     assert batches.told == [(1, 0), (2, 0), (3, 0)]
 
 
-def test_checkpoint_is_offered_every_step_and_forced_after_every_epoch():
+def test_checkpoint_is_offered_every_step_and_told_of_the_end_of_every_epoch():
     memory = Memory()
     training(epochs=2, batches=Epochs(), checkpoint=memory)
     assert memory.saves == ([False] * 4 + [True]) * 2
