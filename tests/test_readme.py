@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import train
 
@@ -47,14 +48,18 @@ def test_commands_exist(command):
         train.choose_recipe(train.parse(words[2:]))
 
 
-def test_snippets_run_one_after_the_other():
+def test_snippets_run_one_after_the_other(tmp_path, monkeypatch):
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    Image.new("RGB", (60, 40), "green").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
     written_by_hand = re.sub(
         r"<!-- (\w+): made by .*?<!-- end of \1 -->", "", README, flags=re.DOTALL
     )
     names = {}
     for snippet in blocks("python", written_by_hand):
         exec(snippet, names)
-    assert names["loss"] > 0 and 0 <= names["accuracy"] <= 1
+    assert names["best"].label in names["weights"].classes
+    assert 0 <= names["history"].epochs[-1].test_accuracy <= 1
 
 
 def test_links_lead_somewhere():
@@ -66,6 +71,8 @@ def test_numbers_are_those_of_the_results_file(publish):
     assert publish.render_readme(README) == README
     results = json.loads((ROOT / "results" / "cifar10" / "results.json").read_text("utf-8"))
     assert f"**{results['final']['test_accuracy']:.2%}**" in README
+    measured = publish.BENCHMARKS.read_text("utf-8")
+    assert publish.fill(measured, {"benchmarks": publish.render_benchmarks()}) == measured
 
 
 def test_every_picture_is_published_with_the_run(publish):
@@ -76,5 +83,5 @@ def test_every_picture_is_published_with_the_run(publish):
 
 def test_modules_of_the_table_are_all_of_them():
     listed = set(re.findall(r"^\| \[`(\w+)\.py`\]", README, re.MULTILINE))
-    roots = {"train", "training_run", "evaluate", "predict"}
+    roots = {"train", "training_run", "evaluate", "predict", "command_line"}
     assert listed | roots == {path.stem for path in ROOT.glob("*.py")}

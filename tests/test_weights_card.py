@@ -74,7 +74,7 @@ def test_an_evaluation_comes_before_the_figures_of_the_training(publish, results
 def test_an_evaluation_of_the_file_is_published(publish, results, evaluated, tmp_path, monkeypatch):
     (tmp_path / "results.json").write_text(json.dumps(evaluated))
     monkeypatch.setattr(publish, "EVALUATION", tmp_path / "evaluation.json")
-    assert "published weights" not in publish.render_results(results)
+    assert "Published weights" not in publish.render_results(results)
     publish.copy_evaluation(tmp_path)
     assert publish.read_evaluation() == evaluated
     assert "**87.66%** (8,766 of 10,000)" in publish.render_results(results)
