@@ -133,19 +133,22 @@ class Cifar10Dataset(ImageDataset):
     def __init__(
         self, root: str | os.PathLike, train: bool = True, transform: Callable | None = None
     ) -> None:
-        folder = Path(root) / CIFAR10.base_folder
-        for name, md5 in [
-            *CIFAR10.train_list,
-            *CIFAR10.test_list,
-            (CIFAR10.meta["filename"], CIFAR10.meta["md5"]),
-        ]:
-            if not check_integrity(str(folder / name), md5):
-                raise DataError(
-                    f"{folder / name} is missing or damaged (expected MD5 {md5}); "
-                    f"remove {folder} and unpack the archive again"
-                )
-        official = CIFAR10(str(root), train=train)
+        try:
+            official = CIFAR10(str(root), train=train)
+        except RuntimeError:  # it has verified all files, but does not say which is damaged
+            _name_the_damaged(Path(root) / CIFAR10.base_folder)
+            raise
         super().__init__(official.data, official.targets, official.classes, "CIFAR-10", transform)
+
+
+def _name_the_damaged(folder: Path) -> None:
+    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
+        if not check_integrity(str(folder / name), md5):
+            raise DataError(
+                f"{folder / name} is missing or damaged (expected MD5 {md5}); "
+                f"remove {folder} and unpack the archive again"
+            ) from None
 
 
 def load_cifar10(

@@ -33,20 +33,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description="Train the custom ResNet with a one-cycle schedule.")
     add = parser.add_argument
     # fmt: off
-    add("--dataset", choices=("cifar10", "digits"), default="cifar10")
+    add("--dataset", choices=("cifar10", "digits"), default="cifar10",
+        help="digits: small, and needs no download (%(default)s)")
     add("--data-dir", default="cifar10", metavar="DIR",
         help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")
     add("--download", action="store_true", help="get CIFAR-10 where DIR has none")
-    add("--preset", choices=sorted(PRESETS), help="the recipe (that of the images)")
-    add("--epochs", type=int, metavar="N")
+    add("--preset", choices=sorted(PRESETS),
+        help="recipe: assignment (CIFAR-10's), digits (the digits') or speedrun")
+    add("--epochs", type=int, metavar="N", help="passes over the training images (24; digits 8)")
     add("--peak-epoch", type=float, metavar="N", help="epochs until LRMAX (5/24 of them)")
-    add("--batch-size", type=int, metavar="N")
+    add("--batch-size", type=int, metavar="N", help="images a step (512; digits 64)")
     add("--lr-max", type=float, metavar="X", help="LRMAX (found by a range test)")
-    add("--lr-min", type=float, metavar="X", help="LRMIN (follows from LRMAX)")
-    add("--weight-decay", type=float, metavar="X", help="decoupled, of the weights only")
-    add("--beta2", type=float, metavar="X", help="Adam's decay of the squared gradient")
-    add("--label-smoothing", type=float, metavar="X")
-    add("--seed", type=int, metavar="N")
+    add("--lr-min", type=float, metavar="X", help="LRMIN (LRMAX / 20)")
+    add("--weight-decay", type=float, metavar="X", help="decoupled, of the weights only (0.2)")
+    add("--beta2", type=float, metavar="X", help="Adam's decay of the squared gradient (0.99)")
+    add("--label-smoothing", type=float, metavar="X",
+        help="share of the target spread over all classes (0.1)")
+    add("--seed", type=int, metavar="N", help="of weights, order and augmentation (0)")
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
     add("--compile", default="auto", metavar="M", help="auto, off, default or reduce-overhead")

@@ -108,7 +108,7 @@ def _header(title: str, run: Mapping, evaluation: Any, notes: Sequence[str]) -> 
     data, history = run.get("data") or {}, run.get("history") or ()
     total, errors = len(evaluation.labels), len(evaluation.wrong)
     where = escape(str(data.get("evaluated_on", "images")))
-    when = f"after epoch {history[-1]['epoch']}, the last" if history else "with the given weights"
+    when = f"after the last epoch ({len(history)})" if history else "with the given weights"
     figures = {
         "errors": f"{errors:,}",
         "loss, nats": f"{evaluation.loss:.4f}",
@@ -147,7 +147,7 @@ def _reproduce(run: Mapping, command: str) -> str:
     machine = dict(run.get("machine") or {})
     versions = machine.pop("versions", {})
     recipe = run.get("recipe") or {}
-    seed = f" Its seed is {escape(str(recipe['seed']))}." if "seed" in recipe else ""
+    seed = f" The run's seed is {escape(str(recipe['seed']))}." if "seed" in recipe else ""
     parts = [f"<pre><code>{escape(command)}</code></pre>"] if command else []
     parts.append(
         "<p>On a CPU the same seed gives the same numbers with the same machine, threads and "

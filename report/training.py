@@ -36,8 +36,7 @@ def curves(history: Sequence[Mapping]) -> str:
                   x_label="epoch", y_label=unit, percent=shares)
         )  # fmt: skip
     columns = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    rows = [[f"{row[c]:.4f}" if isinstance(row[c], float) else _or_dash(row[c]) for c in columns]
-            for row in history]  # fmt: skip
+    rows = [[_cell(name, row[name]) for name in columns] for row in history]
     numbers = table([c.replace("_", " ") for c in columns], rows, "Every epoch")
     return (
         f'<div class="pair">{"".join(charts)}</div>'
@@ -56,7 +55,7 @@ def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
         spread = (first - low) or 1
         series = (
             Series("loss of a batch", rates["lrs"], rates["losses"], "quiet", "dots"),
-            Series("smoothed", rates["lrs"], rates["smoothed"], "first"),
+            Series("smoothed", rates["lrs"], rates["smoothed"]),
         )
         texts = [f"rate {x:.3g}: batch {y:.3f}, smoothed {s:.3f} nats"
                  for x, y, s in zip(rates["lrs"], rates["losses"], rates["smoothed"])]  # fmt: skip
@@ -90,5 +89,7 @@ def samples_part(samples: tuple | None, data: Mapping, names: Sequence[str], spr
     return f'<p>Training images after the transforms.</p><ul class="tiles">{tiles}</ul>'
 
 
-def _or_dash(value: Any) -> str:
-    return "–" if value is None else str(value)
+def _cell(name: str, value: Any) -> str:
+    if name.endswith("accuracy"):
+        return percent(value)
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

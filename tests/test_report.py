@@ -128,7 +128,7 @@ def test_page_is_whole_and_has_all_parts(page):
 
 def test_headline_is_the_accuracy_of_the_images_with_source_and_notes(page):
     text = "".join(page.texts)
-    assert "66.67% accuracy: 40 of 60 test images, after epoch 4, the last" in text
+    assert "66.67% accuracy: 40 of 60 test images, after the last epoch (4)" in text
     assert "a <b>source</b>" in text and "JPEG copy & nothing else" in text
 
 
