@@ -128,9 +128,12 @@ def orthogonalise(matrices: Tensor, rounds: int = 5) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(rounds):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+    batch = x.flatten(0, -3) if x.ndim > 2 else x[None]
+    for _ in range(rounds):  # a x + (b s + c s s) x, where s is x x^T
+        square = batch @ batch.mT
+        square = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        batch = torch.baddbmm(batch, square, batch, beta=a)
+    x = batch.view(x.shape)
     return x.mT if tall else x
 
 
@@ -190,36 +193,48 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            (_muon_step if group["orthogonal"] else _adam_step)(self.state, parameters, group)
+            if parameters:
+                (_muon_step if group["orthogonal"] else _adam_step)(self.state, parameters, group)
         return loss
+
+
+# A few launches for all parameters together: one by one, they would keep a fast GPU waiting.
 
 
 def _muon_step(state, parameters, group) -> None:
     momentum, _ = group["betas"]
+    gradients, means = [p.grad for p in parameters], _kept(state, parameters, "mean")
+    torch._foreach_lerp_(means, gradients, 1 - momentum)
+    ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's
     shapes = {}  # layers of one shape go through the iteration together
-    for p in parameters:
-        own = state[p]
-        if not own:
-            own["mean"] = torch.zeros_like(p)
-        own["mean"].lerp_(p.grad, 1 - momentum)
-        ahead = p.grad.lerp(own["mean"], momentum)  # Nesterov's
-        shapes.setdefault(p.shape, []).append((p, ahead.flatten(1)))
+    for p, direction in zip(parameters, ahead):
+        shapes.setdefault(p.shape, []).append((p, direction.flatten(1)))
     for pairs in shapes.values():
-        updates = orthogonalise(torch.stack([ahead for _, ahead in pairs]))
+        updates = orthogonalise(torch.stack([direction for _, direction in pairs]))
         for (p, _), update in zip(pairs, updates):
             p.mul_(len(p) ** 0.5 / p.norm()).add_(update.view(p.shape), alpha=-group["lr"])
 
 
 def _adam_step(state, parameters, group) -> None:
     beta1, beta2 = group["betas"]
-    lr = group["lr"] * group["lr_scale"]
+    gradients = [p.grad for p in parameters]
+    means, squares = (_kept(state, parameters, name) for name in ("mean", "square"))
     for p in parameters:
-        own = state[p]
-        if not own:
-            own |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-        own["step"] += 1
-        own["mean"].lerp_(p.grad, 1 - beta1)
-        own["square"].lerp_(p.grad.square(), 1 - beta2)
-        mean = own["mean"] / (1 - beta1 ** own["step"])
-        square = own["square"] / (1 - beta2 ** own["step"])
-        p.addcdiv_(mean, square.sqrt() + 1e-8, value=-lr)
+        state[p]["step"] = state[p].get("step", 0) + 1
+    step = state[parameters[0]]["step"]
+    torch._foreach_lerp_(means, gradients, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_div_(roots, (1 - beta2**step) ** 0.5)
+    torch._foreach_add_(roots, 1e-8)
+    rate = group["lr"] * group["lr_scale"] / (1 - beta1**step)
+    torch._foreach_addcdiv_(parameters, means, roots, -rate)
+
+
+def _kept(state, parameters, name: str) -> list[Tensor]:
+    """What is kept of each parameter under a name, zeros at first."""
+    for p in parameters:
+        if name not in state[p]:
+            state[p][name] = torch.zeros_like(p)
+    return [state[p][name] for p in parameters]

