@@ -40,7 +40,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data-dir", default="cifar10", metavar="DIR",
         help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")  # fmt: skip
     add("--download", action="store_true", help="get CIFAR-10 where DIR has none")
-    add("--limit-test", type=int, metavar="N", help="evaluate on N images, the classes in proportion")
+    add(
+        "--limit-test",
+        type=int,
+        metavar="N",
+        help="evaluate on N images, the classes in proportion",
+    )
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--out", metavar="DIR", help="folder of the report (runs/ and the time)")
     args = parser.parse_args(argv)

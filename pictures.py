@@ -185,7 +185,9 @@ def _class_names(data_dir: Path) -> tuple[str, ...]:
         try:
             name.encode()
         except UnicodeEncodeError:  # it would go into results and figures, after the training
-            raise DataError(f"{data_dir}/train/{name!r}: the name is not UTF-8; rename it") from None
+            raise DataError(
+                f"{data_dir}/train/{name!r}: the name is not UTF-8; rename it"
+            ) from None
     if names["train"] != names["test"] or len(names["train"]) < 2:
         differing = sorted(set(names["train"]) ^ set(names["test"]))
         raise DataError(

@@ -16,8 +16,10 @@ MOST_POINTS = 400
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What a chart draws. ``style`` is only, first (dashed), second or quiet; ``kind`` is line,
-    dots or bars."""
+    """What a chart draws.
+
+    ``style`` is only, first (dashed), second or quiet; ``kind`` is line, dots or bars.
+    """
 
     name: str
     x: Sequence[float]
@@ -64,7 +66,9 @@ def chart(
     if low == high:
         low, high = low - 0.5, high + 0.5
     bottom, top = y_range or (min(values), max(values))
-    y_ticks = [float(tick) for tick in MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)).tick_values(bottom, top)]
+    y_ticks = [
+        float(tick) for tick in MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)).tick_values(bottom, top)
+    ]
     bottom, top = y_range or (y_ticks[0], y_ticks[-1])
     if percent:  # the ticks beyond are round numbers, but no shares
         bottom, top = max(bottom, 0.0), min(top, 1.0)

@@ -45,10 +45,11 @@ import small_runs
 import torch
 from torch import nn
 
+import checkpoint.run
 import train
 import training_run
 import visualize
-from checkpoint import LAST, PREVIOUS, Checkpoint
+from checkpoint import LAST, PREVIOUS
 from errors import CheckpointError, DivergedError
 from hardware import describe_machine
 from interrupts import Signals
@@ -183,16 +184,16 @@ def _command_line(out: Path, events: Path) -> int:
     """
     note = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def before(owner: type, name: str, letter: bytes) -> None:
+    def before(owner: Any, name: str, letter: bytes) -> None:
         real = getattr(owner, name)
 
-        def noted(*args):
+        def noted(*args, **options):
             os.write(note, letter)
-            return real(*args)
+            return real(*args, **options)
 
         setattr(owner, name, noted)
 
-    before(Checkpoint, "_replace", b"s")
+    before(checkpoint.run, "write_state", b"s")
     before(TrainingLog, "on_epoch", b"e")
     before(Signals, "_on_signal", b"!")
     real = ResidentLoader.__iter__
@@ -205,7 +206,7 @@ def _command_line(out: Path, events: Path) -> int:
 
     ResidentLoader.__iter__ = batches
     training_run.CustomResNet = _Tiny
-    training_run.draw = lambda *args: {}
+    training_run.draw = lambda *args, **options: {}
     training_run.explain_errors = lambda *args: None
     training_run.build_report = lambda *args, **options: ""
     said = os.open(out.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

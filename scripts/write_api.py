@@ -62,6 +62,22 @@ def rooms(root: Path = ROOT) -> dict[str, Path]:
     return {file.relative_to(root).as_posix(): file for file in files if file.name[0] != "_"}
 
 
+def exported(room: str, root: Path = ROOT) -> set[str] | None:
+    """What a package's ``__init__`` exports; None for a plain module, all of which is public."""
+    if "/" not in room:
+        return None
+    tree = ast.parse((root / room).with_name("__init__.py").read_text("utf-8"))
+    (names,) = (n.value for n in tree.body if isinstance(n, ast.Assign))
+    return set(ast.literal_eval(names))
+
+
+def name_of(node: ast.stmt) -> str:
+    """Of a function, a class or a constant."""
+    if isinstance(node, Function | ast.ClassDef):
+        return node.name
+    return ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+
+
 def documented(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[ast.stmt, Docstring]]:
     """The public functions, classes and constants in a body, with their docstrings."""
     for node, following in zip(tree.body, [*tree.body[1:], None]):
@@ -110,7 +126,7 @@ def signature(node: ast.stmt) -> str:
             return f"{node.name}({re.sub(r'^self(, |$)', '', ast.unparse(init.args))})"
         bases = ", ".join(ast.unparse(base) for base in node.bases)
         return node.name if is_dataclass(node) or not bases else f"{node.name}({bases})"
-    name = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+    name = name_of(node)
     kind = f": {ast.unparse(node.annotation)}" if isinstance(node, ast.AnnAssign) else ""
     value = "" if node.value is None else f" = {ast.unparse(node.value)}"
     return name + kind + (value if len(value) <= LONGEST_VALUE else " = ...")
@@ -181,20 +197,25 @@ def render(root: Path = ROOT) -> str:
     """The whole page."""
     files = rooms(root)
     trees = {room: ast.parse(file.read_text("utf-8")) for room, file in files.items()}
+    public = {}
+    for room, tree in trees.items():
+        only = exported(room, root)
+        found = [(n, text) for n, text in documented(tree) if only is None or name_of(n) in only]
+        if found:
+            public[room] = found
     page = [
         "# The library, name by name\n",
         "Made from the docstrings by `make docs`. What is not here may change without notice.\n",
     ]
     contents = []
-    for room, tree in trees.items():
-        names = [n.name for n, _ in documented(tree) if isinstance(n, Function | ast.ClassDef)]
+    for room, inside in public.items():
+        names = [n.name for n, _ in inside if isinstance(n, Function | ast.ClassDef)]
         anchor = re.sub(r"[^\w-]", "", room)
         contents.append(f"- [`{room}`](#{anchor}): " + ", ".join(f"`{name}`" for name in names))
     page.append("\n".join(contents) + "\n")
-    for room, tree in trees.items():
+    for room, inside in public.items():
         page += [f"## {room}\n", f"[source](../{room})\n"]
-        page += render_docstring(parse(ast.get_docstring(tree)))
-        inside = list(documented(tree))
+        page += render_docstring(parse(ast.get_docstring(trees[room])))
         page += render_constants(inside)
         for node, docstring in inside:
             if isinstance(node, Function | ast.ClassDef):

@@ -158,7 +158,7 @@ def sealed(value):
         stream = io.BytesIO()
         torch.save(value, stream)
         value = stream.getvalue()
-    return checkpoint._MAGIC + hashlib.sha256(value).digest() + value
+    return checkpoint.file._MAGIC + hashlib.sha256(value).digest() + value
 
 
 def opened(content):
@@ -286,4 +286,4 @@ def kill_at(point, count):
                 die()
         real_fsync(descriptor)
 
-    checkpoint.open, os.replace, os.fsync = opening, replacing, syncing
+    checkpoint.file.open, os.replace, os.fsync = opening, replacing, syncing

@@ -9,11 +9,13 @@ LEAVES = {"errors", "records"}  # what went wrong and what was measured: data th
 ROOMS = {path.stem: path for path in ROOT.glob("*.py") if path.stem not in ROOTS} | {
     "models": ROOT / "models" / "custom_resnet.py",
     "weights_file": ROOT / "models" / "weights_file.py",
+    "checkpoint": ROOT / "checkpoint" / "run.py",
     "report": ROOT / "report" / "page.py",
     **{
-        f"report.{path.stem}": path
-        for path in (ROOT / "report").glob("*.py")
-        if path.stem not in ("__init__", "page")
+        f"{package}.{path.stem}": path
+        for package, main in (("checkpoint", "run"), ("report", "page"))
+        for path in (ROOT / package).glob("*.py")
+        if path.stem not in ("__init__", main)
     },
 }
 

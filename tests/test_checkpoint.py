@@ -185,7 +185,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name):
     content = foreign()[name]
     file.write_bytes(content)
     found = (
-        "holds something else" if content.startswith(checkpoint._MAGIC) else "is not a checkpoint"
+        "holds something else"
+        if content.startswith(checkpoint.file._MAGIC)
+        else "is not a checkpoint"
     )
     for which in (file, "auto"):  # with "auto" too: never silently fresh
         with pytest.raises(CheckpointError, match=f"{LAST} {found}"):
@@ -478,7 +480,7 @@ def test_order_of_writing(saved, monkeypatch):
         calls.append(("replace", Path(target).name))
         real_replace(source, target)
 
-    monkeypatch.setattr(checkpoint, "open", spy_open, raising=False)
+    monkeypatch.setattr(checkpoint.file, "open", spy_open, raising=False)
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(os, "replace", spy_replace)
     run.save({}, now=True)
@@ -655,7 +657,8 @@ def test_a_run_killed_inside_a_save_ends_like_one_that_was_not(tmp_path, whole_r
 
 
 def test_one_single_place_reads_pickles_and_only_tensors_and_plain_data():
-    files = [*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    folders = (ROOT, *(ROOT / name for name in ("checkpoint", "models", "report", "scripts")))
+    files = [file for folder in folders for file in folder.glob("*.py")]
     loads = []
     for file in files:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -667,4 +670,4 @@ def test_one_single_place_reads_pickles_and_only_tensors_and_plain_data():
                 if name in ("torch.load", "torch.jit.load", "torch.hub.load"):
                     loads.append((file.name, call))
                 assert "allow_pickle=True" not in call
-    assert loads == [("checkpoint.py", "torch.load(stream, weights_only=True)")]
+    assert loads == [("file.py", "torch.load(stream, weights_only=True)")]

@@ -79,7 +79,7 @@ def test_without_its_protection_a_checkpoint_fails_the_mutations(faults, tmp_pat
         def digest(self):
             return bytes(32)
 
-    monkeypatch.setattr("checkpoint.hashlib.sha256", Same)
+    monkeypatch.setattr("checkpoint.file.hashlib.sha256", Same)
     monkeypatch.setattr(small_runs, "digest", lambda parts: "")
     assert faults.mutations(0.004, tmp_path)["failures"]
 

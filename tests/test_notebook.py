@@ -60,7 +60,7 @@ def executed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("it's a notebook")
     for path in [NOTEBOOK, *ROOT.glob("*.py")]:
         shutil.copy(path, folder)
-    for package in ("models", "report"):
+    for package in ("checkpoint", "models", "report"):
         shutil.copytree(ROOT / package, folder / package)
     settings = {
         "DATASET": "digits", "EPOCHS": "1", "BATCH_SIZE": "16", "FINDER_STEPS": "30",

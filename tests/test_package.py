@@ -8,12 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
-    "checkpoint", "cifar10_files", "data", "distributed", "error_figures", "errors",
+    "cifar10_files", "data", "distributed", "error_figures", "errors",
     "evaluation", "grad_cam", "hardware", "interrupts", "learning_rate", "loaders",
     "optimizer", "pictures", "predictions", "recipe", "records", "run_folder", "run_lock",
     "speedrun", "trackers", "training_log", "transformation", "utils", "visualize",
 }  # fmt: skip
-IMPORTS = "import torch; from models import CustomResNet; import report; " + "; ".join(
+IMPORTS = "import torch; from models import CustomResNet; import checkpoint, report; " + "; ".join(
     f"import {name}" for name in sorted(MODULES)
 )
 
@@ -23,7 +23,8 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("models", "report", "pyproject.toml", "README.md", "requirements.txt", "LICENSE"):
+    packages = ("checkpoint", "models", "report")
+    for name in (*packages, "pyproject.toml", "README.md", "requirements.txt", "LICENSE"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.ipynb")]:
         (source / path.name).write_bytes(path.read_bytes())
@@ -44,7 +45,8 @@ def test_wheel_holds_exactly_the_library(wheel):
     models = {f"models/{m}.py" for m in ("__init__", "custom_resnet", "weights_file")}
     report = {f"report/{path.name}" for path in (ROOT / "report").glob("*.*")}
     assert {"report/page.py", "report/report.css", "report/report.js"} <= report
-    assert names == {f"{m}.py" for m in MODULES} | models | report
+    checkpoint = {f"checkpoint/{m}.py" for m in ("__init__", "file", "run", "state")}
+    assert names == {f"{m}.py" for m in MODULES} | checkpoint | models | report
     scripts = {"train", "training_run", "evaluate", "predict", "command_line"}
     assert MODULES == {path.stem for path in ROOT.glob("*.py")} - scripts
 

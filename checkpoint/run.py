@@ -1,34 +1,24 @@
-"""The state of an unfinished run: saved whole or not at all, verified before anything is touched.
-
-A file is a mark, the SHA-256 of the rest, and the rest: tensors and plain data. Damaged files never
-reach ``torch.load``, and nothing in a file is ever executed.
-"""
+"""The state of an unfinished run: compared with this run before anything is touched."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import errno
-import hashlib
-import io
 import json
 import os
 import random
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from errors import CheckpointError, DivergedError, StorageError
+from errors import CheckpointError, DivergedError
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-_MAGIC = b"\x89RunCkp1"  # ends in the version of the format
-_KEYS = {"identity", "environment", "notes", "kinds", "parts"}
+from .file import LAST, PREVIOUS, read_state, write_state
+from .state import compare, first, for_this_machine, kinds, misfits, plain
 
 
 class Checkpoint:
@@ -106,17 +96,17 @@ class Checkpoint:
         files = {"auto": here, "never": []}.get(which, [Path(which)])
         for file in files:
             try:
-                state = _read(file)
+                state = read_state(file)
             except CheckpointError as error:
                 failures.append(str(error))
                 continue
-            if found := _first(_compare("", state["identity"], self._identity)):
+            if found := first(compare("", state["identity"], self._identity)):
                 raise CheckpointError(
                     f"{file} is of another run: {found}; give what it was started with, "
                     "name another folder, or start afresh without resuming"
                 )
             self.warnings += [f"{failure}; going on from {file}" for failure in failures]
-            if found := _first(_compare("", state["environment"], self._environment)):
+            if found := first(compare("", state["environment"], self._environment)):
                 self.warnings.append(f"not bit-exact from here on: {found}")
             self.source, self.notes, self._loaded = file, state["notes"], state
             self._last_is_whole = file == last
@@ -146,13 +136,13 @@ class Checkpoint:
         before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
         touched = {}
         try:
-            if found := _first(_misfits(state, parts, before)):
+            if found := first(misfits(state, parts, before)):
                 raise ValueError(found)
-            _plain(state["parts"])
+            plain(state["parts"])
             for name, part in parts.items():
                 if state["parts"][name] or not before[name]:  # else it was switched off there
                     touched[name] = part
-                    part.load_state_dict(_for_this_machine(state["parts"][name], before[name]))
+                    part.load_state_dict(for_this_machine(state["parts"][name], before[name]))
         except Exception as error:
             for name, part in touched.items():
                 part.load_state_dict(before[name])
@@ -164,9 +154,7 @@ class Checkpoint:
         """The file that this run can go on from; None where it has none."""
         return self.folder / LAST if self._last_is_whole else self.source
 
-    def save(
-        self, parts: Mapping[str, Any], *, epoch_end: bool = False, now: bool = False
-    ) -> None:
+    def save(self, parts: Mapping[str, Any], *, epoch_end: bool = False, now: bool = False) -> None:
         """Save, if it is time to, or ``now``.
 
         Args:
@@ -186,50 +174,17 @@ class Checkpoint:
             "identity": self._identity,
             "environment": self._environment,
             "notes": self.notes,
-            "kinds": _kinds(parts),
+            "kinds": kinds(parts),
             "parts": {name: part.state_dict() for name, part in parts.items()},
         }
         try:
-            state = _plain(state)
+            state = plain(state)
         except ValueError as error:
             found = str(error).removeprefix("parts.")
             raise DivergedError(f"{found}; not saved in {self.folder}") from None
-        stream = io.BytesIO()
-        torch.save(state, stream)
-        self._replace(stream.getbuffer())
+        write_state(self.folder, state, keep_last=self._last_is_whole)
+        self._last_is_whole = True
         self._saved_s = self._clock()
-
-    def _replace(self, payload: memoryview) -> None:
-        last, previous = self.folder / LAST, self.folder / PREVIOUS
-        part = self.folder / f".{LAST}.{os.getpid()}.part"
-        digest = hashlib.sha256(payload).digest()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as file:
-                file.write(_MAGIC + digest)
-                file.write(payload)
-                file.flush()
-                _fsync(file.fileno())
-            if self._last_is_whole:  # a damaged one must not take a whole one's place
-                self._last_is_whole = False
-                os.replace(last, previous)
-            os.replace(part, last)
-            self._last_is_whole = True
-            if os.name == "posix":  # elsewhere a folder cannot be opened
-                descriptor = os.open(self.folder, os.O_RDONLY)
-                try:
-                    _fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {last} ({len(payload) / 1e6:,.1f} MB needed, {_free(self.folder)}): "
-                f"{error.strerror or error}; make room or name another folder; what was saved "
-                "before is still there"
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
 
     def discard(self) -> None:
         """Remove the files of a run that is finished and written."""
@@ -237,104 +192,6 @@ class Checkpoint:
             with contextlib.suppress(OSError):  # one that stays harms nobody
                 (self.folder / name).unlink()
         self._last_is_whole = False
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The verified content of a file."""
-    try:
-        with open(path, "rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise CheckpointError(f"{path} is not a checkpoint of this program")
-            digest, payload = file.read(hashlib.sha256().digest_size), file.read()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    if hashlib.sha256(payload).digest() != digest:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not what it says")
-    stream = io.BytesIO(payload)
-    try:
-        state = torch.load(stream, weights_only=True)
-        if state.keys() != _KEYS:
-            raise KeyError(*state)
-    except Exception as error:  # damaged and hostile content raises a dozen types
-        raise CheckpointError(f"{path} holds something else than the state of a run") from error
-    return state
-
-
-def _misfits(
-    state: dict[str, Any], parts: Mapping[str, Any], current: Mapping[str, Any]
-) -> Iterator[str]:
-    """What speaks against loading the file's state into the parts, which are at ``current``."""
-    yield from _compare("", state["kinds"], _kinds(parts))
-    for name in (name for name in parts if name in state["parts"]):
-        part, there = parts[name], state["parts"][name]
-        if isinstance(part, nn.Module):
-            yield from _compare(name, there, current[name])
-        elif isinstance(part, torch.optim.Optimizer):
-            parameters = [p for group in part.param_groups for p in group["params"]]
-            for index, values in there["state"].items():
-                for key, value in values.items():
-                    if isinstance(value, Tensor) and value.ndim:  # else a counter
-                        yield from _compare(f"{name}.{index}.{key}", value, parameters[index])
-
-
-def _for_this_machine(there: Any, here: Any) -> Any:
-    """The state of the file, but how an optimizer computes its steps is settled here."""
-    if "param_groups" not in there or len(there["param_groups"]) != len(here["param_groups"]):
-        return there  # in the latter case it refuses itself
-    groups = [
-        group | {key: own[key] for key in ("fused", "foreach", "capturable") if key in own}
-        for group, own in zip(there["param_groups"], here["param_groups"])
-    ]
-    return there | {"param_groups": groups}
-
-
-def _kinds(parts: Mapping[str, Any]) -> dict[str, str]:
-    return {name: type(part).__name__ for name, part in parts.items()}
-
-
-def _compare(name: str, there: Any, here: Any) -> Iterator[str]:
-    """Each place where the trees of the file and of this run differ."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in {**here, **there}:
-            path = f"{name}.{key}" if name else str(key)
-            if key in here and key in there:
-                yield from _compare(path, there[key], here[key])
-            else:
-                yield f"{path} is only {'here' if key in here else 'in the file'}"
-    elif isinstance(here, Tensor) and isinstance(there, Tensor):
-        forms = [f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in (there, here)]
-        if forms[0] != forms[1] or there.layout != torch.strided:
-            yield f"{name} is {forms[0]} in the file and {forms[1]} here"
-    elif isinstance(here, Tensor) != isinstance(there, Tensor) or here != there:
-        yield f"{name} is {there!r} in the file and {here!r} here"
-
-
-def _first(found: Iterable[str]) -> str:
-    found = list(found)
-    rest = [f"and {len(found) - 3} more"] if len(found) > 3 else []
-    return "; ".join(found[:3] + rest)
-
-
-def _plain(value: Any, name: str = "") -> Any:
-    """The same as ``weights_only=True`` takes it, without devices; ValueError: not finite."""
-    if isinstance(value, Tensor):
-        # Both ends of a range are NaN where one value is; and no mask of that size is made.
-        value = value.detach().cpu()
-        ends = torch.aminmax(value) if value.is_floating_point() and value.numel() else ()
-        if not all(end.isfinite() for end in ends):
-            raise ValueError(f"{name} has values that are not finite")
-        return value
-    if isinstance(value, Mapping):
-        prefix = f"{name}." if name else ""
-        return {key: _plain(item, f"{prefix}{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return (tuple if isinstance(value, tuple) else list)(_plain(x, name) for x in value)
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float) and not np.isfinite(value):
-        raise ValueError(f"{name} is {value}")
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise TypeError(f"{name} is neither a tensor nor plain data: {type(value).__name__}")
 
 
 class _Random:
@@ -358,18 +215,3 @@ class _Random:
         torch.set_rng_state(state["torch"])
         if state["cuda"] is not None and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(state["cuda"])
-
-
-def _fsync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what mounted drives say
-            raise
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
-    except OSError:
-        return "free space unknown"

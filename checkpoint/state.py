@@ -1,0 +1,89 @@
+"""What the state of a run may hold, and where two states differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def misfits(
+    state: dict[str, Any], parts: Mapping[str, Any], current: Mapping[str, Any]
+) -> Iterator[str]:
+    """What speaks against loading the file's state into the parts, which are at ``current``."""
+    yield from compare("", state["kinds"], kinds(parts))
+    for name in (name for name in parts if name in state["parts"]):
+        part, there = parts[name], state["parts"][name]
+        if isinstance(part, nn.Module):
+            yield from compare(name, there, current[name])
+        elif isinstance(part, torch.optim.Optimizer):
+            parameters = [p for group in part.param_groups for p in group["params"]]
+            for index, values in there["state"].items():
+                for key, value in values.items():
+                    if isinstance(value, Tensor) and value.ndim:  # else a counter
+                        yield from compare(f"{name}.{index}.{key}", value, parameters[index])
+
+
+def for_this_machine(there: Any, here: Any) -> Any:
+    """The state of the file, but how an optimizer computes its steps is settled here."""
+    if "param_groups" not in there or len(there["param_groups"]) != len(here["param_groups"]):
+        return there  # in the latter case it refuses itself
+    groups = [
+        group | {key: own[key] for key in ("fused", "foreach", "capturable") if key in own}
+        for group, own in zip(there["param_groups"], here["param_groups"])
+    ]
+    return there | {"param_groups": groups}
+
+
+def kinds(parts: Mapping[str, Any]) -> dict[str, str]:
+    """What each part is, by name."""
+    return {name: type(part).__name__ for name, part in parts.items()}
+
+
+def compare(name: str, there: Any, here: Any) -> Iterator[str]:
+    """Each place where the trees of the file and of this run differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in {**here, **there}:
+            path = f"{name}.{key}" if name else str(key)
+            if key in here and key in there:
+                yield from compare(path, there[key], here[key])
+            else:
+                yield f"{path} is only {'here' if key in here else 'in the file'}"
+    elif isinstance(here, Tensor) and isinstance(there, Tensor):
+        forms = [f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in (there, here)]
+        if forms[0] != forms[1] or there.layout != torch.strided:
+            yield f"{name} is {forms[0]} in the file and {forms[1]} here"
+    elif isinstance(here, Tensor) != isinstance(there, Tensor) or here != there:
+        yield f"{name} is {there!r} in the file and {here!r} here"
+
+
+def first(found: Iterable[str]) -> str:
+    """The first three, and how many more there are."""
+    found = list(found)
+    rest = [f"and {len(found) - 3} more"] if len(found) > 3 else []
+    return "; ".join(found[:3] + rest)
+
+
+def plain(value: Any, name: str = "") -> Any:
+    """The same as ``weights_only=True`` takes it, without devices; ValueError: not finite."""
+    if isinstance(value, Tensor):
+        # Both ends of a range are NaN where one value is; and no mask of that size is made.
+        value = value.detach().cpu()
+        ends = torch.aminmax(value) if value.is_floating_point() and value.numel() else ()
+        if not all(end.isfinite() for end in ends):
+            raise ValueError(f"{name} has values that are not finite")
+        return value
+    if isinstance(value, Mapping):
+        prefix = f"{name}." if name else ""
+        return {key: plain(item, f"{prefix}{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (tuple if isinstance(value, tuple) else list)(plain(x, name) for x in value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not np.isfinite(value):
+        raise ValueError(f"{name} is {value}")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{name} is neither a tensor nor plain data: {type(value).__name__}")
