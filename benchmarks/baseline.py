@@ -35,6 +35,7 @@ from benchmarks.common import (
     parser,
     print_table,
     run_benchmark,
+    set_sizes,
     settle,
     spread,
     train_loader,
@@ -60,11 +61,7 @@ def parse(argv):
     # fmt: on
     args = made.parse_args(argv)
     device, precision = settle(args)
-    for name, sizes in {
-        "images": (512, 50_000), "batch_size": (256, 512), "workers": (0, 2),
-    }.items():  # fmt: skip
-        if getattr(args, name) is None:
-            setattr(args, name, sizes[device.type == "cuda"])
+    set_sizes(args, device, images=(512, 50_000), batch_size=(256, 512), workers=(0, 2))
     return args, device, precision
 
 

@@ -81,6 +81,13 @@ def settle(args: argparse.Namespace) -> tuple[torch.device, str]:
     return device, get_precision(device, args.precision)
 
 
+def set_sizes(args: argparse.Namespace, device: torch.device, **sizes: tuple[Any, Any]) -> None:
+    """Give each option that was not given its size: a small one, or a large one on a GPU."""
+    for name, (small, large) in sizes.items():
+        if getattr(args, name) is None:
+            setattr(args, name, large if device.type == "cuda" else small)
+
+
 def run_benchmark(main: Callable[[Sequence[str] | None], Any]) -> int:
     """Run a benchmark's ``main``; the exit code."""
 

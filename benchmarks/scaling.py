@@ -31,6 +31,7 @@ from benchmarks.common import (
     parser,
     print_table,
     run_benchmark,
+    set_sizes,
     settle,
     train_loader,
     write_json,
@@ -52,13 +53,12 @@ def parse(argv):
     # fmt: on
     args = made.parse_args(argv)
     device, precision = settle(args)
-    for name, sizes in {
-        "images": ([256, 512, 1024], [12_500, 25_000, 50_000]),
-        "batch_size": ([32, 64, 128], [128, 256, 512, 1024]),
-        "epochs": ([1, 2, 4], [1, 2, 4]),
-    }.items():
-        if getattr(args, name) is None:
-            setattr(args, name, sizes[device.type == "cuda"])
+    set_sizes(
+        args, device,
+        images=([256, 512, 1024], [12_500, 25_000, 50_000]),
+        batch_size=([32, 64, 128], [128, 256, 512, 1024]),
+        epochs=([1, 2, 4], [1, 2, 4]),
+    )  # fmt: skip
     return args, device, precision
 
 

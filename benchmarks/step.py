@@ -30,6 +30,7 @@ from benchmarks.common import (
     parser,
     print_table,
     run_benchmark,
+    set_sizes,
     settle,
     spread,
     train_loader,
@@ -54,15 +55,10 @@ def parse(argv):
     # fmt: on
     args = made.parse_args(argv)
     device, precision = settle(args)
-    gpu = device.type == "cuda"
-    for name, (small, large) in {
-        "images": (768, 50_000),
-        "batch_size": (256, 512),
-        "product": (4096, 8192),
-        "modes": (["eager"], ["eager", "default", "graph", "reduce-overhead"]),
-    }.items():
-        if getattr(args, name) is None:
-            setattr(args, name, large if gpu else small)
+    set_sizes(
+        args, device, images=(768, 50_000), batch_size=(256, 512), product=(4096, 8192),
+        modes=(["eager"], ["eager", "default", "graph", "reduce-overhead"]),
+    )  # fmt: skip
     return args, device, precision
 
 
