@@ -203,7 +203,8 @@ def fit(
             if on_epoch is not None:
                 _call(on_epoch, record)
             stopping = group.world_size == 1 and stop()  # it came meanwhile
-            _save(checkpoint, parts, epoch_end=True, now=stopping)
+            done = len(history.epochs) == epochs
+            _save(checkpoint, parts, epoch_end=True, now=stopping or done)
             if stopping:
                 break
     except _Stopped:

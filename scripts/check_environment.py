@@ -34,7 +34,7 @@ SMALL = {
     "DATASET": "digits", "EPOCHS": "1", "BATCH_SIZE": "16", "FINDER_STEPS": "30",
     "LIMIT_TRAIN": "320", "LIMIT_TEST": "60", "OUT": "run",
 }  # fmt: skip
-NUM_FIGURES = 7
+NUM_FIGURES = 10
 
 
 def versions(kind: str) -> list[str]:

@@ -135,4 +135,4 @@ def test_restart_and_run_all_shows_every_figure_and_no_error(browser, lab):
         "return [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output img')]"
         ".filter(e => e.src.startsWith('data:image/png')).map(e => e.naturalWidth)"
     )
-    assert len(widths) == 7 and min(widths) > 400
+    assert len(widths) == 10 and min(widths) > 400

@@ -54,23 +54,42 @@ def test_badge_and_package_name_the_same_repository(committed):
     assert {package} == {badge} == set(readme)
 
 
+STOPPED = """
+write = TrainingLog.on_epoch
+
+def write_and_stop(self, record):
+    write(self, record)
+    raise KeyboardInterrupt
+
+TrainingLog.on_epoch = write_and_stop
+"""
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """The notebook run small, in a checkout whose files were moved into another folder."""
+    """The notebook run small, in a checkout whose files were moved into another folder.
+
+    It is interrupted after the first epoch, and run once more in a new kernel.
+    """
     folder = tmp_path_factory.mktemp("it's a notebook")
     for path in [NOTEBOOK, *ROOT.glob("*.py")]:
         shutil.copy(path, folder)
     for package in ("checkpoint", "models", "report"):
         shutil.copytree(ROOT / package, folder / package)
     settings = {
-        "DATASET": "digits", "EPOCHS": "1", "BATCH_SIZE": "16", "FINDER_STEPS": "30",
-        "LIMIT_TRAIN": "320", "LIMIT_TEST": "60", "OUT": "run",
+        "DATASET": "digits", "EPOCHS": "2", "BATCH_SIZE": "16", "FINDER_STEPS": "30",
+        "LIMIT_TRAIN": "160", "LIMIT_TEST": "60", "OUT": "run",
     }  # fmt: skip
-    subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "run_notebook.py"), str(folder / NOTEBOOK.name)],
-        env={**os.environ, **settings},
-        check=True,
-    )
+    stopped = nbformat.read(NOTEBOOK, as_version=4)
+    place = next(i for i, c in enumerate(stopped.cells) if "import TrainingLog" in c.source)
+    stopped.cells.insert(place + 1, nbformat.v4.new_code_cell(STOPPED))
+    nbformat.write(stopped, folder / "stopped.ipynb")
+    for name in ("stopped.ipynb", NOTEBOOK.name):
+        subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "run_notebook.py"), str(folder / name)],
+            env={**os.environ, **settings},
+            check=True,
+        )
     return folder
 
 
@@ -80,11 +99,19 @@ def test_it_runs_small_and_shows_every_figure(executed):
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 10
     text = "".join(output.get("text", "") for output in outputs)
     assert "Total params: 6,575,370" in text
-    assert "EPOCH = 1 | LR = " in text and "Test set: Average loss: " in text
+    assert text.count("EPOCH = 1 | LR = ") == text.count("EPOCH = 2 | LR = ") == 1
+    assert text.count("Test set: Average loss: ") == 2 and text.count("LRMAX = ") == 1
+
+
+def test_it_says_where_it_was_stopped(executed):
+    notebook = nbformat.read(executed / "stopped.ipynb", as_version=4)
+    text = "".join(output.get("text", "") for c in code(notebook) for output in c.outputs)
+    assert "EPOCH = 1 | LR = " in text and "EPOCH = 2" not in text
+    assert "It was stopped: run the training cell again" in text
 
 
 def test_it_writes_the_run(executed):
     results = json.loads((executed / "run" / "results.json").read_text("utf-8"))
     assert results["data"]["source"] == "digits"
-    assert results["recipe"]["epochs"] == len(results["history"]) == 1
+    assert results["recipe"]["epochs"] == len(results["history"]) == 2
     assert len(list((executed / "run" / "figures").glob("*.png"))) == 10

@@ -54,7 +54,7 @@ class Tiny(nn.Module):
 
 def make_quick(patch):
     patch.setattr(training_run, "CustomResNet", Tiny)
-    patch.setattr(training_run, "draw", lambda *_: {})  # most of the time of a run this small
+    patch.setattr(training_run, "draw", lambda *_, **__: {})  # most of the time of a run this small
 
 
 @pytest.fixture
