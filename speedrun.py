@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from errors import UsageError
 
 WHITENING_IMAGES = 2000
-"""How many images, or a few more, the covariance of the patches is taken from: 1.8 million
-patches."""
+"""How many images at most the covariance of the patches is taken from: 1.8 million patches."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of a quintic that brings singular values to 0.7..1.2 in five rounds."""
 
@@ -41,7 +40,7 @@ def prepare_network(
 
     Args:
         model: convolutions with a BN behind each and a linear layer at the end, on any device.
-        images: (N, H, W, 3) uint8 training images; some 2,000 are looked at.
+        images: (N, H, W, 3) uint8 training images; 2,000 at most are looked at.
         mean: of each channel, 0..1, as the network's input is normalised.
         std: of each channel, 0..1.
         output_scale: factor of the last layer's weights, above 0: the log-probabilities begin
@@ -58,7 +57,7 @@ def prepare_network(
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     device = convolutions[0].weight.device
     # From everywhere: those of a folder are in the order of their classes.
-    some = images[:: max(1, len(images) // WHITENING_IMAGES)]
+    some = images[:: -(-len(images) // WHITENING_IMAGES)]
     pixels = torch.from_numpy(some).to(device).permute(0, 3, 1, 2) / 255
     shift, scale = (torch.tensor(three, device=device).view(3, 1, 1) for three in (mean, std))
     whiten_(convolutions[0], (pixels - shift) / scale)

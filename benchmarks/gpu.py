@@ -128,7 +128,6 @@ def run_section(
 ) -> str:
     """Run one section: "done", or what went wrong, which its results file then says too."""
     file = out / f"{section.name}.json"
-    file.unlink(missing_ok=True)  # an earlier one would be gone on with, and be taken for new
     with open(log, "wb") as stream:
         process = subprocess.Popen(
             [*command, "--out", str(file)], stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT,
@@ -202,9 +201,10 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
             done["compiler"] = failure
             without = ["--compile", "off"]
             print(f"without the compiler: {failure}", flush=True)
+        chosen = [section for section in chosen if not args.only or section.name in args.only]
+        for section in chosen:  # an earlier file would be gone on with, and be taken for new
+            (args.out / f"{section.name}.json").unlink(missing_ok=True)
         for section in chosen:
-            if args.only and section.name not in args.only:
-                continue
             left = args.seconds - (time.monotonic() - begin)
             started, log = time.monotonic(), Path(scratch) / f"{section.name}.log"
             if left < section.least_s:

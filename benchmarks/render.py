@@ -192,28 +192,34 @@ def render_speed(cpu: Path = CPU, gpu: Path = GPU) -> str:
     for title, folder in (("On a CPU", cpu), ("On a GPU", gpu)):
         found = {name: load(folder / f"{name}.json") for name in ("baseline", "step", "input")}
         for name, result in found.items():
-            if result:
-                about = f"{title} ({machine_of(result)})"
-                lines.append(f"- {about}, {SAID[name](result['summary'])}.")
+            said = SAID[name](result["summary"]) if result else ""
+            if said:
+                lines.append(f"- {title} ({machine_of(result)}), {said}.")
     if not any((gpu / f"{name}.json").exists() for name in SECTIONS):
         lines.append("- Nothing has been measured on a GPU yet: `make bench-gpu` does all of it.")
     return "\n".join(lines)
 
 
 def _say_step(summary: dict[str, Any]) -> str:
-    share = summary["fastest_loop_over_fastest_bare"]
-    tflops = summary["modes"][summary["fastest_loop"]]["loop"]["tflops"]
+    if "fastest_loop" not in summary:
+        return ""
+    loop = summary["modes"][summary["fastest_loop"]]
+    if len(summary["modes"]) == 1:
+        share = loop["loop_over_bare"]["median"]
+    else:
+        share = summary["fastest_loop_over_fastest_bare"]
     product = max(row["median"] for row in summary["products_tflops"].values())
     return (
-        f"the loop runs at {share:.2f} times the rate of its bare step on constant data: "
-        f"{tflops:.3g} TFLOP/s, where a large matrix product reaches {product:.3g}"
+        f"the whole loop, input included, runs at {share:.2f} of the rate of a bare step on constant "
+        f"data: {loop['loop']['tflops']:.3g} TFLOP/s; a large matrix product: {product:.3g}"
     )
 
 
 def _say_input(summary: dict[str, Any]) -> str:
-    (name, ratio), *_ = summary["ratios"].items()
-    first, second = name.split(" / ")
-    return f"the input makes {ratio['median']:.1f} times as many images a second: {first} against {second}"
+    for name, ratio in reversed(summary["ratios"].items()):  # on a GPU its own comes last
+        first, second = name.split(" / ")
+        return f"the augmented input comes {ratio['median']:.1f} times as fast: {first}, against {second}"
+    return ""
 
 
 SAID: dict[str, Callable[[dict[str, Any]], str]] = {

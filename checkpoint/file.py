@@ -25,7 +25,14 @@ _KEYS = {"identity", "environment", "notes", "kinds", "parts"}
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The verified content of a file."""
+    """The verified content of a file.
+
+    Args:
+        path: a file that :func:`write_state` wrote.
+
+    Raises:
+        CheckpointError: it is missing, damaged or foreign.
+    """
     try:
         with open(path, "rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:

@@ -152,7 +152,10 @@ class Checkpoint:
     @property
     def last(self) -> Path | None:
         """The file that this run can go on from; None where it has none."""
-        return self.folder / LAST if self._last_is_whole else self.source
+        file = self.folder / LAST
+        if self._last_is_whole or not self._write:  # the first process wrote it
+            return file if file.exists() else self.source
+        return self.source
 
     def save(self, parts: Mapping[str, Any], *, epoch_end: bool = False, now: bool = False) -> None:
         """Save, if it is time to, or ``now``.

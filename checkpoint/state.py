@@ -13,7 +13,13 @@ from torch import Tensor, nn
 def misfits(
     state: dict[str, Any], parts: Mapping[str, Any], current: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What speaks against loading the file's state into the parts, which are at ``current``."""
+    """What speaks against loading a state into the parts, in words.
+
+    Args:
+        state: of a file.
+        parts: by name, as ``Checkpoint.restore`` takes them.
+        current: the ``state_dict`` of each.
+    """
     yield from compare("", state["kinds"], kinds(parts))
     for name in (name for name in parts if name in state["parts"]):
         part, there = parts[name], state["parts"][name]
@@ -28,7 +34,12 @@ def misfits(
 
 
 def for_this_machine(there: Any, here: Any) -> Any:
-    """The state of the file, but how an optimizer computes its steps is settled here."""
+    """The state of the file, but how an optimizer computes its steps is settled here.
+
+    Args:
+        there: of a part in the file.
+        here: of the same part in this run.
+    """
     if "param_groups" not in there or len(there["param_groups"]) != len(here["param_groups"]):
         return there  # in the latter case it refuses itself
     groups = [
@@ -44,7 +55,13 @@ def kinds(parts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def compare(name: str, there: Any, here: Any) -> Iterator[str]:
-    """Each place where the trees of the file and of this run differ."""
+    """Each place where the trees of the file and of this run differ, in words.
+
+    Args:
+        name: of the place; "" for the root.
+        there: what the file has.
+        here: what this run has.
+    """
     if isinstance(there, dict) and isinstance(here, dict):
         for key in {**here, **there}:
             path = f"{name}.{key}" if name else str(key)
@@ -68,7 +85,16 @@ def first(found: Iterable[str]) -> str:
 
 
 def plain(value: Any, name: str = "") -> Any:
-    """The same as ``weights_only=True`` takes it, without devices; ValueError: not finite."""
+    """The same as ``weights_only=True`` takes it, without devices.
+
+    Args:
+        value: tensors and plain data, in mappings, lists and tuples.
+        name: of the value, for the errors.
+
+    Raises:
+        ValueError: a number is not finite.
+        TypeError: something is neither a tensor nor plain data.
+    """
     if isinstance(value, Tensor):
         # Both ends of a range are NaN where one value is; and no mask of that size is made.
         value = value.detach().cpu()

@@ -3,8 +3,8 @@
 
 Of a folder that train.py or the notebook wrote, the numbers go to results/, the pictures to images/
 and the weights in half precision to weights/; of one that evaluate.py wrote from these weights, the
-numbers go to results/. Then the README's parts that are made from them and the card of the weights
-are written; without FOLDER nothing but these.
+numbers go to results/. Then the parts of both READMEs that are made from results, and the card of
+the weights, are written; without FOLDER nothing but these.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from small_runs import (
     IDENTITY,
     POINTS,
     STEPS,
+    Batches,
     Evil,
     Lines,
     contents,
@@ -36,6 +37,7 @@ from small_runs import (
 from torch import nn
 
 import checkpoint
+import utils
 from checkpoint import LAST, PREVIOUS
 from errors import CheckpointError, DivergedError, StorageError
 from records import EpochRecord, History, StepRecord
@@ -410,6 +412,19 @@ def test_ends_of_short_epochs_are_not_all_saved(tmp_path):
     assert written == [False, True, False, True, True]
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_stop_at_an_epochs_end_and_the_last_epoch_are_saved_at_any_time(tmp_path, epochs):
+    parts, loader, stopped = make(), Batches(), []
+    utils.fit(
+        parts["model"], loader, loader.to_evaluate, parts["optimizer"], parts["scheduler"],
+        nn.CrossEntropyLoss(), epochs=epochs, on_epoch=stopped.append, stop=lambda: bool(stopped),
+        checkpoint=new(tmp_path, every_s=600.0, epoch_every_s=600.0),
+    )  # fmt: skip
+    assert len(stopped) == 1
+    history = opened((tmp_path / LAST).read_bytes())["parts"]["history"]
+    assert len(history["epochs"]) == 1 and len(history["lrs"]) == STEPS
+
+
 def test_the_file_to_go_on_from_is_named(saved):
     assert new(saved).last is None  # nothing of it is loaded: a fresh start
     run = new(saved)
@@ -417,7 +432,9 @@ def test_the_file_to_go_on_from_is_named(saved):
     run.load()
     assert run.last == saved / PREVIOUS
     run.save({}, now=True)
-    assert run.last == saved / LAST
+    assert run.last == new(saved, write=False).last == saved / LAST
+    (saved / LAST).unlink()
+    assert run.last == saved / PREVIOUS
 
 
 def test_how_an_optimizer_computes_its_steps_is_settled_by_this_machine(tmp_path):
