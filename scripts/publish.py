@@ -3,8 +3,9 @@
 
 Of a folder that train.py or the notebook wrote, the numbers go to results/, the pictures to images/
 and the weights in half precision to weights/; of one that evaluate.py wrote from these weights, the
-numbers go to results/. Then the parts of both READMEs that are made from results, and the card of
-the weights, are written; without FOLDER nothing but these.
+numbers go to results/; of a run on the digits the numbers and, to docs/, the report. Then the parts
+of both READMEs that are made from results, and the card of the weights, are written; without FOLDER
+nothing but these.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def copy_run(run: Path) -> None:
     stored = load_weights(run / "model.safetensors")
     save_weights(WEIGHTS, stored.state_dict, data=stored.data, recipe=stored.recipe)
     EVALUATION.unlink(missing_ok=True)  # it was of the weights before
+
+
+def copy_demo(run: Path) -> None:
+    shutil.copyfile(run / "results.json", ROOT / "results" / "digits" / "results.json")
+    shutil.copyfile(run / "report.html", ROOT / "docs" / "digits-report.html")
 
 
 def copy_evaluation(folder: Path) -> None:
@@ -367,7 +373,9 @@ The images are CIFAR-10's: A. Krizhevsky, "Learning Multiple Layers of Features 
 def main(folder: str = "") -> None:
     if folder:
         results = json.loads((Path(folder) / "results.json").read_text("utf-8"))
-        (copy_evaluation if "weights" in results else copy_run)(Path(folder))
+        kind = "evaluation" if "weights" in results else results["data"]["source"]
+        copy = {"evaluation": copy_evaluation, "digits": copy_demo}.get(kind, copy_run)
+        copy(Path(folder))
     readme = ROOT / "README.md"
     readme.write_text(render_readme(readme.read_text("utf-8")), "utf-8")
     measured = fill(BENCHMARKS.read_text("utf-8"), {"benchmarks": render_benchmarks()})
