@@ -29,26 +29,24 @@ from evaluation import Evaluation, evaluate_predictions
 from grad_cam import explain_errors
 from hardware import PRECISIONS, describe_machine, tune_process
 from interrupts import catch_signals
-from learning_rate import LRFinding, find_lr, one_cycle
+from learning_rate import LRFinding, find_lr
 from loaders import ResidentLoader, fits_device, get_loader
 from models import CustomResNet, save_weights
-from optimizer import get_optimizer
 from pictures import load_image_folder
 from recipe import Recipe
 from report import build_report
 from run_folder import prepare_folder, write_run
-from speedrun import get_speedrun_optimizer, prepare_network
 from trackers import TensorBoardTracker, call_all, track
 from training_log import TrainingLog, progress_bar
-from transformation import (
-    CIFAR10_MEAN,
-    CIFAR10_STD,
-    get_test_aug_transform,
-    get_test_batch_transform,
-    get_train_aug_transform,
-    get_train_batch_transform,
+from training_parts import (
+    Normal,
+    make_augmentation,
+    make_optimizer,
+    make_scheduler,
+    mean_and_std,
 )
-from utils import fit, get_stats, model_summary, predict, set_seed, to_device
+from transformation import get_test_aug_transform, get_test_batch_transform, get_train_aug_transform
+from utils import fit, model_summary, predict, set_seed, to_device
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,10 +74,8 @@ def train_and_write(setup: Setup) -> int:
     tune_process()
     with group.one_by_machine_first():
         train, test, test_name = load_images(args)
-    is_cifar10 = train.source.startswith("CIFAR-10")
-    mean, std = (CIFAR10_MEAN, CIFAR10_STD) if is_cifar10 else get_stats(train.data)
-    loaders = make_loaders(args, recipe, train, test, mean, std, group)
-    train_loader, finder_loader, test_loader = loaders
+    normal = mean, std = mean_and_std(train)
+    train_loader, finder_loader, test_loader = make_loaders(setup, train, test, normal)
     total_steps = recipe.epochs * len(train_loader)
     if total_steps < 3:
         raise UsageError(
@@ -131,19 +127,15 @@ def train_and_write(setup: Setup) -> int:
     model = to_device(CustomResNet(num_classes=len(train.classes)), group.device)
     log.write(model_summary(model))
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    optimizer = make_optimizer(recipe, model, train, mean, std)
+    optimizer = make_optimizer(recipe, model, train, normal, lr=recipe.finder_start_lr)
     if not resumed:
         found = find_rates(setup, model, optimizer, criterion, finder_loader)
         checkpoint.notes["rates"] = found
     rates = checkpoint.notes["rates"]
     log.write(f"LRMAX = {rates['lr_max']:.6g}, LRMIN = {rates['lr_min']:.6g}: {rates['rule']}")
     log.write()
-    scheduler = one_cycle(
-        optimizer,
-        lr_max=rates["lr_max"],
-        lr_min=rates["lr_min"],
-        total_steps=total_steps,
-        peak_step=round(recipe.peak * len(train_loader)),
+    scheduler = make_scheduler(
+        recipe, optimizer, train_loader, lr_max=rates["lr_max"], lr_min=rates["lr_min"]
     )
     on_step, on_epoch, tracker = log.on_step, log.on_epoch, None
     if args.tensorboard and setup.is_first:
@@ -181,7 +173,7 @@ def train_and_write(setup: Setup) -> int:
 
         def normalise(indices: torch.Tensor, epoch: int) -> torch.Tensor:
             few = test.data[indices.cpu().numpy()]  # all of them may not fit the device
-            transform = get_test_batch_transform(few, mean, std, device=group.device)
+            transform = get_test_batch_transform(few, *normal, device=group.device)
             return transform(torch.arange(len(few), device=group.device), epoch)
 
         explained = explain_errors(model, normalise, evaluation)
@@ -256,19 +248,12 @@ def in_range(option: str, value: int | None, most: int | None) -> None:
 
 
 def make_loaders(
-    args: argparse.Namespace,
-    recipe: Recipe,
-    train: ImageDataset,
-    test: ImageDataset,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    group: Group,
-) -> tuple:
+    setup: Setup, train: ImageDataset, test: ImageDataset, normal: Normal
+) -> tuple[Any, Any, Any]:
     """Training batches, training batches for the range test, and batches to evaluate on."""
-    device, sharing = group.device, {"rank": group.rank, "world_size": group.world_size}
-    flips = {"flip_probability": recipe.flip_probability}
+    args, recipe, group = setup.args, setup.recipe, setup.group
     num_bytes = 2 * (train.data.nbytes + test.data.nbytes)
-    batched = args.augmentation == "batched"
+    batched, device = args.augmentation == "batched", group.device
     lacking = group.sum(torch.tensor(int(not fits_device(num_bytes, device)), device=device))
     if batched and lacking:  # for one process, and so for all
         size = f"the images ({num_bytes / 1e9:.1f} GB) do not fit {device}"
@@ -281,35 +266,21 @@ def make_loaders(
             "--workers has no effect: nothing is loaded while training, the images are on the device"
         )
     if batched:
-        augment = get_train_batch_transform(
-            train.data,
-            mean,
-            std,
-            device=device,
-            seed=recipe.seed,
-            padding=recipe.padding,
-            alternating_flip=recipe.alternating_flip,
-            cutout_size_px=recipe.cutout_size_px,
-            **flips,
-        )
-        normalise = get_test_batch_transform(test.data, mean, std, device=device)
-
-        def load(is_train: bool, **options):
-            transform, images = (augment, train) if is_train else (normalise, test)
-            return ResidentLoader(
-                transform, images.targets, recipe.batch_size, device=device, seed=recipe.seed,
-                train=is_train, **options,
-            )  # fmt: skip
+        augment = make_augmentation(recipe, train, normal, device)
+        normalise = get_test_batch_transform(test.data, *normal, device=device)
     else:
-        train_set = train.with_transform(get_train_aug_transform(mean, std, **flips))
-        test_set = test.with_transform(get_test_aug_transform(mean, std))
+        augment = get_train_aug_transform(*normal, flip_probability=recipe.flip_probability)
+        normalise = get_test_aug_transform(*normal)
 
-        def load(is_train: bool, **options):
-            return get_loader(
-                train_set if is_train else test_set, recipe.batch_size, train=is_train,
-                seed=recipe.seed, num_workers=args.workers, device=device, **options,
-            )  # fmt: skip
+    def load(is_train: bool, **sharing: int):
+        images, transform = (train, augment) if is_train else (test, normalise)
+        options = {"train": is_train, "seed": recipe.seed, "device": device} | sharing
+        if batched:
+            return ResidentLoader(transform, images.targets, recipe.batch_size, **options)
+        images = images.with_transform(transform)
+        return get_loader(images, recipe.batch_size, num_workers=args.workers, **options)
 
+    sharing = {"rank": group.rank, "world_size": group.world_size}
     return load(True, **sharing), load(True), load(False, **sharing)
 
 
@@ -327,15 +298,6 @@ def is_complete(setup: Setup, data: dict[str, Any]) -> bool:
     done = len(results["history"])
     print(f"already complete ({done} of {setup.recipe.epochs} epochs): {setup.out}")
     return True
-
-
-def make_optimizer(recipe: Recipe, model, train: ImageDataset, mean, std):
-    """The recipe's optimizer; the speedrun's needs a network that is prepared for it."""
-    lr, betas = recipe.finder_start_lr, (recipe.beta1, recipe.beta2)
-    if recipe.optimizer == "adam":
-        return get_optimizer(model, lr=lr, weight_decay=recipe.weight_decay, betas=betas)
-    prepare_network(model, train.data, mean, std)
-    return get_speedrun_optimizer(model, lr=lr, betas=betas)
 
 
 def find_rates(setup: Setup, model, optimizer, criterion, loader) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from benchmarks.common import (
     has_amx,
     load_images,
     make_parts,
-    mean_and_std,
     new_result,
     now,
     parser,
@@ -44,6 +43,7 @@ from benchmarks.common import (
 from errors import UsageError
 from models import CustomResNet
 from recipe import PRESETS
+from training_parts import mean_and_std
 from transformation import get_train_aug_transform
 
 GOAL = 3.0

@@ -26,21 +26,14 @@ from hardware import (
     get_precision,
     tune_process,
 )
-from learning_rate import find_lr, one_cycle
+from learning_rate import find_lr
 from loaders import ResidentLoader, get_loader
 from models import CustomResNet
-from optimizer import get_optimizer
 from pictures import load_image_folder
 from recipe import Recipe
-from speedrun import get_speedrun_optimizer, prepare_network
-from transformation import (
-    CIFAR10_MEAN,
-    CIFAR10_STD,
-    get_test_batch_transform,
-    get_train_aug_transform,
-    get_train_batch_transform,
-)
-from utils import fit, get_stats, predict, set_seed, to_device
+from training_parts import make_augmentation, make_optimizer, make_scheduler, mean_and_std
+from transformation import get_test_batch_transform, get_train_aug_transform
+from utils import fit, predict, set_seed, to_device
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FLOP_PER_TRAINED_IMAGE = 2.272e9
@@ -48,8 +41,6 @@ FLOP_PER_TRAINED_IMAGE = 2.272e9
 EVALUATED_AT_ONCE = 500
 KINDS = ("batched", "albumentations")
 """Of the training input."""
-AUGMENTATION = ("flip_probability", "alternating_flip", "cutout_size_px", "padding")
-"""The recipe's fields that the batched augmentation takes."""
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -116,13 +107,6 @@ def load_images(data_dir: str | None, count: int) -> tuple[ImageDataset, ImageDa
     return load_cifar10(data_dir, load_folder=load_image_folder)
 
 
-def mean_and_std(images: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Those of CIFAR-10 for CIFAR-10, else the images' own."""
-    if images.source.startswith("CIFAR-10"):
-        return CIFAR10_MEAN, CIFAR10_STD
-    return get_stats(images.data)
-
-
 # --- one training -------------------------------------------------------------------------------
 
 
@@ -135,18 +119,14 @@ def train_loader(
     workers: int = 0,
 ):
     """Augmented training batches: "batched" on the device, or "albumentations" image by image."""
-    mean, std = mean_and_std(images)
+    normal = mean_and_std(images)
     if kind == "batched":
-        transform = get_train_batch_transform(
-            images.data, mean, std,
-            device=device, seed=recipe.seed,
-            **{name: getattr(recipe, name) for name in AUGMENTATION},
-        )  # fmt: skip
+        transform = make_augmentation(recipe, images, normal, device)
         return ResidentLoader(
             transform, images.targets, recipe.batch_size,
             device=device, train=True, seed=recipe.seed,
         )  # fmt: skip
-    transform = get_train_aug_transform(mean, std, flip_probability=recipe.flip_probability)
+    transform = get_train_aug_transform(*normal, flip_probability=recipe.flip_probability)
     return get_loader(
         images.with_transform(transform), recipe.batch_size,
         train=True, seed=recipe.seed, num_workers=workers, device=device,
@@ -155,8 +135,7 @@ def train_loader(
 
 def test_loader(images: ImageDataset, normalised_as: ImageDataset, device: torch.device):
     """Normalised batches, in order."""
-    mean, std = mean_and_std(normalised_as)
-    transform = get_test_batch_transform(images.data, mean, std, device=device)
+    transform = get_test_batch_transform(images.data, *mean_and_std(normalised_as), device=device)
     return ResidentLoader(transform, images.targets, EVALUATED_AT_ONCE, device=device, train=False)
 
 
@@ -180,13 +159,8 @@ def make_parts(
     set_seed(recipe.seed)
     model = to_device(CustomResNet(len(train.classes) if train else 10), device)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    if recipe.optimizer == "muon":
-        prepare_network(model, train.data, *mean_and_std(train))
-        betas = (recipe.beta1, recipe.beta2)
-        return Parts(model, criterion, get_speedrun_optimizer(model, lr=lr, betas=betas))
-    optimizer = get_optimizer(
-        model, lr=lr, weight_decay=recipe.weight_decay, betas=(recipe.beta1, recipe.beta2)
-    )
+    normal = mean_and_std(train) if train else None  # looked at by the speedrun alone
+    optimizer = make_optimizer(recipe, model, train, normal, lr=lr)
     return Parts(model, criterion, optimizer)
 
 
@@ -201,13 +175,8 @@ def fit_parts(
     on_epoch: Callable[[Any], None] | None = None,
 ):
     """``utils.fit`` over the whole cycle of a recipe, without evaluation: the history."""
-    scheduler = one_cycle(
-        parts.optimizer,
-        lr_max=lr_max,
-        lr_min=lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min,
-        total_steps=recipe.epochs * len(loader),
-        peak_step=round(recipe.peak * len(loader)),
-    )
+    lr_min = lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min
+    scheduler = make_scheduler(recipe, parts.optimizer, loader, lr_max=lr_max, lr_min=lr_min)
     return fit(
         parts.model, loader, None, parts.optimizer, scheduler, parts.criterion,
         epochs=recipe.epochs, precision=precision, compile_mode=compile_mode, on_epoch=on_epoch,

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = {"train", "training_run", "evaluate", "predict", "command_line"}  # may import several rooms
+ROOTS = {
+    "train",
+    "training_run",
+    "training_parts",
+    "evaluate",
+    "predict",
+    "command_line",
+}  # may import several rooms
 LEAVES = {"errors", "records"}  # what went wrong and what was measured: data that all share
 ROOMS = {path.stem: path for path in ROOT.glob("*.py") if path.stem not in ROOTS} | {
     "models": ROOT / "models" / "custom_resnet.py",

@@ -47,7 +47,7 @@ def test_wheel_holds_exactly_the_library(wheel):
     assert {"report/page.py", "report/report.css", "report/report.js"} <= report
     checkpoint = {f"checkpoint/{m}.py" for m in ("__init__", "file", "run", "state")}
     assert names == {f"{m}.py" for m in MODULES} | checkpoint | models | report
-    scripts = {"train", "training_run", "evaluate", "predict", "command_line"}
+    scripts = {"train", "training_run", "training_parts", "evaluate", "predict", "command_line"}
     assert MODULES == {path.stem for path in ROOT.glob("*.py")} - scripts
 
 
