@@ -196,11 +196,11 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
         images = find_images(args.data_dir, Path(scratch))
         load_images(str(images), 0)  # decoded once, and kept beside the images
         done["preparing_images_s"] = time.monotonic() - begin
-        without = []
-        if args.device == "cuda" and (failure := probe_compiler(PROBE_S)):
-            done["compiler"] = failure
-            without = ["--compile", "off"]
-            print(f"without the compiler: {failure}", flush=True)
+        compiled = []  # setting up is reported apart, and so may take its time
+        if args.device == "cuda":
+            done["compiler"] = probe_compiler(PROBE_S) or "works"
+            compiled = ["--compile", "default"] if done["compiler"] == "works" else []
+            print(f"compiler: {done['compiler']}", flush=True)
         chosen = [section for section in chosen if not args.only or section.name in args.only]
         for section in chosen:  # an earlier file would be gone on with, and be taken for new
             (args.out / f"{section.name}.json").unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
             else:
                 command = [
                     sys.executable, "-u", str(Path(__file__).parent / section.script),
-                    "--data-dir", str(images), "--device", args.device, *section.options, *without,
+                    "--data-dir", str(images), "--device", args.device, *compiled, *section.options,
                 ]  # fmt: skip
                 said = run_section(section, command, args.out, log, min(left, section.most_s))
             seconds = time.monotonic() - started

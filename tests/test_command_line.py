@@ -28,7 +28,7 @@ NAMES = {
     "--dataset": (["cifar10", "digits"], ["", "cifar", "CIFAR10", "../digits"]),
     "--device": (["auto", "cpu"], ["gpu", "", "cuda:99", "tpu"]),
     "--precision": (["auto", "float32", "bfloat16"], ["fp32", "", "float16", "half"]),
-    "--compile": (["auto", "off"], ["on", "", "default", "max"]),
+    "--compile": (["off"], ["auto", "on", "", "default", "max"]),
     "--augmentation": (["batched", "albumentations"], ["none", "", "torch"]),
 }
 JUNK = ["--", "-x", "--no-such", "extra", "--epochs", "\u30c7\u30fc\u30bf", "--lr-max=--", "\0"]
