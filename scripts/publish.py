@@ -221,9 +221,10 @@ def render_headline(results: dict) -> str:
     seconds = results["seconds"]["train"]
     took = f"{seconds / 60:.0f} minutes" if seconds >= 600 else f"{seconds:.1f} s"
     return (
-        f"**{results['final']['test_accuracy']:.2%} of {data['num_test']:,} test images after "
-        f"{recipe['epochs']} epochs**: {SOURCES[data['source']]}, one run, its last epoch, {took} of "
-        f"training on {machine['device_name']} ({machine['threads']} threads, {machine['precision']})."
+        f"**{results['final']['test_accuracy']:.2%} accuracy on the {data['num_test']:,} test images "
+        f"after {recipe['epochs']} epochs** ({SOURCES[data['source']]}; one run, its last epoch; {took} "
+        f"of training on {machine['device_name']}, {machine['threads']} threads, "
+        f"{machine['precision']})."
     )
 
 
