@@ -202,10 +202,11 @@ def fit(
             record = meter.end_epoch(*tested, time.perf_counter() - begun)
             if on_epoch is not None:
                 _call(on_epoch, record)
-            stopping = group.world_size == 1 and stop()  # it came meanwhile
             done = len(history.epochs) == epochs
-            _save(checkpoint, parts, epoch_end=True, now=stopping or done)
-            if stopping:
+            saved = _save(checkpoint, parts, epoch_end=True, now=done)
+            if group.world_size == 1 and stop():  # it came meanwhile, perhaps during the save
+                if not saved:
+                    _save(checkpoint, parts, now=True)
                 break
     except _Stopped:
         _save(checkpoint, parts, now=True)
@@ -221,10 +222,9 @@ class _Stopped(Exception):
     """The training is to end here, at a place from which it can go on."""
 
 
-def _save(checkpoint, parts: dict[str, Any], **when: bool) -> None:
+def _save(checkpoint, parts: dict[str, Any], **when: bool) -> bool:
     try:
-        if checkpoint is not None:
-            checkpoint.save(parts, **when)
+        return checkpoint is not None and bool(checkpoint.save(parts, **when))
     except DivergedError as error:  # it knows the value, not the place
         raise not_saved(parts["history"], error) from error
 

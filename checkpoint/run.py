@@ -157,7 +157,7 @@ class Checkpoint:
             return file if file.exists() else self.source
         return self.source
 
-    def save(self, parts: Mapping[str, Any], *, epoch_end: bool = False, now: bool = False) -> None:
+    def save(self, parts: Mapping[str, Any], *, epoch_end: bool = False, now: bool = False) -> bool:
         """Save, if it is time to, or ``now``.
 
         Args:
@@ -165,13 +165,16 @@ class Checkpoint:
             epoch_end: an epoch has ended, and ``epoch_every_s`` is the time.
             now: whatever the time since the last save.
 
+        Returns:
+            Whether it was saved.
+
         Raises:
             DivergedError: a number in it is not finite; what was saved before stays.
             StorageError: it cannot be written; what was saved before stays.
         """
         due_s = self._epoch_every_s if epoch_end else self._every_s
         if not self._write or not (now or self._clock() - self._saved_s >= due_s):
-            return
+            return False
         parts = {**parts, **self._extra}
         state = {
             "identity": self._identity,
@@ -188,6 +191,7 @@ class Checkpoint:
         write_state(self.folder, state, keep_last=self._last_is_whole)
         self._last_is_whole = True
         self._saved_s = self._clock()
+        return True
 
     def discard(self) -> None:
         """Remove the files of a run that is finished and written."""

@@ -162,6 +162,7 @@ class Memory:
         if epoch_end or now:
             self.state = {n: copy.deepcopy(part.state_dict()) for n, part in parts.items()}
         self.saves.append(epoch_end)
+        return epoch_end or now
 
 
 def measured(history):
@@ -235,11 +236,21 @@ def test_a_stop_in_the_evaluation_does_not_lose_the_epoch():
     assert measured(history) == measured(training(epochs=2, batches=Epochs())[2])
 
 
-def test_a_stop_that_comes_while_an_epoch_is_saved_costs_no_step_and_no_second_save():
+@pytest.mark.parametrize("during", ["the callback", "the save"])
+def test_a_stop_that_comes_while_an_epoch_is_saved_costs_no_step_and_no_second_save(during):
     memory, came = Memory(), []
+    save = memory.save
+
+    def save_and_stop(parts, *, epoch_end=False, **when):
+        came.extend([True] * epoch_end)
+        return save(parts, epoch_end=epoch_end, **when)
+
+    if during == "the save":
+        memory.save = save_and_stop
     _, _, partial = training(
-        epochs=3, batches=Epochs(), checkpoint=memory, stop=lambda: bool(came), on_epoch=came.append
-    )
+        epochs=3, batches=Epochs(), checkpoint=memory, stop=lambda: bool(came),
+        on_epoch=came.append if during == "the callback" else None,
+    )  # fmt: skip
     assert (len(partial.steps), len(partial.epochs)) == (4, 1)
     assert memory.saves == [False] * 4 + [True]
 
