@@ -73,8 +73,7 @@ def get_precision(device: torch.device, name: str = "auto") -> str:
 def get_compile_mode(device: torch.device, name: str = "off") -> str | None:
     """The mode in which ``torch.compile`` makes the training step, None for not at all.
 
-    Compiling takes about a minute, in which a fast GPU makes all 24 epochs without it: it pays for
-    long runs.
+    Compiling takes its time before the first step: it pays for long runs.
 
     Args:
         device: where the network trains.
@@ -105,8 +104,8 @@ def tune_process() -> None:
 
     On cuda, cuDNN tries its kernels on the first batch of each shape and keeps the fastest. On the
     CPU, memory that tensors leave behind stays in the process for the next ones: glibc would give
-    each large block back to the system, which has to clear its pages anew a moment later, and that
-    is a fifth of a training step. So the process stays as large as it once was.
+    each large block back to the system, which has to clear its pages anew a moment later. So the
+    process stays as large as it once was.
 
     Source:
         mallopt(3): M_MMAP_MAX and M_TRIM_THRESHOLD.

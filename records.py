@@ -106,6 +106,13 @@ class Predictions:
         """The share of images whose most probable class is the true one, 0..1."""
         return float((self.predicted == self.labels).mean())
 
+    @property
+    def mirrored_accuracy(self) -> float | None:
+        """The same with the mirror images counted in; None where these were not looked at."""
+        if self.mirrored is None:
+            return None
+        return float((self.mirrored.argmax(axis=1) == self.labels).mean())
+
 
 class Meter:
     """Collects what the steps measure on the device, and reads it a few times an epoch.

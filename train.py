@@ -53,7 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
     add("--compile", default="off", metavar="M",
-        help="off, default or reduce-overhead: on a GPU, faster steps after about a minute")
+        help="off, default or reduce-overhead: on a GPU, faster steps after a slow start")
     add("--augmentation", choices=("batched", "albumentations"), default="batched",
         help="of whole batches on the device, or image by image in a loader (%(default)s)")
     add("--workers", type=int, default=0, metavar="N",

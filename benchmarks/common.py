@@ -236,7 +236,7 @@ def train_once(
         "seed": recipe.seed,
         "lr_max": lr_max,
         "accuracy": found.accuracy,
-        "accuracy_mirrored": float((found.mirrored.argmax(1) == found.labels).mean()),
+        "accuracy_mirrored": found.mirrored_accuracy,
         "train_accuracy": history.epochs[-1].train_accuracy,
         "train_loss": history.epochs[-1].train_loss,
         "train_accuracy_by_epoch": [round(epoch.train_accuracy, 5) for epoch in history.epochs],

@@ -6,11 +6,8 @@ import pytest
 import torch
 
 import evaluate
-import train
 from data import load_digits
 from models import CustomResNet, save_weights
-from recipe import PRESETS
-from training_run import as_data
 
 DIGITS = tuple(str(k) for k in range(10))
 
@@ -80,14 +77,6 @@ def test_images_are_looked_for_as_in_training(weights, tmp_path, capsys, monkeyp
     options = ["--dataset", "cifar10", "--data-dir", "here", "--download", "--limit-test", "2"]
     assert run(weights, tmp_path / "out", *options) == 0
     assert asked == [("here", True)]
-
-
-def test_training_into_the_folder_of_an_evaluation_is_refused(folder, capsys):
-    recipe = {"recipe": as_data(PRESETS["digits"])}
-    results = json.loads((folder / "results.json").read_text("utf-8")) | recipe
-    (folder / "results.json").write_text(json.dumps(results), "utf-8")
-    assert train.main(["--dataset", "digits", "--out", str(folder)]) == 6
-    assert "holds a finished run" in capsys.readouterr().err
 
 
 def test_finished_run_is_not_written_over(folder, weights, capsys):

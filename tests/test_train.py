@@ -226,3 +226,12 @@ def test_a_speedrun_whose_images_do_not_fit_the_device_is_one_line(monkeypatch, 
     monkeypatch.setattr(training_run, "fits_device", lambda *_: False)
     assert train.main([*SMALL, "--preset", "speedrun", "--out", str(tmp_path / "run")]) == 2
     assert "do not fit cpu, where the speedrun needs them" in capsys.readouterr().err
+
+
+def test_results_of_an_evaluation_are_no_finished_run(finished, tmp_path, capsys):
+    # evaluate.py writes them with the recipe and the images of the weights, but without a history.
+    results = json.loads((finished / "results.json").read_text("utf-8"))
+    del results["history"]
+    (tmp_path / "results.json").write_text(json.dumps(results), "utf-8")
+    assert train.main([*SMALL, "--out", str(tmp_path)]) == 6
+    assert "holds a finished run" in capsys.readouterr().err
