@@ -55,7 +55,7 @@ def find_lr(
     start_lr: float = 1e-5,
     end_lr: float = 0.1,
     num_steps: int = 100,
-    ratio: float = 20.0,
+    ratio: float = 200.0,
     autocast_dtype: torch.dtype = torch.float32,
     on_step: Callable[[int, int], None] | None = None,
 ) -> LRFinding:
@@ -134,7 +134,7 @@ def find_lr(
     return suggest_lr(finder.history["lr"][: len(losses)], losses, ratio=ratio)
 
 
-def suggest_lr(lrs: Sequence[float], losses: Sequence[float], *, ratio: float = 20.0) -> LRFinding:
+def suggest_lr(lrs: Sequence[float], losses: Sequence[float], *, ratio: float = 200.0) -> LRFinding:
     """LRMAX and LRMIN from the curve of a range test.
 
     LRMAX is the highest rate before the smoothed loss has risen by a tenth of its whole fall: the

@@ -29,7 +29,7 @@ class Recipe:
     """LRMAX, the rate at the peak; None: found by the range test."""
     lr_min: float | None = None
     """LRMIN, the rate of the first and the last step; None: LRMAX / ``lr_ratio``."""
-    lr_ratio: float = 20.0
+    lr_ratio: float = 200.0
     """LRMAX / LRMIN where LRMIN is not given, above 1."""
     finder_start_lr: float = 1e-5
     """First rate of the range test."""
@@ -37,7 +37,7 @@ class Recipe:
     """Last rate of the range test."""
     finder_steps: int = 100
     """Steps of the range test, 20 or more."""
-    weight_decay: float = 0.2
+    weight_decay: float = 0.4
     """Decoupled decay of the weights (not of biases and BN): a step takes rate * decay of them."""
     beta1: float = 0.9
     """Adam's decay of the gradient's mean, 0..1."""

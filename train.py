@@ -44,8 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--peak-epoch", type=float, metavar="N", help="epochs until LRMAX (5/24 of them)")
     add("--batch-size", type=int, metavar="N", help="images a step (512; digits 64)")
     add("--lr-max", type=float, metavar="X", help="LRMAX (found by a range test)")
-    add("--lr-min", type=float, metavar="X", help="LRMIN (LRMAX / 20)")
-    add("--weight-decay", type=float, metavar="X", help="decoupled, of the weights only (0.2)")
+    add("--lr-min", type=float, metavar="X", help="LRMIN (LRMAX / 200)")
+    add("--weight-decay", type=float, metavar="X", help="decoupled, of the weights only (0.4)")
     add("--beta2", type=float, metavar="X", help="Adam's decay of the squared gradient (0.99)")
     add("--label-smoothing", type=float, metavar="X",
         help="share of the target spread over all classes (0.1)")

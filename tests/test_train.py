@@ -52,12 +52,12 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     assert results["data"]["source"] == "digits"
     assert (results["data"]["num_train"], results["data"]["num_test"]) == (192, 50)
     assert results["learning_rate"]["lr_max"] == 0.004
-    assert results["learning_rate"]["lr_min"] == 0.004 / 20
+    assert results["learning_rate"]["lr_min"] == 0.004 / 200
     assert results["final"]["test_accuracy"] == results["history"][-1]["test_accuracy"]
     with open(finished / "steps.csv", encoding="utf-8") as file:
         steps = list(csv.DictReader(file))
     assert [int(row["step"]) for row in steps] == list(range(12))
-    assert float(steps[0]["lr"]) == pytest.approx(0.0002)
+    assert float(steps[0]["lr"]) == pytest.approx(0.00002)
     log = (finished / "log.txt").read_text("utf-8")
     assert log.startswith("digits: 192 training images, 50 test images")
     assert "EPOCH = 2 | LR = " in log and "Total params: 6,575,370" in log
@@ -80,7 +80,7 @@ def test_the_weights_load_and_give_the_accuracy_of_the_results(finished):
 @pytest.mark.parametrize(
     ("given", "lr_max", "lr_min", "rule"),
     [
-        (["--lr-max", "0.004"], 0.004, 0.0002, "LRMAX is given; LRMIN is LRMAX / 20"),
+        (["--lr-max", "0.004"], 0.004, 0.00002, "LRMAX is given; LRMIN is LRMAX / 200"),
         (
             ["--lr-max", "0.004", "--lr-min", "0.001"],
             0.004,
@@ -110,7 +110,7 @@ def test_a_given_lrmin_stands_beside_a_found_lrmax():
     rates = training_run.choose_rates(Recipe(lr_min=1e-4), finding)
     assert (rates["lr_max"], rates["lr_min"]) == (1e-3, 1e-4)
     assert rates["rule"] == "LRMAX is found; LRMIN is given"
-    assert training_run.choose_rates(Recipe(), finding)["lr_min"] == 1e-3 / 20
+    assert training_run.choose_rates(Recipe(), finding)["lr_min"] == 1e-3 / 200
 
 
 def test_validation_images_come_from_the_training_images(tmp_path, capsys):
