@@ -12,10 +12,12 @@ compiler does not work, all of them go on without it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -25,16 +27,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import load_images, run_benchmark, write_json
 from errors import DataError, UsageError, WorkerError
-from hardware import get_device
+from hardware import get_compile_mode, get_device
 
 TOTAL_S = 505.0
 """Of the nine minutes; the rest is for starting and ending."""
 PROBE_S = 90.0
+END_S = 5.0
+"""For a section to end what it has started."""
 LOG_CHARACTERS = 20_000
 """Of a section's output, its end."""
 PROBE = """
@@ -91,6 +97,12 @@ def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
     return made
 
 
+def without_compiler(section: Section) -> Section:
+    """The same section, measuring nothing compiled."""
+    eager = ("--modes", "eager") if section.name == "step" else ()
+    return dataclasses.replace(section, options=(*section.options, *eager))
+
+
 def find_images(place: str | None, scratch: Path) -> Path:
     """The folder of the images; an archive is unpacked into ``scratch``."""
     if not place:
@@ -109,13 +121,16 @@ def find_images(place: str | None, scratch: Path) -> Path:
     raise DataError(f"{place} holds neither train/ nor cifar-10-batches-py/")
 
 
-def probe_compiler(seconds: float) -> str:
+def probe_compiler(device: torch.device, seconds: float) -> str:
     """What keeps ``torch.compile`` from working here; nothing where it works."""
     try:
+        get_compile_mode(device, "default")
         subprocess.run(
             [sys.executable, "-c", PROBE], check=True, capture_output=True, text=True,
             timeout=seconds,
         )  # fmt: skip
+    except UsageError as error:  # which every section would end with
+        return str(error)
     except subprocess.TimeoutExpired:
         return f"it took more than {seconds:.0f} s"
     except subprocess.CalledProcessError as error:
@@ -152,9 +167,14 @@ def run_section(
 
 
 def _end(process: subprocess.Popen) -> None:
-    # With its workers and sub-processes, so that the next section has the GPU for itself.
+    # With its workers and sub-processes, so that the next section has the GPU for itself: asked
+    # first, because a reference is in a group of its own, which only its section can end.
     if process.poll() is None and hasattr(os, "killpg"):
-        os.killpg(process.pid, 9)
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=END_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     elif process.poll() is None:
         process.kill()
     process.wait()
@@ -198,9 +218,11 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
         done["preparing_images_s"] = time.monotonic() - begin
         compiled = []  # setting up is reported apart, and so may take its time
         if args.device == "cuda":
-            done["compiler"] = probe_compiler(PROBE_S) or "works"
+            done["compiler"] = probe_compiler(torch.device("cuda"), PROBE_S) or "works"
             compiled = ["--compile", "default"] if done["compiler"] == "works" else []
             print(f"compiler: {done['compiler']}", flush=True)
+            if not compiled:  # the others of its modes would try to compile again
+                chosen = [without_compiler(section) for section in chosen]
         chosen = [section for section in chosen if not args.only or section.name in args.only]
         for section in chosen:  # an earlier file would be gone on with, and be taken for new
             (args.out / f"{section.name}.json").unlink(missing_ok=True)

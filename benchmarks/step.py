@@ -147,7 +147,8 @@ def measure(mode: str, args, device, precision, train) -> dict[str, Any]:
     )
     batch = constant_batch(recipe, device)
     begin = now(device)
-    step = bare_step(make_parts(recipe, device), *batch, precision, mode)
+    bare = make_parts(recipe, device)  # kept, because a graph does not keep what it works on
+    step = bare_step(bare, *batch, precision, mode)
     for _ in range(3 if device.type == "cuda" else 1):
         step()
     made = {"mode": mode, "set_up_s": {"bare": now(device) - begin}, "bare": [], "loop": []}

@@ -354,8 +354,8 @@ python predict.py photo.jpg
 python evaluate.py weights/{file} --data-dir path/to/cifar10
 ```
 
-The second measures the accuracy again: the same to the image on the same machine; elsewhere
-rounding may move up to 3 images.
+The second measures the accuracy again: on the images named above, the same to the image on the same
+machine and nearly so elsewhere; on another copy of CIFAR-10 it differs.
 
 ## Limits
 

@@ -271,19 +271,23 @@ def script(tmp_path, name, text):
     return str(tmp_path / name)
 
 
-def test_a_section_that_fails_or_hangs_is_recorded_and_the_next_goes_on(tmp_path):
+def test_a_section_that_fails_or_hangs_is_recorded_and_the_next_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "END_S", 0.2)
+    tidy = "try: time.sleep(600)\nfinally: write([2])"  # as one that has started a reference
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); write([5]); time.sleep(600)"
     chosen = [
         gpu.Section(
             "fails", script(tmp_path, "a.py", "write([1]); raise OSError('no')"), (), 60, 0
         ),
-        gpu.Section("hangs", script(tmp_path, "b.py", "write([2]); time.sleep(600)"), (), 1, 0),
+        gpu.Section("hangs", script(tmp_path, "b.py", tidy), (), 1, 0),
+        gpu.Section("deaf", script(tmp_path, "e.py", deaf), (), 1, 0),
         gpu.Section("long", script(tmp_path, "c.py", "write([3])"), (), 60, 1000),
         gpu.Section("works", script(tmp_path, "d.py", "write([4])"), (), 60, 0),
     ]
     done = gpu.run_all(chosen, arguments(tmp_path))
     said = {name: row["said"] for name, row in done["sections"].items()}
     assert "OSError: no" in said["fails"] and "its time" in said["hangs"]
-    assert "left out" in said["long"] and said["works"] == "done"
+    assert "its time" in said["deaf"] and "left out" in said["long"] and said["works"] == "done"
     results = {
         name: json.loads((tmp_path / "out" / f"{name}.json").read_text("utf-8"))
         for name in ("fails", "hangs", "works")
