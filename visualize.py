@@ -173,8 +173,8 @@ def plot_lr_history(
             fontsize=LABEL_SIZE,
             bbox={"boxstyle": "square,pad=0.1", "color": "white"},  # the line stays off the words
         )
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.1)
+    axes.update_datalim([(numbers[0], 0)])
+    axes.margins(y=0.1)  # the words at the ends stay off the frame
     axes.set_xlabel("step", fontsize=LABEL_SIZE)
     axes.set_ylabel("learning rate", fontsize=LABEL_SIZE)
     _quiet_frame(axes)
