@@ -121,10 +121,10 @@ def find_images(place: str | None, scratch: Path) -> Path:
     raise DataError(f"{place} holds neither train/ nor cifar-10-batches-py/")
 
 
-def probe_compiler(device: torch.device, seconds: float) -> str:
+def probe_compiler(seconds: float) -> str:
     """What keeps ``torch.compile`` from working here; nothing where it works."""
     try:
-        get_compile_mode(device, "default")
+        get_compile_mode(torch.device("cuda"), "default")
         subprocess.run(
             [sys.executable, "-c", PROBE], check=True, capture_output=True, text=True,
             timeout=seconds,
@@ -218,7 +218,7 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
         done["preparing_images_s"] = time.monotonic() - begin
         compiled = []  # setting up is reported apart, and so may take its time
         if args.device == "cuda":
-            done["compiler"] = probe_compiler(torch.device("cuda"), PROBE_S) or "works"
+            done["compiler"] = probe_compiler(PROBE_S) or "works"
             compiled = ["--compile", "default"] if done["compiler"] == "works" else []
             print(f"compiler: {done['compiler']}", flush=True)
             if not compiled:  # the others of its modes would try to compile again
