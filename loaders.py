@@ -221,10 +221,12 @@ def _next(iterator: Iterator):
         loaded = next(iterator, None)
     except WorkerError as error:
         return WorkerError(str(error))
+    except (EOFError, ConnectionError) as error:  # what it was about to hand over went with it
+        return _worker_error(f"DataLoader worker exited: {type(error).__name__}")
     except RuntimeError as error:
         if not str(error).startswith("DataLoader"):
             raise
-        return _worker_error(error)
+        return _worker_error(str(error))
     return DataError(loaded) if isinstance(loaded, _Failure) else loaded
 
 
@@ -251,8 +253,8 @@ def _collate(samples: list):
     return failures[0] if failures else default_collate(samples)
 
 
-def _worker_error(error: RuntimeError) -> WorkerError:
-    cause = str(error).splitlines()[0].rstrip(". ")
+def _worker_error(said: str) -> WorkerError:
+    cause = said.splitlines()[0].rstrip(". ")
     return WorkerError(f"{cause}; memory may be short: take fewer workers, or --workers 0")
 
 
@@ -268,7 +270,7 @@ def _name_worker_errors() -> None:
         try:
             handler(signum, frame)
         except RuntimeError as error:
-            raise _worker_error(error) from None
+            raise _worker_error(str(error)) from None
 
     named.names_worker_errors = True
     signal.signal(signal.SIGCHLD, named)

@@ -343,6 +343,19 @@ def test_a_worker_that_dies_is_named_with_a_way_out():
     assert seen_before(broken(die, 2), WorkerError, match) <= 2
 
 
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError, ConnectionRefusedError])
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named_too(error, monkeypatch):
+    # Now and then the broken connection is noticed before the death, and torch lets it through.
+    iterator = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+
+    def break_off(self):
+        raise error
+
+    monkeypatch.setattr(iterator, "_next_data", break_off)
+    match = f"batch 0: DataLoader worker exited: {error.__name__}; .*take fewer workers"
+    assert seen_before(broken(hang, 1), WorkerError, match) == 0
+
+
 def test_a_worker_that_hangs_is_given_up():
     match = "epoch 0, batch [0-2]: DataLoader timed out after 2 seconds.*--workers 0"
     assert seen_before(broken(hang, 1, timeout_s=2), WorkerError, match) <= 2
