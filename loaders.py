@@ -7,7 +7,6 @@ batches of a whole one, and ``global_batch(i)`` the images in batch i over all p
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 import signal
@@ -201,18 +200,27 @@ class SeededLoader(_Epochs, DataLoader):
 
 
 def _checked(iterator: Iterator, epoch: int, start: int) -> Iterator:
-    for batch in itertools.count():
-        loaded = _next(iterator)
-        if loaded is None:
-            return
-        if isinstance(loaded, Exception):
-            # The workers end now, and not when the last traceback goes; and whichever of them is
-            # dead is told of once.
-            with contextlib.suppress(WorkerError):
-                getattr(iterator, "_shutdown_workers", bool)()
-            raise type(loaded)(f"epoch {epoch}, batch {batch}: {loaded}")
-        if batch >= start:
-            yield loaded
+    try:
+        for batch in itertools.count():
+            loaded = _next(iterator)
+            if loaded is None:
+                return
+            if isinstance(loaded, Exception):
+                raise type(loaded)(f"epoch {epoch}, batch {batch}: {loaded}")
+            if batch >= start:
+                yield loaded
+    except (DataError, WorkerError):
+        # The workers end now, and not when the last traceback goes. A death that is told of
+        # meanwhile, at most one, may break that off.
+        try:
+            _end_workers(iterator)
+        except WorkerError:
+            _end_workers(iterator)
+        raise
+
+
+def _end_workers(iterator: Iterator) -> None:
+    getattr(iterator, "_shutdown_workers", bool)()
 
 
 def _next(iterator: Iterator):

@@ -356,6 +356,21 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named_too(error, monk
     assert seen_before(broken(hang, 1), WorkerError, match) == 0
 
 
+def test_a_death_that_is_told_of_while_the_workers_end_leaves_none_behind(monkeypatch):
+    iterator = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    end, calls = iterator._shutdown_workers, []
+
+    def end_late(self):
+        calls.append(self)
+        if len(calls) == 1:
+            raise WorkerError("told of by the signal handler, as the function begins")
+        end(self)
+
+    monkeypatch.setattr(iterator, "_shutdown_workers", end_late)
+    match = "epoch 0, batch 2: image 21 cannot be loaded"
+    assert seen_before(broken(raise_error, 2), DataError, match) == 2
+
+
 def test_a_worker_that_hangs_is_given_up():
     match = "epoch 0, batch [0-2]: DataLoader timed out after 2 seconds.*--workers 0"
     assert seen_before(broken(hang, 1, timeout_s=2), WorkerError, match) <= 2
