@@ -31,6 +31,12 @@ def complain(line: object) -> None:
     print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
 
 
+def say(line: object) -> None:
+    """The same from the first process of a group alone, and no part of a run's log."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        complain(line)
+
+
 def run_command(run: Callable[[], int | None], *, kept: str) -> int:
     """Run a program; its exit code, where an error is one line and not a traceback.
 

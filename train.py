@@ -24,7 +24,8 @@ from hardware import PRECISIONS, get_compile_mode, get_device, get_precision
 from recipe import PRESETS, Recipe
 from run_folder import prepare_folder
 from run_lock import lock_folder
-from training_run import Setup, as_data, in_range, stored_results, train_and_write
+from training_input import in_range
+from training_run import Setup, as_data, stored_results, train_and_write
 
 STATUS_FILE = "status.json"
 

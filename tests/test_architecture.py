@@ -7,7 +7,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOTS = {
     "train",
     "training_run",
+    "training_input",
     "training_parts",
+    "training_results",
     "evaluate",
     "predict",
     "command_line",

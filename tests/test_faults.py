@@ -36,10 +36,12 @@ def test_a_few_of_each_fault_do_no_harm(faults, tmp_path, name):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc here")
 def test_epochs_leak_nothing_and_open_no_socket(faults, tmp_path):
+    from fault_trials import footprint  # the script has put its folder on the path
+
     left = tmp_path / "left.json"
 
     def child():
-        left.write_text(json.dumps(faults._epochs(5, tmp_path)))
+        left.write_text(json.dumps(footprint._epochs(5, tmp_path)))
 
     assert small_runs.in_child(child) == 0
     found = json.loads(left.read_text())
@@ -81,7 +83,7 @@ def test_without_its_protection_a_checkpoint_fails_the_mutations(faults, tmp_pat
 
     monkeypatch.setattr("checkpoint.file.hashlib.sha256", Same)
     monkeypatch.setattr(small_runs, "digest", lambda parts: "")
-    assert faults.mutations(0.004, tmp_path)["failures"]
+    assert faults.SECTIONS["mutations"](0.004, tmp_path)["failures"]
 
 
 def test_readme_tells_what_was_counted(tmp_path):

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_architecture import ROOTS
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
@@ -47,8 +48,7 @@ def test_wheel_holds_exactly_the_library(wheel):
     assert {"report/page.py", "report/report.css", "report/report.js"} <= report
     checkpoint = {f"checkpoint/{m}.py" for m in ("__init__", "file", "run", "state")}
     assert names == {f"{m}.py" for m in MODULES} | checkpoint | models | report
-    scripts = {"train", "training_run", "training_parts", "evaluate", "predict", "command_line"}
-    assert MODULES == {path.stem for path in ROOT.glob("*.py")} - scripts
+    assert MODULES == {path.stem for path in ROOT.glob("*.py")} - ROOTS
 
 
 def test_wheel_asks_for_what_requirements_txt_says(wheel):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_architecture import ROOTS
 
 import train
 
@@ -83,5 +84,4 @@ def test_every_picture_is_published_with_the_run(publish):
 
 def test_modules_of_the_table_are_all_of_them():
     listed = set(re.findall(r"^\| \[`(\w+)\.py`\]", README, re.MULTILINE))
-    roots = {"train", "training_run", "training_parts", "evaluate", "predict", "command_line"}
-    assert listed | roots == {path.stem for path in ROOT.glob("*.py")}
+    assert listed | ROOTS == {path.stem for path in ROOT.glob("*.py")}

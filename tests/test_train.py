@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import train
+import training_input
 import training_run
 from data import load_digits
 from distributed import Group
@@ -115,8 +116,8 @@ def test_a_given_lrmin_stands_beside_a_found_lrmax():
 
 def test_validation_images_come_from_the_training_images(tmp_path, capsys):
     args = train.parse(["--dataset", "digits", "--val", "137"])
-    rest, held_out, name = training_run.load_images(args)
-    everything, _, _ = training_run.load_images(train.parse(["--dataset", "digits"]))
+    rest, held_out, name = training_input.load_images(args)
+    everything, _, _ = training_input.load_images(train.parse(["--dataset", "digits"]))
     assert (len(rest), len(held_out), name) == (1300, 137, "held-out training images")
     pixels = lambda images: sorted(image.tobytes() for image in images.data)  # noqa: E731
     assert pixels(everything) == sorted(pixels(rest) + pixels(held_out))
@@ -223,7 +224,7 @@ def test_a_process_that_does_not_see_the_checkpoint_of_the_first_is_refused(tmp_
 
 
 def test_a_speedrun_whose_images_do_not_fit_the_device_is_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(training_run, "fits_device", lambda *_: False)
+    monkeypatch.setattr(training_input, "fits_device", lambda *_: False)
     assert train.main([*SMALL, "--preset", "speedrun", "--out", str(tmp_path / "run")]) == 2
     assert "do not fit cpu, where the speedrun needs them" in capsys.readouterr().err
 

@@ -19,6 +19,7 @@ from torch import nn
 import checkpoint
 import errors
 import train
+import training_input
 import training_run
 from data import load_digits
 from distributed import Group
@@ -159,7 +160,7 @@ def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, monkeypatch, t
         return images, test
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run, "load_digits", other_digits)
+        patch.setattr(training_input, "load_digits", other_digits)
         assert train.main([*SMALL, "--out", str(stopped)]) == 4
     (line,) = lines(capsys.readouterr())
     assert "data.sha256 is" in line
