@@ -274,7 +274,9 @@ def script(tmp_path, name, text):
 def test_a_section_that_fails_or_hangs_is_recorded_and_the_next_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "END_S", 0.2)
     tidy = "try: time.sleep(600)\nfinally: write([2])"  # as one that has started a reference
-    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); write([5]); time.sleep(600)"
+    deaf = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); write([5]); time.sleep(600)"
+    )
     chosen = [
         gpu.Section(
             "fails", script(tmp_path, "a.py", "write([1]); raise OSError('no')"), (), 60, 0
