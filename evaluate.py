@@ -12,21 +12,19 @@ from pathlib import Path
 
 import torch
 
-from cifar10_files import prepare_cifar10
 from command_line import Parser, run_command
-from data import ImageDataset, load_cifar10, load_digits
+from data import ImageDataset
 from errors import UsageError
-from evaluation import Evaluation, evaluate_predictions
 from grad_cam import explain_errors
 from hardware import describe_machine, get_device
 from loaders import ResidentLoader
 from models import CustomResNet, WeightsFile, load_weights
-from pictures import load_image_folder
 from report import build_report
 from run_folder import prepare_folder, write_evaluation
-from training_log import progress_bar
+from training_input import load_dataset
+from training_results import measure
 from transformation import get_test_batch_transform
-from utils import predict, to_device
+from utils import to_device
 
 PRECISION = "float32"  # what published figures are measured in
 BATCH_SIZE = 250
@@ -54,12 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_test_images(args: argparse.Namespace, weights: WeightsFile) -> ImageDataset:
-    if args.dataset == "digits":
-        _, test = load_digits()
-    else:
-        with progress_bar("CIFAR-10", sys.stderr) as progress:
-            folder = prepare_cifar10(args.data_dir, download=args.download, progress=progress)
-            _, test = load_cifar10(folder, load_folder=load_image_folder, progress=progress)
+    _, test = load_dataset(args)
     if tuple(test.classes) != weights.classes:
         raise UsageError(
             f"{weights.file} knows {_shortened(weights.classes)}, the images are "
@@ -97,7 +90,9 @@ def evaluate_and_write(
     command: str,
 ) -> None:
     transform = get_test_batch_transform(test.data, weights.mean, weights.std, device=device)
-    evaluation = measure(model, test, weights, transform, device)
+    loader = ResidentLoader(transform, test.targets, BATCH_SIZE, train=False, device=device)
+    may_mirror = weights.recipe.get("flip_probability", 0) > 0  # else it means something else
+    evaluation = measure(model, loader, test, precision=PRECISION, mirrored=may_mirror)
     right = len(test) - len(evaluation.wrong)
     print(
         f"Accuracy {100 * evaluation.accuracy:.2f} % ({right}/{len(test)}), loss "
@@ -130,17 +125,6 @@ def evaluate_and_write(
         ),
     )
     print(f"The report is {out / 'report.html'}, the errors are in {out / 'errors.csv'}")
-
-
-def measure(
-    model: CustomResNet, test: ImageDataset, weights: WeightsFile, transform, device: torch.device
-) -> Evaluation:
-    loader = ResidentLoader(transform, test.targets, BATCH_SIZE, train=False, device=device)
-    may_mirror = weights.recipe.get("flip_probability", 0) > 0  # else it means something else
-    found = predict(model, loader, precision=PRECISION, mirrored=may_mirror)
-    return evaluate_predictions(
-        found.probabilities, found.labels, test.classes, mirrored=found.mirrored
-    )
 
 
 def main(argv: list[str] | None = None) -> int:

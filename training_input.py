@@ -1,4 +1,4 @@
-"""The images of a run from the command line, and its batches."""
+"""The images of a command line, and the batches of its run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from training_parts import Normal, make_augmentation
 from transformation import get_test_aug_transform, get_test_batch_transform, get_train_aug_transform
 
 
+def load_dataset(args: argparse.Namespace) -> tuple[ImageDataset, ImageDataset]:
+    """All training images and all test images."""
+    if args.dataset == "digits":
+        return load_digits()
+    with progress_bar("CIFAR-10", sys.stderr) as progress:
+        folder = prepare_cifar10(args.data_dir, download=args.download, progress=progress)
+        return load_cifar10(folder, load_folder=load_image_folder, progress=progress)
+
+
 def load_images(args: argparse.Namespace) -> tuple[ImageDataset, ImageDataset, str]:
     """Training images, images to evaluate on, and what the latter are."""
-    if args.dataset == "digits":
-        train, test = load_digits()
-    else:
-        with progress_bar("CIFAR-10", sys.stderr) as progress:
-            folder = prepare_cifar10(args.data_dir, download=args.download, progress=progress)
-            train, test = load_cifar10(folder, load_folder=load_image_folder, progress=progress)
+    train, test = load_dataset(args)
     name = "test images"
     if args.val is not None:
         in_range("val", args.val, len(train) - 2)

@@ -1,4 +1,4 @@
-"""What a finished run leaves: its evaluation, figures, weights and report."""
+"""What a finished run leaves: its evaluation, which evaluate.py shares, and its files."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def measure(
     test: ImageDataset,
     *,
     precision: str,
-    group: Group,
     mirrored: bool,
+    group: Group | None = None,
 ) -> Evaluation:
     """Of the images and, where they mean the same, of their mirror images."""
     found = predict(model, loader, precision=precision, group=group, mirrored=mirrored)

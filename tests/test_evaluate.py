@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import evaluate
+import training_input
 from data import load_digits
 from models import CustomResNet, save_weights
 
@@ -71,9 +72,11 @@ def test_accuracy_line_names_images_and_format(folder, weights, capsys, tmp_path
 def test_images_are_looked_for_as_in_training(weights, tmp_path, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        evaluate, "prepare_cifar10", lambda *a, download, progress: asked.append((*a, download))
+        training_input,
+        "prepare_cifar10",
+        lambda *a, download, progress: asked.append((*a, download)),
     )
-    monkeypatch.setattr(evaluate, "load_cifar10", lambda *_, **__: load_digits())
+    monkeypatch.setattr(training_input, "load_cifar10", lambda *_, **__: load_digits())
     options = ["--dataset", "cifar10", "--data-dir", "here", "--download", "--limit-test", "2"]
     assert run(weights, tmp_path / "out", *options) == 0
     assert asked == [("here", True)]
