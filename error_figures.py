@@ -74,6 +74,7 @@ def plot_confused_pairs(
     if not shown:
         return _no_data(figure, "nothing is misclassified")
     axes = figure.subplots()
+    classes = _literal(classes)
     names = [f"{classes[pair.first]} · {classes[pair.second]}" for pair in shown]
     forth = [pair.first_as_second for pair in shown]
     back = [pair.second_as_first for pair in shown]
@@ -121,6 +122,7 @@ def plot_grad_cam(
     figure = _figure(f"Grad-CAM of {layer}", source, 5.6 * columns, 2.1 * rows + 0.7)
     if not len(labels):
         return _no_data(figure, "nothing is misclassified")
+    classes = _literal(classes)
     grid = figure.subplots(rows, 3 * columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -141,6 +143,11 @@ def _figure(title: str, source: str, width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
     return figure
+
+
+def _literal(texts: Sequence[str]) -> list[str]:
+    """The texts as they are, where matplotlib would take what is between dollars for a formula."""
+    return [text.replace("$", r"\$") for text in texts]
 
 
 def _no_data(figure: Figure, text: str = "no data") -> Figure:

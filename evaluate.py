@@ -68,6 +68,7 @@ def _shortened(classes: tuple[str, ...]) -> str:
 def run(args: argparse.Namespace, command: str) -> None:
     weights = load_weights(args.weights)
     device = get_device(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
     model = to_device(CustomResNet.from_pretrained(weights), device)
     test = load_test_images(args, weights)
     is_new = not Path(args.out).exists()

@@ -110,13 +110,14 @@ def find_lr(
                 if on_step is not None:
                     on_step(number + 1, len(numbers))
 
+        batches = _Sized(loader)
         # In place of its own bar, which cannot be switched off and whose widget a repository page
         # refuses to show.
         with mock.patch.object(torch_lr_finder.lr_finder, "tqdm", steps):
             try:
                 finder.range_test(
                     # It would refuse a loader that is none of torch's.
-                    torch_lr_finder.TrainDataLoaderIter(loader),
+                    torch_lr_finder.TrainDataLoaderIter(batches),
                     start_lr=start_lr,
                     end_lr=end_lr,
                     num_iter=num_steps,
@@ -127,8 +128,8 @@ def find_lr(
                 pass
             except torch.OutOfMemoryError as error:
                 raise UsageError(
-                    f"the memory of {device} does not hold a batch of the range test; "
-                    "lower batch_size"
+                    f"the memory of {device} does not hold {batches} in the range test; "
+                    "lower batch_size, or give lr_max"
                 ) from error
     losses = finder.history["loss"]
     return suggest_lr(finder.history["lr"][: len(losses)], losses, ratio=ratio)
@@ -187,6 +188,22 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], *, ratio: float = 
 def _centred_mean(losses: list[float]) -> list[float]:
     half = SMOOTHING_STEPS // 2
     return [float(np.mean(losses[max(0, i - half) : i + half + 1])) for i in range(len(losses))]
+
+
+class _Sized:
+    """A loader that tells how large its batches are."""
+
+    def __init__(self, loader) -> None:
+        self.loader = loader
+        self.size = None
+
+    def __iter__(self) -> Iterator:
+        for images, labels in self.loader:
+            self.size = len(labels)
+            yield images, labels
+
+    def __str__(self) -> str:
+        return "a batch" if self.size is None else f"batches of {self.size}"
 
 
 class _NotFinite(Exception):

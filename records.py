@@ -172,9 +172,9 @@ class Meter:
             skipped = self.float16 and not math.isfinite(norm)
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
             self.history.skipped_steps += skipped
-            if not math.isfinite(loss) or self.skipped_in_a_row > SKIPS_TOLERATED:
+            if not math.isfinite(loss):
                 raise diverged(epoch, step, "the loss", loss, self.history.steps)
-            if not (math.isfinite(norm) or skipped):
+            if not (math.isfinite(norm) or skipped) or self.skipped_in_a_row > SKIPS_TOLERATED:
                 raise diverged(epoch, step, "the gradient's norm", norm, self.history.steps)
             self.history.steps.append(step)
             running["images"] += size

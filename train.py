@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")
     add("--download", action="store_true", help="get CIFAR-10 where DIR has none")
     add("--preset", choices=sorted(PRESETS),
-        help="recipe: assignment (CIFAR-10's), digits (the digits') or speedrun")
+        help="recipe: assignment (for CIFAR-10, with the values below), digits or speedrun")
     add("--epochs", type=int, metavar="N", help="passes over the training images (24; digits 8)")
     add("--peak-epoch", type=float, metavar="N", help="epochs until LRMAX (5/24 of them)")
     add("--batch-size", type=int, metavar="N", help="images a step (512; digits 64)")

@@ -95,6 +95,7 @@ def train_and_write(setup: Setup) -> int:
         "recipe": as_data(recipe),
         "data": data | {"sha256": [train.digest(), test.digest()]},
         "workers": None if batched else args.workers,
+        "steps_per_epoch": steps_per_epoch,  # a large group leaves a small last batch out
     }
     checkpoint, resumed = open_checkpoint(setup, identity, machine, log)
 

@@ -36,7 +36,7 @@ def plot_class_counts(targets: np.ndarray, *, classes: Sequence[str], source: st
     counts = np.bincount(np.asarray(targets, dtype=np.int64), minlength=len(classes))
     if not counts.sum():
         return _no_data(figure)
-    bars = axes.bar(classes, counts, color=TRAIN_COLOUR)
+    bars = axes.bar(_literal(classes), counts, color=TRAIN_COLOUR)
     axes.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=2)
     axes.margins(y=0.12)
     axes.set_ylabel("images", fontsize=LABEL_SIZE)
@@ -120,7 +120,7 @@ def plot_history(epochs: Sequence[Any], *, source: str) -> Figure:
 
     Args:
         epochs: records with ``epoch``, ``train_accuracy``, ``test_accuracy`` (0..1),
-            ``train_loss`` and ``test_loss`` (nats).
+            ``train_loss`` and ``test_loss`` (nats); None where nothing was tested.
         source: where the images come from.
     """
     figure, (left, right) = _figure("Training", source, width=13, height=5, columns=2)
@@ -131,6 +131,8 @@ def plot_history(epochs: Sequence[Any], *, source: str) -> Figure:
         # Told apart in grey too.
         for split, colour, line in (("train", TRAIN_COLOUR, "o--"), ("test", TEST_COLOUR, "s-")):
             values = [getattr(record, f"{split}_{quantity}") for record in epochs]
+            if values[-1] is None:
+                continue
             last = f"{values[-1]:.2%}" if quantity == "accuracy" else f"{values[-1]:.3f}"
             axes.plot(
                 numbers, values, line, color=colour, linewidth=2, markersize=4,
@@ -262,8 +264,9 @@ def plot_confusion_matrix(
         axes.text(column, row - 0.12, f"{count}", fontsize=LABEL_SIZE + 1, **options)
         if count:
             axes.text(column, row + 0.26, f"{share:.1%}", fontsize=LABEL_SIZE - 3, **options)
-    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", fontsize=LABEL_SIZE)
-    axes.set_yticks(range(len(classes)), classes, fontsize=LABEL_SIZE)
+    names = _literal(classes)
+    axes.set_xticks(range(len(classes)), names, rotation=40, ha="right", fontsize=LABEL_SIZE)
+    axes.set_yticks(range(len(classes)), names, fontsize=LABEL_SIZE)
     axes.set_xlabel("predicted class", fontsize=LABEL_SIZE)
     axes.set_ylabel("true class", fontsize=LABEL_SIZE)
     return figure
@@ -275,6 +278,11 @@ def _figure(
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _literal(texts: Sequence[str]) -> list[str]:
+    """The texts as they are, where matplotlib would take what is between dollars for a formula."""
+    return [text.replace("$", r"\$") for text in texts]
 
 
 def _no_data(figure: Figure, text: str = "no data") -> Figure:
@@ -314,7 +322,7 @@ def _picture_grid(
         return _no_data(figure, empty)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
-    for axes, picture, caption in zip(figure.axes, pictures, captions):
+    for axes, picture, caption in zip(figure.axes, pictures, _literal(captions)):
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(caption, fontsize=LABEL_SIZE)
     return figure

@@ -34,7 +34,7 @@ from benchmarks.common import (
     train_once,
     write_json,
 )
-from errors import RunError, UsageError
+from errors import DivergedError, RunError, UsageError
 from recipe import PRESETS, Recipe
 
 OVERRIDES = ("epochs", "peak_epoch", "batch_size")
@@ -97,26 +97,27 @@ def recipes_of(args: argparse.Namespace) -> dict[str, Recipe]:
 
 def continued(file: Path, fresh: dict[str, Any], recipes: dict[str, Recipe]) -> dict[str, Any]:
     """The results so far, where the file has some of the same settings; else ``fresh``."""
+    here = fresh["settings"] | {"device": fresh["machine"]["device"]}
     try:
-        found = json.loads(file.read_text("utf-8"))
-        differing = {
-            name: (found["settings"].get(name), value)
-            for name, value in fresh["settings"].items()
-            if found["settings"].get(name) != value
-        }
+        found = fresh | {"recipes": {}, "runs": []}
+        if file.exists():
+            found = json.loads(file.read_text("utf-8"))
+        there = found["settings"] | {"device": found["machine"]["device"]}
         stored = found["recipes"]
-    except FileNotFoundError:
-        return fresh | {"recipes": {}}
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is no results file of this benchmark ({error!r})") from error
+    differing = {
+        name: (there.get(name), value) for name, value in here.items() if there.get(name) != value
+    }
     for name, recipe in recipes.items():
         if name in stored and stored[name] != dataclasses.asdict(recipe):
             differing[f"variant {name}"] = ("another recipe", "this one")
     if differing:
-        (name, (before, here)), *_ = differing.items()
+        (name, (before, wanted)), *_ = differing.items()
         raise UsageError(
-            f"{file} has runs with {name} {before}, not {here}; give another --out, or remove it"
+            f"{file} has runs with {name} {before}, not {wanted}; give another --out, or remove it"
         )
+    found["recipes"] |= {name: dataclasses.asdict(recipe) for name, recipe in recipes.items()}
     return found
 
 
@@ -156,9 +157,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     fresh = new_result("accuracy", device, precision, settings, compile_mode=args.compile)
     here = fresh["machine"]
     result = continued(args.out, fresh, recipes)
-    result["recipes"] |= {name: dataclasses.asdict(recipe) for name, recipe in recipes.items()}
     done = {(run["variant"], run["seed"]) for run in result["runs"]}
     missing = [(name, seed) for seed in args.seeds for name in recipes if (name, seed) not in done]
+    not_run = None
     for count, (name, seed) in enumerate(missing, 1):
         started = time.perf_counter()
         recipe = dataclasses.replace(recipes[name], seed=seed)
@@ -176,9 +177,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 compile_mode=args.compile, on_epoch=tell,
             )  # fmt: skip
             said = f"{run['accuracy']:.2%}, mirrored {run['accuracy_mirrored']:.2%}"
-        except RunError as error:  # a recipe that diverges is a result
+        except DivergedError as error:  # that is a result too
             run = {"seed": seed, "failed": str(error)}
             said = str(error)
+        except RunError as error:  # the others go on; the next call tries this one again
+            print(f"{name}, seed {seed}: {error}", file=sys.stderr)
+            not_run = error
+            continue
+        result = continued(args.out, fresh, recipes)  # another call may have added other runs
         elsewhere = {} if here == result["machine"] else {"machine": here}
         result["runs"].append({"variant": name} | run | elsewhere)
         result["summary"] = summarise(result["runs"])
@@ -190,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
     print()
     print_accuracy(result)
+    if not_run is not None:
+        raise not_run
     return result
 
 

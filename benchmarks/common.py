@@ -18,6 +18,7 @@ from torch import nn
 
 from command_line import run_command
 from data import CIFAR10_CLASSES, ImageDataset, load_cifar10, load_digits
+from errors import UsageError
 from hardware import (
     PRECISIONS,
     describe_machine,
@@ -31,7 +32,13 @@ from loaders import ResidentLoader, get_loader
 from models import CustomResNet
 from pictures import load_image_folder
 from recipe import Recipe
-from training_parts import make_augmentation, make_optimizer, make_scheduler, mean_and_std
+from training_parts import (
+    AUGMENTATION,
+    make_augmentation,
+    make_optimizer,
+    make_scheduler,
+    mean_and_std,
+)
 from transformation import get_test_batch_transform, get_train_aug_transform
 from utils import fit, predict, set_seed, to_device
 
@@ -126,6 +133,9 @@ def train_loader(
             transform, images.targets, recipe.batch_size,
             device=device, train=True, seed=recipe.seed,
         )  # fmt: skip
+    for name in set(AUGMENTATION) - {"flip_probability"}:
+        if getattr(recipe, name) != getattr(Recipe(), name):
+            raise UsageError(f"{name} is {getattr(recipe, name)}; albumentations has no such option")
     transform = get_train_aug_transform(*normal, flip_probability=recipe.flip_probability)
     return get_loader(
         images.with_transform(transform), recipe.batch_size,

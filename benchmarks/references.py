@@ -2,7 +2,8 @@
 """Public references beside the ``speedrun`` preset: same images, same machine, by turns.
 
 Each folder in DIR with an executable ``run.sh`` is a reference; README.md in this folder says what
-it is given and what it is to print. Nothing of it is part of this repository.
+it is given and what it is to print. Nothing of it is part of this repository. Ours is trained for
+several numbers of epochs, so that a reference can be compared at the accuracy that it reaches.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def parse(argv):
     add("--references", type=Path, required=True, metavar="DIR")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     add("--preset", default="speedrun", choices=sorted(PRESETS))
+    add("--epochs", type=int, nargs="+", default=[4, 6, 8, 12], metavar="N", help="of ours")
     add("--most-seconds", type=float, default=60.0, metavar="X", help="of one run")
     # fmt: on
     return made.parse_args(argv)
@@ -98,35 +100,39 @@ def run_reference(
         return run
 
 
-def run_ours(args, seed: int, out: Path) -> dict[str, Any]:
-    """One run of the preset, by accuracy.py in a process of its own, as a reference has one."""
+def run_ours(args, seed: int, out: Path) -> dict[str, dict[str, Any]]:
+    """A run of the preset for each number of epochs, by accuracy.py in a process of their own."""
     file = out / f"ours-{seed}.json"
-    begin = time.perf_counter()
+    names = [f"{OURS}, {epochs} epochs" for epochs in args.epochs]
+    variants = [f"{name}: epochs={epochs}" for name, epochs in zip(names, args.epochs)]
     command = [
         sys.executable, str(Path(__file__).parent / "accuracy.py"), "--preset", args.preset,
+        *[word for variant in variants for word in ("--variant", variant)],
         "--data-dir", args.data_dir, "--device", args.device, "--precision", args.precision,
         "--seeds", str(seed), "--out", str(file), "--compile", args.compile or "off",
     ]  # fmt: skip
+    most_s = args.most_seconds * len(names)
+    said = {}
     try:
-        subprocess.run(
-            command, capture_output=True, text=True, timeout=args.most_seconds, check=True
-        )
-        (run,) = json.loads(file.read_text("utf-8"))["runs"]
+        subprocess.run(command, capture_output=True, text=True, timeout=most_s, check=True)
     except subprocess.TimeoutExpired:
-        return {"failed": f"ended after {args.most_seconds:.0f} s"}
+        said = {"failed": f"ended after {most_s:.0f} s"}
     except subprocess.CalledProcessError as error:
-        return {"failed": (error.stderr.strip().splitlines() or ["no message"])[-1]}
-    if "failed" in run:
-        return {"failed": run["failed"]}
-    return {
-        "accuracy": run["accuracy"],
-        "accuracy_mirrored": run["accuracy_mirrored"],
-        "views": 1,
-        "training_seconds": run["seconds"]["training"],
-        "preparation_seconds": run["seconds"]["preparation"],
-        "compiling_seconds": run["seconds"]["compiling"],
-        "whole_seconds": time.perf_counter() - begin,
-    }
+        said = {"failed": (error.stderr.strip().splitlines() or ["no message"])[-1]}
+    # Those that were done before it failed count.
+    found = json.loads(file.read_text("utf-8"))["runs"] if file.exists() else []
+    runs = dict.fromkeys(names, said)
+    for run in found:
+        runs[run["variant"]] = {"failed": run["failed"]} if "failed" in run else {
+            "accuracy": run["accuracy"],
+            "accuracy_mirrored": run["accuracy_mirrored"],
+            "views": 1,
+            # A reference's seconds have its preparation in them too.
+            "training_seconds": run["seconds"]["preparation"] + run["seconds"]["training"],
+            "preparation_seconds": run["seconds"]["preparation"],
+            "compiling_seconds": run["seconds"]["compiling"],
+        }  # fmt: skip
+    return runs
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -141,15 +147,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "num_train": len(train),
         "num_test": len(test),
         "preset": args.preset,
+        "epochs": args.epochs,
         "most_seconds": args.most_seconds,
         "seeds": args.seeds,
     }
-    result = new_result("references", device, precision, settings)
+    result = new_result("references", device, precision, settings, compile_mode=args.compile)
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images.npz"
         write_images(images, train, test)
         for seed in args.seeds:
-            runs = {OURS: run_ours(args, seed, Path(scratch))}
+            runs = run_ours(args, seed, Path(scratch))
             for folder in found:
                 runs[folder.name] = run_reference(
                     folder, images, test.targets, seed, args.most_seconds
@@ -158,11 +165,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             result["summary"] = summarise(result["runs"])
             write_json(args.out, result)
     print_table(
-        ["", "runs", "failed", "accuracy %", "views", "training s"],
+        ["", "runs", "failed", "accuracy %", "views", "training s", "ours as good s", "times"],
         [
             [name, row["done"], row["failed"],
              f"{100 * row['accuracy']['mean']:.2f}" if row["done"] else "", row.get("views", ""),
-             f"{row['training_seconds']['median']:.2f}" if row["done"] else ""]
+             f"{row['training_seconds']['median']:.2f}" if row["done"] else "",
+             *([f"{row['ours_as_good_seconds']:.2f}", f"{row['times_ours']:.2f}"]
+               if "times_ours" in row else ["", ""])]
             for name, row in result["summary"].items()
         ],
     )  # fmt: skip
@@ -170,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """By name the spreads, and of a reference how many times ours its seconds are when as good."""
     summary = {}
     for name in dict.fromkeys(run["name"] for run in runs):
         mine = [run for run in runs if run["name"] == name]
@@ -184,7 +194,34 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             if all("accuracy_mirrored" in run for run in done):  # two views, beside those of others
                 mirrored = spread(run["accuracy_mirrored"] for run in done)
                 summary[name]["accuracy_mirrored"] = mirrored
+    ours = [row for name, row in summary.items() if name.startswith(OURS) and row["done"]]
+    for name, row in summary.items():
+        if name.startswith(OURS) or not row["done"]:
+            continue
+        seconds = seconds_to(row["accuracy"]["mean"], ours, mirrored=row["views"] > 1)
+        if seconds is not None:
+            row["ours_as_good_seconds"] = seconds
+            row["times_ours"] = row["training_seconds"]["median"] / seconds
     return summary
+
+
+def seconds_to(accuracy: float, rows: list[dict[str, Any]], *, mirrored: bool) -> float | None:
+    """Seconds of ours to a mean accuracy, along straight lines between the numbers of epochs.
+
+    Less than what the fewest epochs reach takes them all the same; more than what the most epochs
+    reach gives None. Against several views of an image ours takes two.
+    """
+    field = "accuracy_mirrored" if mirrored else "accuracy"
+    points = sorted((row["training_seconds"]["median"], row[field]["mean"]) for row in rows)
+    before = None
+    for seconds, reached in points:
+        if reached >= accuracy:
+            if before is None:
+                return seconds
+            share = (accuracy - before[1]) / (reached - before[1])
+            return before[0] + share * (seconds - before[0])
+        before = seconds, reached
+    return None
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def render_baseline(result: dict[str, Any]) -> str:
 def render_scaling(result: dict[str, Any]) -> str:
     rows = []
     for axis, row in result["summary"].items():
-        values = result["settings"][axis]
+        values = [run[axis] for run in result["runs"] if run["axis"] == axis]
         seconds, memory = row["seconds"], row["memory_bytes"]
         rows.append([
             f"{axis.replace('_', ' ')}: {values[0]:,} to {values[-1]:,} (x{row['times']:g})",
@@ -135,10 +135,13 @@ def render_references(result: dict[str, Any]) -> str:
     rows = [
         [name, row["done"], f"{row['accuracy']['mean']:.2%}", row["views"],
          f"{row['accuracy_mirrored']['mean']:.2%}" if "accuracy_mirrored" in row else "",
-         between(row["training_seconds"], ".2f")]
+         between(row["training_seconds"], ".2f"),
+         *([f"{row['ours_as_good_seconds']:.2f}", f"{row['times_ours']:.2f}"]
+           if "times_ours" in row else ["", ""])]
         for name, row in result["summary"].items() if row["done"]
     ]  # fmt: skip
-    head = ["", "runs", "accuracy", "views", "with mirror images", "training seconds"]
+    head = ["", "runs", "accuracy", "views", "with mirror images", "training seconds",
+            "this repository's to that accuracy", "ratio"]  # fmt: skip
     return table(head, rows)
 
 
@@ -208,7 +211,7 @@ def _say_step(summary: dict[str, Any]) -> str:
         share = loop["loop_over_bare"]["median"]
     else:
         share = summary["fastest_loop_over_fastest_bare"]
-    product = max(row["median"] for row in summary["products_tflops"].values())
+    product = summary["products_tflops"][summary["product"]]["median"]
     return (
         f"the whole loop, input included, runs at {share:.2f} of the rate of a bare step on constant "
         f"data: {loop['loop']['tflops']:.3g} TFLOP/s; a large matrix product: {product:.3g}"

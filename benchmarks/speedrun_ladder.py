@@ -16,7 +16,7 @@ import contextlib
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 
@@ -27,22 +27,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import speedrun
+from benchmarks.common import Parts, fit_parts, test_loader, train_loader, write_json
 from data import load_cifar10
 from hardware import describe_machine, get_device, get_precision
-from learning_rate import one_cycle
-from loaders import ResidentLoader
 from models import CustomResNet
 from optimizer import get_optimizer
 from pictures import load_image_folder
 from recipe import PRESETS, Recipe
 from speedrun import get_speedrun_optimizer, prepare_network
-from transformation import (
-    CIFAR10_MEAN,
-    CIFAR10_STD,
-    get_test_batch_transform,
-    get_train_batch_transform,
-)
-from utils import evaluate, fit, set_seed, to_device
+from transformation import CIFAR10_MEAN, CIFAR10_STD
+from utils import evaluate, set_seed, to_device
 
 RESULTS = Path(__file__).resolve().parent / "results" / "speedrun_proxy.json"
 SPEEDRUN, ASSIGNMENT = PRESETS["speedrun"], replace(PRESETS["assignment"], lr_max=0.0067)
@@ -86,27 +80,14 @@ def train(recipe: Recipe, changes: dict | None, images, held_out, precision: str
     # What a running average of weights and BN statistics would have given instead.
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     optimizer.register_step_post_hook(lambda *_: average.update_parameters(model))
-    transform = get_train_batch_transform(
-        images.data, CIFAR10_MEAN, CIFAR10_STD, device=device, seed=recipe.seed,
-        flip_probability=recipe.flip_probability, alternating_flip=recipe.alternating_flip,
-        cutout_size_px=recipe.cutout_size_px, padding=recipe.padding,
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    history = fit_parts(
+        Parts(model, criterion, optimizer), train_loader(images, recipe, device), recipe,
+        lr_max=recipe.lr_max, precision=precision,
     )  # fmt: skip
-    loader = ResidentLoader(
-        transform, images.targets, recipe.batch_size, device=device, seed=recipe.seed, train=True
-    )
-    plain = get_test_batch_transform(held_out.data, CIFAR10_MEAN, CIFAR10_STD, device=device)
-    scheduler = one_cycle(
-        optimizer, lr_max=recipe.lr_max, lr_min=recipe.lr_max / recipe.lr_ratio,
-        total_steps=recipe.epochs * len(loader), peak_step=round(recipe.peak * len(loader)),
-    )  # fmt: skip
-    test_loader = ResidentLoader(plain, held_out.targets, 500, device=device, train=False)
-    history = fit(
-        model, loader, None, optimizer, scheduler,
-        nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
-        epochs=recipe.epochs, precision=precision,
-    )  # fmt: skip
-    loss, accuracy = evaluate(model, test_loader, precision=precision)
-    _, averaged = evaluate(average.module, test_loader, precision=precision)
+    batches = test_loader(held_out, images, device)
+    loss, accuracy = evaluate(model, batches, precision=precision)
+    _, averaged = evaluate(average.module, batches, precision=precision)
     return {
         "accuracy": round(accuracy, 4),
         "accuracy_averaged": round(averaged, 4),
@@ -151,9 +132,9 @@ def main() -> None:
         sizes = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
         start = time.perf_counter()
         run = train(replace(recipe, **sizes), changes, images, held_out, precision)
-        run = {"variant": name, "seed": args.seed, "lr_max": recipe.lr_max} | run
+        run = {"variant": name, "seed": args.seed, "recipe": asdict(recipe)} | run
         result["runs"].append(run)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        write_json(args.out, result)
         print(f"{name}: {run['accuracy']:.2%}, {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -126,6 +126,22 @@ def test_a_recipe_that_diverges_is_a_result(tmp_path):
     assert result["summary"]["wild"]["failed"] == len(failed)
 
 
+def test_a_run_that_could_not_be_made_is_told_and_tried_again(tmp_path):
+    file = tmp_path / "a.json"
+    arguments = [*TOY, "--variant", "huge: batch_size=49", "--variant", "ours", "--seeds", "0"]
+    for _ in range(2):
+        with pytest.raises(UsageError, match="more than the 48 training images"):
+            accuracy.main([*arguments, "--out", str(file)])
+        assert [run["variant"] for run in stored(file)["runs"]] == ["ours"]
+
+
+def test_the_albumentations_input_is_of_the_assignments_augmentation_alone(tmp_path):
+    for option in ("cutout_size_px=0", "padding=reflect", "alternating_flip=true"):
+        variant = ["--input", "albumentations", "--variant", f"a: {option}"]
+        with pytest.raises(UsageError, match=option.split("=")[0]):
+            accuracy.main([*TOY, *variant, "--seeds", "0", "--out", str(tmp_path / "a.json")])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -143,6 +159,17 @@ def test_accuracy_refuses_what_would_mix_or_mean_nothing(tmp_path, options, mess
     with pytest.raises(UsageError, match=message):
         accuracy.main([*TOY, *options, "--seeds", "0", "--out", str(file)])
     assert file.read_text("utf-8") == before
+
+
+def test_accuracy_does_not_mix_the_times_of_two_kinds_of_device(tmp_path):
+    file = tmp_path / "a.json"
+    arguments = [*TOY, "--variant", "ours", "--seeds", "0", "--out", str(file)]
+    accuracy.main(arguments)
+    result = stored(file)
+    result["machine"]["device"] = "cuda"
+    file.write_text(json.dumps(result), "utf-8")
+    with pytest.raises(UsageError, match="device cuda, not cpu"):
+        accuracy.main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -330,13 +357,39 @@ print("noise"); print(json.dumps({{"accuracy": 0.1, "training_seconds": 3}}))'""
     file = tmp_path / "references.json"
     references.main(
         ["--references", str(tmp_path), "--data-dir", "digits", "--seeds", "0", *CPU,
-         "--preset", "assignment", "--out", str(file)]
+         "--preset", "assignment", "--epochs", "1", "2", "--out", str(file)]
     )  # fmt: skip
     by_name = {run["name"]: run for run in stored(file)["runs"]}
-    assert list(by_name) == [references.OURS, "bad", "good"]
+    ours = [f"{references.OURS}, {epochs} epochs" for epochs in (1, 2)]
+    assert list(by_name) == [*ours, "bad", "good"]
     assert by_name["good"]["accuracy"] == 1.0 and by_name["good"]["accuracy_reported"] == 0.1
-    assert by_name[references.OURS]["training_seconds"] > 0
+    assert all(by_name[name]["training_seconds"] > 0 for name in ours)
     assert by_name["bad"]["failed"] == "ended with 3: broken"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "views", "seconds"),
+    [
+        (0.92, 1, 5.0),  # half the way from 4 s to 6 s
+        (0.94, 1, 8.0),  # as good as the most epochs
+        (0.85, 1, 4.0),  # less than the fewest epochs reach takes them all the same
+        (0.95, 1, None),  # out of reach
+        (0.95, 2, 8.0),  # within reach of two views
+    ],
+)
+def test_a_reference_is_compared_at_its_own_accuracy(accuracy, views, seconds):
+    ours = [
+        {"name": f"{references.OURS}, {epochs} epochs", "accuracy": reached,
+         "accuracy_mirrored": reached + 0.01, "training_seconds": float(epochs)}
+        for epochs, reached in ((8, 0.94), (4, 0.91), (6, 0.93))
+    ]  # fmt: skip
+    reference = {"name": "it", "accuracy": accuracy, "views": views, "training_seconds": 10.0}
+    row = references.summarise([*ours, reference])["it"]
+    if seconds is None:
+        assert "times_ours" not in row
+    else:
+        assert row["ours_as_good_seconds"] == pytest.approx(seconds)
+        assert row["times_ours"] == pytest.approx(10 / seconds)
 
 
 def test_the_batched_path_needs_none_of_what_a_gpu_machine_may_lack():

@@ -62,6 +62,13 @@ def test_figure_renders_without_a_warning_under_a_title_with_its_source(draw):
     assert SOURCE in figure.get_suptitle()
 
 
+@pytest.mark.parametrize("name", ["pairs", "grad_cam"])
+def test_class_names_with_dollars_are_no_formulas(monkeypatch, name):
+    # As a formula the name would end in an error.
+    monkeypatch.setitem(globals(), "CLASSES", ["$a_$"] * 9 + ["$5"])
+    DRAWN[name]().savefig(io.BytesIO(), format="png", dpi=40)
+
+
 @pytest.mark.parametrize("text", EMPTY)
 def test_figure_without_data_says_so_and_nothing_else(text):
     figure = EMPTY[text]()

@@ -221,13 +221,13 @@ def test_an_interrupted_range_test_leaves_no_trace():
     assert state(model, optimizer) == before
 
 
-def test_a_full_gpu_is_one_line_that_says_what_to_lower():
+def test_a_full_gpu_is_one_line_that_names_the_batch_size():
     def fail(_loss):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     model, optimizer, loader = problem()
     before = state(model, optimizer)
-    with pytest.raises(UsageError, match="lower batch_size$"):
+    with pytest.raises(UsageError, match="hold batches of 16 in the range test; lower batch_size, or"):
         find_lr(model, optimizer, Scripted(fail), loader)
     assert state(model, optimizer) == before
 

@@ -229,6 +229,24 @@ def test_a_speedrun_whose_images_do_not_fit_the_device_is_one_line(monkeypatch, 
     assert "do not fit cpu, where the speedrun needs them" in capsys.readouterr().err
 
 
+def test_images_that_do_not_fit_the_device_come_from_the_loader(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(training_input, "fits_device", lambda *_: False)
+    assert train.main([*SMALL, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "do not fit" in line]
+    assert len(said) == 1 and said[0].endswith("do not fit cpu: albumentations instead")
+    results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
+    assert results["data"]["augmentation"] == "albumentations"
+
+
+def test_workers_that_would_load_nothing_are_told_of_once(capsys):
+    args = train.parse([*SMALL, "--workers", "2"])
+    images, test, _ = training_input.load_images(args)
+    normal = training_run.mean_and_std(images)
+    group = Group(torch.device("cpu"))
+    training_input.make_loaders(args, train.choose_recipe(args), group, images, test, normal)
+    assert capsys.readouterr().err.count("--workers has no effect") == 1
+
+
 def test_results_of_an_evaluation_are_no_finished_run(finished, tmp_path, capsys):
     # evaluate.py writes them with the recipe and the images of the weights, but without a history.
     results = json.loads((finished / "results.json").read_text("utf-8"))

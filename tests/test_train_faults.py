@@ -173,6 +173,27 @@ def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, monkeypatch, t
     assert same_numbers(stopped, whole)
 
 
+def test_a_group_that_has_fewer_steps_an_epoch_does_not_go_on(tiny, monkeypatch, tmp_path, capsys):
+    class Two(Group):
+        def sum(self, tensor):
+            return 2 * tensor
+
+        def same(self, value):
+            return value
+
+    @contextmanager
+    def group(device):
+        yield Two(device, 0, 2)
+
+    # One process trains on the last two images, two of them would have one each.
+    arguments = [*SMALL, "--limit-train", "66", "--out", str(tmp_path)]
+    tiny(6, lambda: send(signal.SIGTERM))
+    assert train.main(arguments) == 143
+    monkeypatch.setattr(train, "join_group", group)
+    assert train.main(arguments) == 4
+    assert "steps_per_epoch is 5 in the file and 4 here" in lines(capsys.readouterr())[-1]
+
+
 def test_damaged_checkpoints_are_never_a_fresh_start(stopped, capsys):
     for file in stopped.glob("*.ckpt"):
         file.write_bytes(file.read_bytes()[:-1])

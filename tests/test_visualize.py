@@ -157,6 +157,9 @@ WITH_NAN = {
             replace(epoch_records(2)[1], test_loss=NAN, train_accuracy=NAN),
         ]
     ),
+    "history, without tests": lambda: draw_history(
+        [replace(record, test_loss=None, test_accuracy=None) for record in epoch_records(3)]
+    ),
     "lr_history": lambda: draw_lr_history([0.1, NAN, 0.3, 0.2]),
     "misclassified": lambda: draw_misclassified(2, np.full((2, 10), NAN), np.array([1, 2])),
 }
@@ -250,6 +253,13 @@ def test_figure_without_data_says_so_and_nothing_else(draw):
     assert figure.axes  # without any, a notebook shows no figure
     assert not any(axes.axison for axes in figure.axes)
     assert SOURCE in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("name", ["class_counts", "samples", "misclassified", "confusion_matrix"])
+def test_class_names_with_dollars_are_no_formulas(monkeypatch, name):
+    # As a formula the name would end in an error.
+    monkeypatch.setitem(NAMED, "classes", ["$a_$"] * 9 + ["$5"])
+    drawn_and_rendered(TYPICAL[name])
 
 
 def test_perfect_predictions_are_not_called_missing_data():
