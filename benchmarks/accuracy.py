@@ -34,7 +34,7 @@ from benchmarks.common import (
     train_once,
     write_json,
 )
-from errors import DivergedError, RunError, UsageError
+from errors import RunError, UsageError
 from recipe import PRESETS, Recipe
 
 OVERRIDES = ("epochs", "peak_epoch", "batch_size")
@@ -117,7 +117,6 @@ def continued(file: Path, fresh: dict[str, Any], recipes: dict[str, Recipe]) -> 
         raise UsageError(
             f"{file} has runs with {name} {before}, not {wanted}; give another --out, or remove it"
         )
-    found["recipes"] |= {name: dataclasses.asdict(recipe) for name, recipe in recipes.items()}
     return found
 
 
@@ -157,9 +156,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     fresh = new_result("accuracy", device, precision, settings, compile_mode=args.compile)
     here = fresh["machine"]
     result = continued(args.out, fresh, recipes)
+    for name, recipe in recipes.items():
+        if recipe.batch_size > len(train):
+            raise UsageError(
+                f"variant {name}: batch_size is {recipe.batch_size}, "
+                f"more than the {len(train)} training images"
+            )
     done = {(run["variant"], run["seed"]) for run in result["runs"]}
     missing = [(name, seed) for seed in args.seeds for name in recipes if (name, seed) not in done]
-    not_run = None
     for count, (name, seed) in enumerate(missing, 1):
         started = time.perf_counter()
         recipe = dataclasses.replace(recipes[name], seed=seed)
@@ -177,16 +181,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 compile_mode=args.compile, on_epoch=tell,
             )  # fmt: skip
             said = f"{run['accuracy']:.2%}, mirrored {run['accuracy_mirrored']:.2%}"
-        except DivergedError as error:  # that is a result too
+        except RunError as error:  # a recipe that diverges is a result
             run = {"seed": seed, "failed": str(error)}
             said = str(error)
-        except RunError as error:  # the others go on; the next call tries this one again
-            print(f"{name}, seed {seed}: {error}", file=sys.stderr)
-            not_run = error
-            continue
         result = continued(args.out, fresh, recipes)  # another call may have added other runs
         elsewhere = {} if here == result["machine"] else {"machine": here}
         result["runs"].append({"variant": name} | run | elsewhere)
+        result["recipes"][name] = dataclasses.asdict(recipes[name])
         result["summary"] = summarise(result["runs"])
         write_json(args.out, result)
         print(
@@ -196,8 +197,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
     print()
     print_accuracy(result)
-    if not_run is not None:
-        raise not_run
     return result
 
 

@@ -135,7 +135,7 @@ def train_loader(
         )  # fmt: skip
     for name in set(AUGMENTATION) - {"flip_probability"}:
         if getattr(recipe, name) != getattr(Recipe(), name):
-            raise UsageError(f"{name} is {getattr(recipe, name)}; albumentations has no such option")
+            raise UsageError(f"{name} is {getattr(recipe, name)}; it needs the batched input")
     transform = get_train_aug_transform(*normal, flip_probability=recipe.flip_probability)
     return get_loader(
         images.with_transform(transform), recipe.batch_size,

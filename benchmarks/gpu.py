@@ -92,8 +92,8 @@ def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
         Section("scaling", "scaling.py", ("--compile", "off"), 110, 40),
     ]
     if references:
-        options = ("--references", references, "--seeds", *some)
-        made.insert(5, Section("references", "references.py", options, 150, 40))
+        options = ("--references", references, "--seeds", *some[:2])
+        made.insert(5, Section("references", "references.py", options, 200, 90))
     return made
 
 

@@ -136,12 +136,11 @@ def render_references(result: dict[str, Any]) -> str:
         [name, row["done"], f"{row['accuracy']['mean']:.2%}", row["views"],
          f"{row['accuracy_mirrored']['mean']:.2%}" if "accuracy_mirrored" in row else "",
          between(row["training_seconds"], ".2f"),
-         *([f"{row['ours_as_good_seconds']:.2f}", f"{row['times_ours']:.2f}"]
-           if "times_ours" in row else ["", ""])]
+         row.get("against_ours", {}).get("said", "")]
         for name, row in result["summary"].items() if row["done"]
     ]  # fmt: skip
     head = ["", "runs", "accuracy", "views", "with mirror images", "training seconds",
-            "this repository's to that accuracy", "ratio"]  # fmt: skip
+            "those / this repository's to that accuracy"]  # fmt: skip
     return table(head, rows)
 
 

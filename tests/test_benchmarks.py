@@ -126,15 +126,6 @@ def test_a_recipe_that_diverges_is_a_result(tmp_path):
     assert result["summary"]["wild"]["failed"] == len(failed)
 
 
-def test_a_run_that_could_not_be_made_is_told_and_tried_again(tmp_path):
-    file = tmp_path / "a.json"
-    arguments = [*TOY, "--variant", "huge: batch_size=49", "--variant", "ours", "--seeds", "0"]
-    for _ in range(2):
-        with pytest.raises(UsageError, match="more than the 48 training images"):
-            accuracy.main([*arguments, "--out", str(file)])
-        assert [run["variant"] for run in stored(file)["runs"]] == ["ours"]
-
-
 def test_the_albumentations_input_is_of_the_assignments_augmentation_alone(tmp_path):
     for option in ("cutout_size_px=0", "padding=reflect", "alternating_flip=true"):
         variant = ["--input", "albumentations", "--variant", f"a: {option}"]
@@ -149,6 +140,7 @@ def test_the_albumentations_input_is_of_the_assignments_augmentation_alone(tmp_p
         (["--variant", "a: epochs=two"], "epochs is of type int"),
         (["--variant", "a", "--variant", "a: lr_max=1"], "a name of its own"),
         (["--limit-train", "40"], "num_train 48, not 40"),
+        (["--variant", "a: batch_size=49"], "more than the 48 training images"),
         (["--set", "lr_max=0.02", "--variant", "ours"], "another recipe"),
     ],
 )
@@ -368,28 +360,25 @@ print("noise"); print(json.dumps({{"accuracy": 0.1, "training_seconds": 3}}))'""
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "views", "seconds"),
+    ("accuracy", "views", "told"),
     [
-        (0.92, 1, 5.0),  # half the way from 4 s to 6 s
-        (0.94, 1, 8.0),  # as good as the most epochs
-        (0.85, 1, 4.0),  # less than the fewest epochs reach takes them all the same
-        (0.95, 1, None),  # out of reach
-        (0.95, 2, 8.0),  # within reach of two views
+        (0.92, 1, "1.67"),  # half the way from 4 s to 8 s: the drop at 5 s does not count
+        (0.94, 1, "1.25"),  # as good as the most epochs
+        (0.85, 1, "2.50 or more"),  # ours is better with the fewest epochs already
+        (0.95, 1, "not reached"),
+        (0.95, 2, "1.25"),  # by two views
     ],
 )
-def test_a_reference_is_compared_at_its_own_accuracy(accuracy, views, seconds):
+def test_a_reference_is_compared_at_its_own_accuracy(accuracy, views, told):
     ours = [
         {"name": f"{references.OURS}, {epochs} epochs", "accuracy": reached,
          "accuracy_mirrored": reached + 0.01, "training_seconds": float(epochs)}
-        for epochs, reached in ((8, 0.94), (4, 0.91), (6, 0.93))
+        for epochs, reached in ((8, 0.94), (3, 0.93), (4, 0.90))
     ]  # fmt: skip
     reference = {"name": "it", "accuracy": accuracy, "views": views, "training_seconds": 10.0}
-    row = references.summarise([*ours, reference])["it"]
-    if seconds is None:
-        assert "times_ours" not in row
-    else:
-        assert row["ours_as_good_seconds"] == pytest.approx(seconds)
-        assert row["times_ours"] == pytest.approx(10 / seconds)
+    summary = references.summarise([*ours, reference])
+    assert summary["it"]["against_ours"]["said"] == told
+    assert "against_ours" not in summary[ours[0]["name"]]
 
 
 def test_the_batched_path_needs_none_of_what_a_gpu_machine_may_lack():

@@ -227,7 +227,7 @@ def test_a_full_gpu_is_one_line_that_names_the_batch_size():
 
     model, optimizer, loader = problem()
     before = state(model, optimizer)
-    with pytest.raises(UsageError, match="hold batches of 16 in the range test; lower batch_size, or"):
+    with pytest.raises(UsageError, match="batches of 16 in the range test; lower batch_size, or"):
         find_lr(model, optimizer, Scripted(fail), loader)
     assert state(model, optimizer) == before
 

@@ -88,6 +88,25 @@ def test_training_equals_a_loop_written_out():
     assert record.train_accuracy == correct / 50
 
 
+def test_a_compiled_step_is_one_graph_for_each_of_two_batch_shapes_and_trains_the_same(monkeypatch):
+    shapes, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        shapes.extend(len(value) for value in inputs if value.ndim == 4 and value.shape[-1] == 8)
+        return graph.forward
+
+    def without_inductor(module, *, mode, dynamic):
+        assert mode == "default"
+        return compile(module, backend=backend, dynamic=dynamic)
+
+    _, _, expected = training(epochs=3)
+    monkeypatch.setattr(torch, "compile", without_inductor)
+    _, _, history = training(epochs=3, compile_mode="default")
+    assert shapes == [16, 2]
+    for ours, theirs in zip(history.steps, expected.steps, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+
+
 def test_evaluation_is_a_true_mean_and_leaves_the_model_as_it_was():
     model, batches = network().train(), loader(count=21)
     before = {name: value.clone() for name, value in model.state_dict().items()}
