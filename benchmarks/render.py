@@ -197,6 +197,10 @@ def render_speed(cpu: Path = CPU, gpu: Path = GPU) -> str:
             said = SAID[name](result["summary"]) if result else ""
             if said:
                 lines.append(f"- {title} ({machine_of(result)}), {said}.")
+    for name, say in CAMPAIGNS.items():
+        result = load(cpu / f"{name}.json")
+        if result:
+            lines.append(f"- {say(result)} ({machine_of(result)}, JPEG copy).")
     if not any((gpu / f"{name}.json").exists() for name in SECTIONS):
         lines.append("- Nothing has been measured on a GPU yet: `make bench-gpu` does all of it.")
     return "\n".join(lines)
@@ -224,6 +228,35 @@ def _say_input(summary: dict[str, Any]) -> str:
     return ""
 
 
+def _say_recipe(result: dict[str, Any]) -> str:
+    said = []
+    for name in ("ours", "plain"):
+        row = result["summary"][name]["accuracy"]
+        said.append(f"{row['mean']:.2%} ± {100 * row['std']:.2f}")
+    settings = result["settings"]
+    return (
+        f"Of {settings['num_evaluated']:,} held-out training images the recipe, trained on "
+        f"{settings['num_train']:,} others, gets {said[0]} right, and plain Adam {said[1]}, each over "
+        f"{row['count']} seeds"
+    )
+
+
+def _say_speedrun(result: dict[str, Any]) -> str:
+    said = []
+    for field in ("accuracy", "accuracy_mirrored"):
+        epochs, minutes = min(
+            (result["recipes"][name]["epochs"], row["training_seconds"]["median"] / 60)
+            for name, row in result["summary"].items()
+            if row[field]["mean"] >= 0.9
+        )
+        said.append(f"{epochs} epochs and {minutes:.0f} minutes")
+    return (
+        f"The preset `speedrun` has 90 % of the test images right after {said[0]}, with mirror "
+        f"images after {said[1]}, one run for each number of epochs"
+    )
+
+
+CAMPAIGNS = {"recipe_heldout": _say_recipe, "speedrun_full": _say_speedrun}
 SAID: dict[str, Callable[[dict[str, Any]], str]] = {
     "baseline": lambda summary: (
         f"training takes {summary['ours']['median']:,.0f} images/s, "
