@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import (
     KINDS,
+    check_input,
     load_images,
     new_result,
     parser,
@@ -156,12 +157,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     fresh = new_result("accuracy", device, precision, settings, compile_mode=args.compile)
     here = fresh["machine"]
     result = continued(args.out, fresh, recipes)
-    for name, recipe in recipes.items():
-        if recipe.batch_size > len(train):
-            raise UsageError(
-                f"variant {name}: batch_size is {recipe.batch_size}, "
-                f"more than the {len(train)} training images"
-            )
+    for recipe in recipes.values():
+        check_input(recipe, train, args.input)
     done = {(run["variant"], run["seed"]) for run in result["runs"]}
     missing = [(name, seed) for seed in args.seeds for name in recipes if (name, seed) not in done]
     for count, (name, seed) in enumerate(missing, 1):

@@ -117,6 +117,17 @@ def load_images(data_dir: str | None, count: int) -> tuple[ImageDataset, ImageDa
 # --- one training -------------------------------------------------------------------------------
 
 
+def check_input(recipe: Recipe, images: ImageDataset, kind: str) -> None:
+    """Refuse what could not be trained as the recipe says."""
+    if recipe.batch_size > len(images):
+        raise UsageError(
+            f"batch_size is {recipe.batch_size}, more than the {len(images)} training images"
+        )
+    for name in set(AUGMENTATION) - {"flip_probability"}:
+        if kind != "batched" and getattr(recipe, name) != getattr(Recipe(), name):
+            raise UsageError(f"{name} is {getattr(recipe, name)}; it needs the batched input")
+
+
 def train_loader(
     images: ImageDataset,
     recipe: Recipe,
@@ -133,9 +144,6 @@ def train_loader(
             transform, images.targets, recipe.batch_size,
             device=device, train=True, seed=recipe.seed,
         )  # fmt: skip
-    for name in set(AUGMENTATION) - {"flip_probability"}:
-        if getattr(recipe, name) != getattr(Recipe(), name):
-            raise UsageError(f"{name} is {getattr(recipe, name)}; it needs the batched input")
     transform = get_train_aug_transform(*normal, flip_probability=recipe.flip_probability)
     return get_loader(
         images.with_transform(transform), recipe.batch_size,

@@ -364,7 +364,7 @@ print("noise"); print(json.dumps({{"accuracy": 0.1, "training_seconds": 3}}))'""
     [
         (0.92, 1, "1.67"),  # half the way from 4 s to 8 s: the drop at 5 s does not count
         (0.94, 1, "1.25"),  # as good as the most epochs
-        (0.85, 1, "2.50 or more"),  # ours is better with the fewest epochs already
+        (0.85, 1, "3.33 or more"),  # ours is better with the fewest epochs already
         (0.95, 1, "not reached"),
         (0.95, 2, "1.25"),  # by two views
     ],
