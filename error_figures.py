@@ -74,7 +74,6 @@ def plot_confused_pairs(
     if not shown:
         return _no_data(figure, "nothing is misclassified")
     axes = figure.subplots()
-    classes = _literal(classes)
     names = [f"{classes[pair.first]} · {classes[pair.second]}" for pair in shown]
     forth = [pair.first_as_second for pair in shown]
     back = [pair.second_as_first for pair in shown]
@@ -82,11 +81,13 @@ def plot_confused_pairs(
         (forth, 0, FIRST_COLOUR, "the first taken for the second"),
         (back, forth, SECOND_COLOUR, "the second taken for the first"),
     ):
-        bars = axes.barh(names, values, left=left, color=colour, edgecolor="white", label=label)
+        bars = axes.barh(
+            range(len(names)), values, left=left, color=colour, edgecolor="white", label=label
+        )
         texts = [str(n) if n >= 0.03 * max(map(sum, zip(forth, back))) else "" for n in values]
         axes.bar_label(bars, texts, label_type="center", color="white", fontsize=LABEL_SIZE)
     axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=LABEL_SIZE)
+    axes.set_yticks(range(len(names)), names, fontsize=LABEL_SIZE, parse_math=False)
     axes.set_xlabel("images", fontsize=LABEL_SIZE)
     axes.legend(fontsize=LABEL_SIZE - 1, loc="lower right")
     _quiet_frame(axes, "x")
@@ -122,7 +123,6 @@ def plot_grad_cam(
     figure = _figure(f"Grad-CAM of {layer}", source, 5.6 * columns, 2.1 * rows + 0.7)
     if not len(labels):
         return _no_data(figure, "nothing is misclassified")
-    classes = _literal(classes)
     grid = figure.subplots(rows, 3 * columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -135,7 +135,8 @@ def plot_grad_cam(
             axes.imshow(image, interpolation="nearest")
             if heat is not None:
                 axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
-            axes.set_title(f"{caption}\n({kind})", fontsize=LABEL_SIZE - 1)
+            text = f"{caption}\n({kind})"
+            axes.set_title(text, fontsize=LABEL_SIZE - 1, parse_math=False)
     return figure
 
 
@@ -143,11 +144,6 @@ def _figure(title: str, source: str, width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
     return figure
-
-
-def _literal(texts: Sequence[str]) -> list[str]:
-    """The texts as they are, where matplotlib would take what is between dollars for a formula."""
-    return [text.replace("$", r"\$") for text in texts]
 
 
 def _no_data(figure: Figure, text: str = "no data") -> Figure:

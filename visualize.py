@@ -36,7 +36,8 @@ def plot_class_counts(targets: np.ndarray, *, classes: Sequence[str], source: st
     counts = np.bincount(np.asarray(targets, dtype=np.int64), minlength=len(classes))
     if not counts.sum():
         return _no_data(figure)
-    bars = axes.bar(_literal(classes), counts, color=TRAIN_COLOUR)
+    bars = axes.bar(range(len(classes)), counts, color=TRAIN_COLOUR)
+    axes.set_xticks(range(len(classes)), classes, parse_math=False)
     axes.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=2)
     axes.margins(y=0.12)
     axes.set_ylabel("images", fontsize=LABEL_SIZE)
@@ -264,9 +265,9 @@ def plot_confusion_matrix(
         axes.text(column, row - 0.12, f"{count}", fontsize=LABEL_SIZE + 1, **options)
         if count:
             axes.text(column, row + 0.26, f"{share:.1%}", fontsize=LABEL_SIZE - 3, **options)
-    names = _literal(classes)
-    axes.set_xticks(range(len(classes)), names, rotation=40, ha="right", fontsize=LABEL_SIZE)
-    axes.set_yticks(range(len(classes)), names, fontsize=LABEL_SIZE)
+    options = {"fontsize": LABEL_SIZE, "parse_math": False}
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", **options)
+    axes.set_yticks(range(len(classes)), classes, **options)
     axes.set_xlabel("predicted class", fontsize=LABEL_SIZE)
     axes.set_ylabel("true class", fontsize=LABEL_SIZE)
     return figure
@@ -278,11 +279,6 @@ def _figure(
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
-
-
-def _literal(texts: Sequence[str]) -> list[str]:
-    """The texts as they are, where matplotlib would take what is between dollars for a formula."""
-    return [text.replace("$", r"\$") for text in texts]
 
 
 def _no_data(figure: Figure, text: str = "no data") -> Figure:
@@ -322,7 +318,7 @@ def _picture_grid(
         return _no_data(figure, empty)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
-    for axes, picture, caption in zip(figure.axes, pictures, _literal(captions)):
+    for axes, picture, caption in zip(figure.axes, pictures, captions):
         axes.imshow(picture, interpolation="nearest")
-        axes.set_title(caption, fontsize=LABEL_SIZE)
+        axes.set_title(caption, fontsize=LABEL_SIZE, parse_math=False)
     return figure

@@ -156,15 +156,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         images = Path(scratch) / "images.npz"
         write_images(images, train, test)
         for seed in args.seeds:
-            for folder in [None, *found]:
-                if folder is None:
-                    runs = run_ours(args, seed, Path(scratch))
-                else:
-                    run = run_reference(folder, images, test.targets, seed, args.most_seconds)
-                    runs = {folder.name: run}
-                result["runs"] += [{"name": name, "seed": seed} | run for name, run in runs.items()]
-                result["summary"] = summarise(result["runs"])
-                write_json(args.out, result)
+            for name, run in run_ours(args, seed, Path(scratch)).items():
+                result["runs"].append({"name": name, "seed": seed} | run)
+            store(args.out, result)
+            for folder in found:
+                run = run_reference(folder, images, test.targets, seed, args.most_seconds)
+                result["runs"].append({"name": folder.name, "seed": seed} | run)
+                store(args.out, result)
     print_table(
         ["", "runs", "failed", "accuracy %", "views", "training s", "/ ours as good"],
         [
@@ -176,6 +174,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ],
     )  # fmt: skip
     return result
+
+
+def store(file: Path, result: dict[str, Any]) -> None:
+    result["summary"] = summarise(result["runs"])
+    write_json(file, result)
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
