@@ -244,6 +244,7 @@ def one_cycle(
     lr_min: float,
     total_steps: int,
     peak_step: int,
+    momentum: tuple[float, float] | None = None,
 ) -> OneCycleLR:
     """One cycle of two straight lines: LRMIN to LRMAX at the peak, back to LRMIN at the last step.
 
@@ -256,6 +257,8 @@ def one_cycle(
         total_steps: N, 3 or more; the rates are those of the steps 0..N-1.
         peak_step: how many steps the rise takes: step ``peak_step - 1`` has the rate LRMAX.
             Brought into 2..N-1.
+        momentum: Adam's beta1 at LRMIN and at LRMAX, between which it goes as the rate does; None:
+            it stays as the optimizer has it.
 
     Raises:
         UsageError: a rate or the number of steps is out of range.
@@ -271,13 +274,16 @@ def one_cycle(
             "raise epochs or lower batch_size"
         )
     peak_step = min(max(peak_step, 2), total_steps - 1)
+    at_lr_min, at_lr_max = momentum or (0.0, 0.0)
     return OneCycleLR(
         optimizer,
         max_lr=lr_max,
         total_steps=total_steps,
         pct_start=peak_step / total_steps,
         anneal_strategy="linear",
-        cycle_momentum=False,  # it would drive Adam's beta1
+        cycle_momentum=momentum is not None,  # otherwise it would drive Adam's beta1
+        max_momentum=at_lr_min,
+        base_momentum=at_lr_max,
         div_factor=lr_max / lr_min,
         final_div_factor=1.0,
     )

@@ -41,6 +41,8 @@ class Recipe:
     """Decoupled decay of the weights (not of biases and BN): a step takes rate * decay of them."""
     beta1: float = 0.9
     """Adam's decay of the gradient's mean, 0..1."""
+    beta1_at_peak: float | None = None
+    """The same at LRMAX, from ``beta1`` and back as the rate goes; None: not cycled."""
     beta2: float = 0.99
     """Adam's decay of the squared gradient's mean, 0..1."""
     label_smoothing: float = 0.1
@@ -77,6 +79,7 @@ class Recipe:
             "finder_steps": (20, 1_000_000, True),
             "weight_decay": (0, 100, True),
             "beta1": (0, 0.9999999, True),
+            "beta1_at_peak": (0, self.beta1, True),
             "beta2": (0, 0.9999999, True),
             "label_smoothing": (0, 0.9999999, True),
             "flip_probability": (0, 1, True),

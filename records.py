@@ -163,7 +163,7 @@ class Meter:
     def read(self, epoch: int, stop: bool) -> bool:
         """Move what was collected into the history; whether a process of the group is to stop."""
         rows = self.values[: len(self.pending)].flatten()
-        total = self.group.sum(torch.cat([rows, rows.new_tensor([float(stop)])])).tolist()
+        total = self.group.sum(torch.cat([rows, rows.new_full((1,), float(stop))])).tolist()
         running = self.history.running
         for (lr, size), loss, correct, norm in zip(
             self.pending, total[0:-1:3], total[1:-1:3], total[2:-1:3]

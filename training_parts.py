@@ -56,10 +56,12 @@ def make_scheduler(
     recipe: Recipe, optimizer: torch.optim.Optimizer, loader: Any, *, lr_max: float, lr_min: float
 ) -> LRScheduler:
     """The recipe's cycle over all its epochs of a loader."""
+    cycled = recipe.beta1_at_peak is not None
     return one_cycle(
         optimizer,
         lr_max=lr_max,
         lr_min=lr_min,
         total_steps=recipe.epochs * len(loader),
         peak_step=round(recipe.peak * len(loader)),
+        momentum=(recipe.beta1, recipe.beta1_at_peak) if cycled else None,
     )

@@ -40,6 +40,26 @@ def test_the_assignments_cycle_by_exact_numbers():
     assert rates[1000] == pytest.approx(0.01 - 0.0095 * (1000 - 489) / (2351 - 489), rel=1e-9)
 
 
+def test_beta1_stays_as_it_is_or_goes_down_and_up_against_the_rate():
+    def betas(momentum):
+        optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0, betas=(0.9, 0.99))
+        scheduler = one_cycle(
+            optimizer, lr_max=0.1, lr_min=0.01, total_steps=10, peak_step=4, momentum=momentum
+        )
+        for _ in range(9):
+            yield optimizer.param_groups[0]["betas"]
+            optimizer.step()
+            scheduler.step()
+        yield optimizer.param_groups[0]["betas"]
+
+    assert set(betas(None)) == {(0.9, 0.99)}
+    cycled = list(betas((0.95, 0.85)))
+    assert [pair[0] for pair in cycled] == pytest.approx(
+        [0.95 - 0.1 * i / 3 for i in range(4)] + [0.85 + 0.1 * i / 6 for i in range(1, 7)]
+    )
+    assert {pair[1] for pair in cycled} == {0.99}
+
+
 @pytest.mark.parametrize(
     ("epochs", "steps_per_epoch", "peak_epoch"),
     [(24, 98, 5), (1, 3, 5 / 24), (1, 4, 0.9), (3, 1, 0.01), (2, 7, 1.99), (10, 98, 10 * 5 / 24),
