@@ -143,6 +143,7 @@ def get_speedrun_optimizer(
     betas: tuple[float, float],
     bias_rate: float = 0.1,
     head_rate: float = 0.02,
+    compiled: bool = False,
 ) -> Muon:
     """:class:`Muon` for the filters of a prepared network, Adam for its biases and last layer.
 
@@ -152,6 +153,7 @@ def get_speedrun_optimizer(
         betas: decay of the gradient's mean, of filters too, and of its square; 0..1.
         bias_rate: rate of biases and BN, as a share of ``lr``.
         head_rate: rate of the last layer's weights, as a share of ``lr``.
+        compiled: see :class:`Muon`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -159,7 +161,7 @@ def get_speedrun_optimizer(
         {"params": [p for p in parameters if p.ndim == 2], "lr_scale": head_rate},
         {"params": [p for p in parameters if p.ndim < 2], "lr_scale": bias_rate},
     ]
-    return Muon(groups, lr=lr, betas=betas)
+    return Muon(groups, lr=lr, betas=betas, compiled=compiled)
 
 
 class Muon(torch.optim.Optimizer):
@@ -173,15 +175,25 @@ class Muon(torch.optim.Optimizer):
             which the first counts the filters. Other groups go by Adam with ``lr * lr_scale``.
         lr: rate, above 0.
         betas: decay of the gradient's mean, and of its square in Adam's groups; 0..1.
+        compiled: whether ``torch.compile`` makes the iteration; see ``hardware.get_compile_mode``.
 
     Source:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the norm of
         the filters and no decay: Jordan, airbench94_muon (2024).
     """
 
-    def __init__(self, groups: list[dict], *, lr: float, betas: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        groups: list[dict],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        compiled: bool = False,
+    ) -> None:
         defaults = {"lr": lr, "betas": betas, "lr_scale": 1.0, "orthogonal": False}
         super().__init__(groups, defaults)
+        # Without CUDA graphs, whose memory the training step's own graphs would take back.
+        self._directions = torch.compile(_directions, dynamic=False) if compiled else _directions
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -193,25 +205,38 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                (_muon_step if group["orthogonal"] else _adam_step)(self.state, parameters, group)
+                if group["orthogonal"]:
+                    _muon_step(self.state, parameters, group, self._directions)
+                else:
+                    _adam_step(self.state, parameters, group)
         return loss
 
 
 # A few launches for all parameters together: one by one, they would keep a fast GPU waiting.
 
 
-def _muon_step(state, parameters, group) -> None:
+def _muon_step(state, parameters, group, directions) -> None:
     momentum, _ = group["betas"]
     gradients, means = [p.grad for p in parameters], _kept(state, parameters, "mean")
     torch._foreach_lerp_(means, gradients, 1 - momentum)
-    ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's
-    shapes = {}  # layers of one shape go through the iteration together
-    for p, direction in zip(parameters, ahead):
-        shapes.setdefault(p.shape, []).append((p, direction.flatten(1)))
-    for pairs in shapes.values():
-        updates = orthogonalise(torch.stack([direction for _, direction in pairs]))
-        for (p, _), update in zip(pairs, updates):
-            p.mul_(len(p) ** 0.5 / p.norm()).add_(update.view(p.shape), alpha=-group["lr"])
+    updates = directions(torch._foreach_lerp(gradients, means, momentum))  # Nesterov's
+    norms = torch._foreach_norm(parameters)
+    torch._foreach_div_(norms, [len(p) ** 0.5 for p in parameters])
+    torch._foreach_div_(parameters, norms)
+    torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+
+def _directions(gradients: list[Tensor]) -> list[Tensor]:
+    """Each of them orthogonalised over its filters."""
+    shapes, made = {}, {}  # layers of one shape go through the iteration together
+    for index, gradient in enumerate(gradients):
+        shapes.setdefault(gradient.shape, []).append(index)
+    for shape, indices in shapes.items():
+        updates = orthogonalise(torch.stack([gradients[index].flatten(1) for index in indices]))
+        for index, update in zip(indices, updates):
+            # In the gradient's memory format, so that one launch adds them all.
+            made[index] = torch.empty_like(gradients[index]).copy_(update.view(shape))
+    return [made[index] for index in range(len(gradients))]
 
 
 def _adam_step(state, parameters, group) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from data import ImageDataset
 from learning_rate import one_cycle
+from models import CustomResNet
 from optimizer import get_optimizer
 from recipe import Recipe
 from speedrun import get_speedrun_optimizer, prepare_network
@@ -42,14 +42,21 @@ def make_augmentation(
 
 
 def make_optimizer(
-    recipe: Recipe, model: nn.Module, train: ImageDataset, normal: Normal, *, lr: float
+    recipe: Recipe,
+    model: CustomResNet,
+    train: ImageDataset,
+    normal: Normal,
+    *,
+    lr: float,
+    compiled: bool = False,
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer; the speedrun's needs a network that is prepared for it."""
+    """The recipe's optimizer; the network is prepared for it."""
     betas = (recipe.beta1, recipe.beta2)
+    model.freeze_idle_biases()
     if recipe.optimizer == "adam":
         return get_optimizer(model, lr=lr, weight_decay=recipe.weight_decay, betas=betas)
     prepare_network(model, train.data, *normal)
-    return get_speedrun_optimizer(model, lr=lr, betas=betas)
+    return get_speedrun_optimizer(model, lr=lr, betas=betas, compiled=compiled)
 
 
 def make_scheduler(

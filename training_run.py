@@ -103,7 +103,10 @@ def train_and_write(setup: Setup) -> int:
     model = to_device(CustomResNet(num_classes=len(train.classes)), group.device)
     log.write(model_summary(model))
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    optimizer = make_optimizer(recipe, model, train, normal, lr=recipe.finder_start_lr)
+    optimizer = make_optimizer(
+        recipe, model, train, normal,
+        lr=recipe.finder_start_lr, compiled=setup.compile_mode is not None,
+    )  # fmt: skip
     if not resumed:
         found = find_rates(setup, model, optimizer, criterion, finder_loader)
         checkpoint.notes["rates"] = found

@@ -172,13 +172,15 @@ def make_parts(
     *,
     train: ImageDataset | None = None,
     lr: float = 1e-3,
+    compile_mode: str | None = None,
 ) -> Parts:
     """Network, loss and optimizer of a recipe, seeded; ``train`` is what it is prepared for."""
     set_seed(recipe.seed)
     model = to_device(CustomResNet(len(train.classes) if train else 10), device)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     normal = mean_and_std(train) if train else None  # looked at by the speedrun alone
-    optimizer = make_optimizer(recipe, model, train, normal, lr=lr)
+    compiled = compile_mode is not None
+    optimizer = make_optimizer(recipe, model, train, normal, lr=lr, compiled=compiled)
     return Parts(model, criterion, optimizer)
 
 
@@ -207,7 +209,7 @@ def warm_up(recipe: Recipe, train: ImageDataset, device, precision: str, compile
     few = train.subset(range(size + len(train) % size)) if len(train) > 2 * size else train
     short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_min=None)
     loader = train_loader(few, short, device)
-    parts = make_parts(short, device, train=train)
+    parts = make_parts(short, device, train=train, compile_mode=compile_mode)
     fit_parts(parts, loader, short, lr_max=1e-3, precision=precision, compile_mode=compile_mode)
 
 
@@ -233,7 +235,9 @@ def train_once(
         warm_up(recipe, train, device, precision, compile_mode)
     compiled = now(device)
     loader = train_loader(train, recipe, device, kind=kind)
-    parts = make_parts(recipe, device, train=train, lr=recipe.finder_start_lr)
+    parts = make_parts(
+        recipe, device, train=train, lr=recipe.finder_start_lr, compile_mode=compile_mode
+    )
     lr_max = recipe.lr_max
     if lr_max is None:
         lr_max = find_lr(

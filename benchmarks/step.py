@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["summary"] = summarise(result, precision)
         write_json(args.out, result)
     if args.profile:
-        mode = args.compile or "eager"
+        mode = result["summary"].get("fastest_loop", "eager")
         few = train.sample(min(20 * args.batch_size, len(train)))
         try:
             operations = profile(args, device, precision, few, mode)

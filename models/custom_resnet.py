@@ -5,20 +5,37 @@ from __future__ import annotations
 import os
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .weights_file import WeightsFile, check_fit, load_weights
 
 
-def _conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
+class _ConvBlock(nn.Sequential):
     """Conv 3x3 (stride 1, padding 1) >> MaxPool2D where asked for >> BN >> ReLU."""
-    block = nn.Sequential()
-    block.add_module("conv", nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1))
-    if pool:
-        block.add_module("pool", nn.MaxPool2d(kernel_size=2))
-    block.add_module("bn", nn.BatchNorm2d(out_channels))
-    block.add_module("relu", nn.ReLU())
-    return block
+
+    def __init__(self, in_channels: int, out_channels: int, *, pool: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        if pool:
+            self.pool = nn.MaxPool2d(kernel_size=2)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        conv, bn = self.conv, self.bn
+        if not bn.training or conv.bias.requires_grad or bn.momentum is None:
+            return super().forward(images)
+        # BN takes away what the bias adds. A frozen one is left out of the images, which would have
+        # to be read and written once more for it, and counts in the running mean alone.
+        x = F.conv2d(images, conv.weight, padding=conv.padding)
+        if hasattr(self, "pool"):
+            x = self.pool(x)
+        mean = bn.running_mean - conv.bias
+        x = F.batch_norm(x, mean, bn.running_var, bn.weight, bn.bias, True, bn.momentum, bn.eps)
+        bn.running_mean.copy_(mean + conv.bias)
+        bn.num_batches_tracked.add_(1)
+        return self.relu(x)
 
 
 class ResidualLayer(nn.Module):
@@ -34,10 +51,10 @@ class ResidualLayer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.x = _conv_block(in_channels, out_channels, pool=True)
+        self.x = _ConvBlock(in_channels, out_channels, pool=True)
         self.res_block = nn.Sequential(
-            _conv_block(out_channels, out_channels),
-            _conv_block(out_channels, out_channels),
+            _ConvBlock(out_channels, out_channels),
+            _ConvBlock(out_channels, out_channels),
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,14 +86,27 @@ class CustomResNet(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; it must be 1 or more")
-        self.prep_layer = _conv_block(3, 64)
+        self.prep_layer = _ConvBlock(3, 64)
         self.layer1 = ResidualLayer(64, 128)
-        self.layer2 = _conv_block(128, 256, pool=True)
+        self.layer2 = _ConvBlock(128, 256, pool=True)
         self.layer3 = ResidualLayer(256, 512)
         self.max_pool = nn.MaxPool2d(kernel_size=4)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(512, num_classes)
         self.softmax = nn.LogSoftmax(dim=1)
+
+    def freeze_idle_biases(self) -> None:
+        """Leave the biases of the convolutions as they are, in place: a training gets faster.
+
+        In training the BN behind a convolution takes away what its bias adds, so that it has no
+        gradient but rounding errors. Names, shapes and number of the parameters stay.
+
+        Source:
+            Ioffe and Szegedy, "Batch Normalization" (2015), section 3.2.
+        """
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.bias.requires_grad_(False)
 
     @classmethod
     def from_pretrained(cls, weights: str | os.PathLike | WeightsFile) -> CustomResNet:
