@@ -102,7 +102,7 @@ def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
         Section("scaling", "scaling.py", ("--compile", "off"), 110, 40),
     ]
     if references:
-        options = ("--references", references, "--seeds", *some[:2])
+        options = ("--references", references, "--seeds", *some[:2], "--most-seconds", "90")
         made.insert(3, Section("references", "references.py", options, 200, 90))
     return made
 
