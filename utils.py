@@ -134,7 +134,7 @@ def fit(
         stop: asked after a step whose loss was read and, of a single process, during evaluation;
             True ends the training there. So does a KeyboardInterrupt out of a callback.
         on_step: called with (epoch from 1, step, accuracy of the epoch so far) after each step
-            whose loss was read: on cuda after every 20th and an epoch's last, else after each.
+            whose loss was read: on cuda after every 49th and an epoch's last, else after each.
         on_epoch: called after each evaluation.
 
     Returns:

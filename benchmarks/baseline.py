@@ -40,7 +40,7 @@ from benchmarks.common import (
     train_loader,
     write_json,
 )
-from errors import UsageError
+from errors import RunError, UsageError
 from models import CustomResNet
 from recipe import PRESETS
 from training_parts import mean_and_std
@@ -171,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             lr_max=0.001, precision=precision, compile_mode=args.compile, on_epoch=turn,
         )  # fmt: skip
     summary = result["summary"]
+    if not summary:
+        raise RunError("interrupted before a round that counts")
     print_table(
         ["loop", "images/s", "least", "most"],
         [

@@ -197,6 +197,10 @@ def render_speed(cpu: Path = CPU, gpu: Path = GPU) -> str:
             said = SAID[name](result["summary"]) if result else ""
             if said:
                 lines.append(f"- {title} ({machine_of(result)}), {said}.")
+    for name, say in ON_A_GPU.items():
+        result = load(gpu / f"{name}.json")
+        if result:
+            lines.append(f"- On a GPU ({machine_of(result)}), {say(result)} (JPEG copy).")
     for name, say in CAMPAIGNS.items():
         result = load(cpu / f"{name}.json")
         if result:
@@ -256,6 +260,24 @@ def _say_speedrun(result: dict[str, Any]) -> str:
     )
 
 
+def _say_seeds(result: dict[str, Any]) -> str:
+    """Of each recipe its epochs, seconds and accuracy."""
+    said = []
+    for name, row in result["summary"].items():
+        plain, seconds = row["accuracy"], row["training_seconds"]["median"]
+        said.append(
+            f"{result['recipes'][name]['epochs']} epochs take {seconds:.2f} s and end at "
+            f"{plain['mean']:.2%} ± {100 * plain['std']:.2f}, {plain['least']:.2%} at worst, "
+            f"{row['accuracy_mirrored']['mean']:.2%} with mirror images"
+        )
+    seeds = f"{plain['count']} seeds each" if len(said) > 1 else f"{plain['count']} seeds"
+    return "; ".join(said) + f" ({seeds})"
+
+
+ON_A_GPU: dict[str, Callable[[dict[str, Any]], str]] = {
+    "accuracy": lambda result: f"the assignment's {_say_seeds(result)}",
+    "speedrun": lambda result: f"the preset `speedrun`: {_say_seeds(result)}",
+}
 CAMPAIGNS = {"recipe_heldout": _say_recipe, "speedrun_full": _say_speedrun}
 SAID: dict[str, Callable[[dict[str, Any]], str]] = {
     "baseline": lambda summary: (

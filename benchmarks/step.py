@@ -186,7 +186,9 @@ def profile(args, device, precision, train, mode: str) -> list[dict[str, Any]]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
     with torch.profiler.profile(
-        activities=activities, schedule=torch.profiler.schedule(wait=1, warmup=1, active=1)
+        activities=activities,
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=1),
+        acc_events=True,
     ) as profiler:
         fit_parts(
             make_parts(recipe, device), train_loader(train, recipe, device), recipe,

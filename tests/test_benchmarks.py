@@ -257,6 +257,22 @@ def test_tables_come_from_the_files_and_say_what_is_missing(measured):
     assert "|" not in missing
 
 
+def test_the_gpu_commands_sections_take_the_mode_that_was_fastest(tmp_path):
+    file = tmp_path / "step.json"
+    assert gpu.fastest_mode(file) == []
+    for mode, option in (("reduce-overhead", "reduce-overhead"), ("eager", "off")):
+        file.write_text(json.dumps({"summary": {"fastest_loop": mode}}))
+        assert gpu.fastest_mode(file) == ["--compile", option]
+
+
+def test_a_part_of_the_gpu_command_keeps_what_another_call_made(tmp_path):
+    args = argparse.Namespace(out=tmp_path, only=["input"])
+    assert gpu.earlier_sections(args) == {}
+    (tmp_path / "gpu.json").write_text(json.dumps({"sections": {"step": {"said": "done"}}}))
+    assert gpu.earlier_sections(args) == {"step": {"said": "done"}}
+    assert gpu.earlier_sections(argparse.Namespace(out=tmp_path, only=None)) == {}
+
+
 def test_every_section_of_the_gpu_command_runs_on_a_cpu_at_toy_size(tmp_path, in_process):
     toy = {
         "accuracy": [*TOY[2:]],

@@ -1,10 +1,16 @@
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data import ImageDataset
 from models import CustomResNet
 from models.custom_resnet import CustomResNet as from_its_module
+from recipe import PRESETS
+from training_parts import make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,53 @@ def test_output_shape_and_rows_are_log_probabilities(model, count):
         output = model(images(count))
     assert output.shape == (count, 10)
     torch.testing.assert_close(output.exp().sum(1), torch.ones(count))
+
+
+def trained(model, epochs=3):
+    """Losses and gradients of a few steps in float64."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    pictures, labels = images(8).double(), torch.arange(8)
+    losses = []
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(pictures), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_frozen_biases_are_left_out_of_training_and_change_nothing():
+    torch.manual_seed(0)
+    plain = CustomResNet().double()
+    frozen = copy.deepcopy(plain)
+    frozen.freeze_idle_biases()
+    assert trained(frozen) == pytest.approx(trained(plain), rel=1e-9)
+    for (name, one), two in zip(frozen.named_parameters(), plain.parameters()):
+        if name.endswith("conv.bias"):  # neither has a gradient but rounding errors
+            assert one.grad is None and one.abs().max() > 0
+        else:
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-9)
+    # Those of BN too, so that it classifies as the other one does.
+    for one, two in zip(frozen.buffers(), plain.buffers()):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-9)
+    pictures = images(5).double()
+    torch.testing.assert_close(
+        frozen.eval()(pictures), plain.eval()(pictures), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("preset", ["assignment", "speedrun"])
+def test_training_leaves_out_the_biases_that_do_nothing(preset):
+    model = CustomResNet()
+    noise = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    data = ImageDataset(noise, np.arange(8), tuple("abcdefghij"), "noise")
+    normal = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    optimizer = make_optimizer(PRESETS[preset], model, data, normal, lr=0.001)
+    trained = {p for group in optimizer.param_groups for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if p in trained}
+    assert not {name for name in names if name.endswith("conv.bias")}
+    assert {"fc.bias", "layer1.x.bn.bias", "layer3.x.conv.weight"} <= names
 
 
 def test_number_of_classes():

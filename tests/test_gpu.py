@@ -119,7 +119,7 @@ def test_a_step_does_not_wait_for_the_gpu(images):
 
     waits(1)  # kernels are chosen at the first time
     # Each epoch: what was measured is read, and the new order placed.
-    assert waits(3) - waits(2) <= 100 / READ_EVERY + 1
+    assert waits(3) - waits(2) <= -(-100 // READ_EVERY) + 1
 
 
 def test_a_full_gpu_is_one_line_that_names_the_batch_size(images):

@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from errors import UsageError
 from learning_rate import find_lr, one_cycle, suggest_lr
+from recipe import Recipe
+from training_parts import make_scheduler
 
 
 def schedule(epochs=24, steps_per_epoch=98, peak_epoch=5.0, lr_max=0.01, lr_min=0.0005):
@@ -58,6 +60,14 @@ def test_beta1_stays_as_it_is_or_goes_down_and_up_against_the_rate():
         [0.95 - 0.1 * i / 3 for i in range(4)] + [0.85 + 0.1 * i / 6 for i in range(1, 7)]
     )
     assert {pair[1] for pair in cycled} == {0.99}
+
+
+def test_a_recipe_that_cycles_beta1_has_its_schedule():
+    recipe = Recipe(epochs=4, beta1=0.95, beta1_at_peak=0.85)
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0, betas=(0.95, 0.99))
+    make_scheduler(recipe, optimizer, range(10), lr_max=0.1, lr_min=0.01)
+    group = optimizer.param_groups[0]
+    assert group["betas"] == (0.95, 0.99) and group["base_momentum"] == 0.85
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,30 @@ def test_the_optimizer_goes_on_from_its_state(images):
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters()))
 
 
+def test_the_compiled_iteration_makes_the_same_steps(monkeypatch):
+    compiled = []
+
+    def compile_eagerly(function, **options):
+        compiled.append(options)
+        return plain(function, backend="eager", **options)
+
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    ends = []
+    for options in ({}, {"compiled": True}):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten())
+        model.to(memory_format=torch.channels_last)
+        optimizer = get_speedrun_optimizer(model, lr=0.1, betas=(0.6, 0.99), **options)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3, 5, 5)).square().sum().backward()
+            optimizer.step()
+        ends.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert compiled == [{"dynamic": False}]  # a rate that changes must not compile anew
+    torch.testing.assert_close(*ends)
+
+
 def test_every_trained_parameter_is_in_one_group(images):
     model = prepared(images)
     optimizer = get_speedrun_optimizer(model, lr=0.1, betas=(0.6, 0.99))
