@@ -189,28 +189,38 @@ def render_benchmarks(cpu: Path = CPU, gpu: Path = GPU) -> str:
 
 
 def render_speed(cpu: Path = CPU, gpu: Path = GPU) -> str:
-    """Markdown: the few numbers that matter, in a list."""
-    lines = []
-    for title, folder in (("On a CPU", cpu), ("On a GPU", gpu)):
-        found = {name: load(folder / f"{name}.json") for name in ("baseline", "step", "input")}
-        for name, result in found.items():
-            said = SAID[name](result["summary"]) if result else ""
-            if said:
-                lines.append(f"- {title} ({machine_of(result)}), {said}.")
-    for name, say in ON_A_GPU.items():
-        result = load(gpu / f"{name}.json")
-        if result:
-            lines.append(f"- On a GPU ({machine_of(result)}), {say(result)} (JPEG copy).")
-    for name, say in CAMPAIGNS.items():
-        result = load(cpu / f"{name}.json")
-        if result:
-            lines.append(f"- {say(result)} ({machine_of(result)}, JPEG copy).")
+    """Markdown: the few numbers that matter, in a list for each machine."""
+    said: dict[str, list[str]] = {}
+    for title, folder in (("On a GPU", gpu), ("On a CPU", cpu)):
+        sayings = ON_A_GPU if folder == gpu else CAMPAIGNS
+        for name, say in (SAID | sayings).items():
+            result = load(folder / f"{name}.json")
+            line = say(result) if result else ""
+            if line:
+                said.setdefault(f"{title} ({machine_of(result)})", []).append(f"- {line}.")
+    parts = [f"{machine}:\n\n" + "\n".join(lines) for machine, lines in said.items()]
     if not any((gpu / f"{name}.json").exists() for name in SECTIONS):
-        lines.append("- Nothing has been measured on a GPU yet: `make bench-gpu` does all of it.")
-    return "\n".join(lines)
+        parts.append("Nothing has been measured on a GPU yet: `make bench-gpu` does all of it.")
+    return "\n\n".join(parts)
 
 
-def _say_step(summary: dict[str, Any]) -> str:
+def render_gpu_headline(gpu: Path = GPU) -> str:
+    """Markdown: one sentence on the assignment's epochs on a GPU; nothing without its file."""
+    result = load(gpu / "accuracy.json")
+    if not result:
+        return ""
+    ((name, row),) = result["summary"].items()
+    plain = row["accuracy"]
+    return (
+        f"On one {machine_of(result)} these {result['recipes'][name]['epochs']} epochs take "
+        f"**{row['training_seconds']['median']:.2f} s** of training (compiling apart) and end at "
+        f"**{plain['mean']:.2%}** ± {100 * plain['std']:.2f} over {plain['count']} seeds, "
+        f"{row['accuracy_mirrored']['mean']:.2%} where mirror images count too."
+    )
+
+
+def _say_step(result: dict[str, Any]) -> str:
+    summary = result["summary"]
     if "fastest_loop" not in summary:
         return ""
     loop = summary["modes"][summary["fastest_loop"]]
@@ -220,16 +230,25 @@ def _say_step(summary: dict[str, Any]) -> str:
         share = summary["fastest_loop_over_fastest_bare"]
     product = summary["products_tflops"][summary["product"]]["median"]
     return (
-        f"the whole loop, input included, runs at {share:.2f} of the rate of a bare step on constant "
+        f"The whole loop, input included, runs at {share:.2f} of the rate of a bare step on constant "
         f"data: {loop['loop']['tflops']:.3g} TFLOP/s; a large matrix product: {product:.3g}"
     )
 
 
-def _say_input(summary: dict[str, Any]) -> str:
-    for name, ratio in reversed(summary["ratios"].items()):  # on a GPU its own comes last
+def _say_input(result: dict[str, Any]) -> str:
+    ratios = result["summary"]["ratios"]
+    for name, ratio in reversed(ratios.items()):  # on a GPU its own comes last
         first, second = name.split(" / ")
-        return f"the augmented input comes {ratio['median']:.1f} times as fast: {first}, against {second}"
+        return f"The augmented input comes {ratio['median']:.1f} times as fast: {first}, against {second}"
     return ""
+
+
+def _say_baseline(result: dict[str, Any]) -> str:
+    summary = result["summary"]
+    return (
+        f"Training takes {summary['ours']['median']:,.0f} images/s, "
+        f"{summary['ratio']['median']:.1f} times a plain float32 loop with an albumentations loader"
+    )
 
 
 def _say_recipe(result: dict[str, Any]) -> str:
@@ -241,7 +260,7 @@ def _say_recipe(result: dict[str, Any]) -> str:
     return (
         f"Of {settings['num_evaluated']:,} held-out training images the recipe, trained on "
         f"{settings['num_train']:,} others, gets {said[0]} right, and plain Adam {said[1]}, each over "
-        f"{row['count']} seeds"
+        f"{row['count']} seeds (JPEG copy)"
     )
 
 
@@ -256,7 +275,7 @@ def _say_speedrun(result: dict[str, Any]) -> str:
         said.append(f"{epochs} epochs and {minutes:.0f} minutes")
     return (
         f"The preset `speedrun` has 90 % of the test images right after {said[0]}, with mirror "
-        f"images after {said[1]}, one run for each number of epochs"
+        f"images after {said[1]}, one run for each number of epochs (JPEG copy)"
     )
 
 
@@ -275,15 +294,12 @@ def _say_seeds(result: dict[str, Any]) -> str:
 
 
 ON_A_GPU: dict[str, Callable[[dict[str, Any]], str]] = {
-    "accuracy": lambda result: f"the assignment's {_say_seeds(result)}",
-    "speedrun": lambda result: f"the preset `speedrun`: {_say_seeds(result)}",
+    "accuracy": lambda result: f"The assignment's {_say_seeds(result)} (JPEG copy)",
+    "speedrun": lambda result: f"The preset `speedrun`: {_say_seeds(result)} (JPEG copy)",
 }
 CAMPAIGNS = {"recipe_heldout": _say_recipe, "speedrun_full": _say_speedrun}
 SAID: dict[str, Callable[[dict[str, Any]], str]] = {
-    "baseline": lambda summary: (
-        f"training takes {summary['ours']['median']:,.0f} images/s, "
-        f"{summary['ratio']['median']:.1f} times a plain float32 loop with an albumentations loader"
-    ),
+    "baseline": _say_baseline,
     "step": _say_step,
     "input": _say_input,
 }

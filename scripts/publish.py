@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.render import render_benchmarks, render_speed
+from benchmarks.render import render_benchmarks, render_gpu_headline, render_speed
 from models import CustomResNet, load_weights, save_weights
 from recipe import PRESETS
 from transformation import get_train_aug_transform
@@ -232,7 +232,7 @@ def render_readme(text: str) -> str:
     """The README with every part between its markers made anew."""
     results = json.loads((RESULTS / "results.json").read_text("utf-8"))
     return fill(text, {
-        "headline": render_headline(results),
+        "headline": " ".join([render_headline(results), render_gpu_headline()]).strip(),
         "results": render_results(results),
         "speed": render_speed(),
         "faults": render_faults(FAULTS),
