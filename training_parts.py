@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from data import ImageDataset
 from learning_rate import one_cycle
-from models import CustomResNet
+from models import freeze_idle_biases
 from optimizer import get_optimizer
 from recipe import Recipe
 from speedrun import get_speedrun_optimizer, prepare_network
@@ -43,7 +44,7 @@ def make_augmentation(
 
 def make_optimizer(
     recipe: Recipe,
-    model: CustomResNet,
+    model: nn.Module,
     train: ImageDataset,
     normal: Normal,
     *,
@@ -52,7 +53,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer; the network is prepared for it."""
     betas = (recipe.beta1, recipe.beta2)
-    model.freeze_idle_biases()
+    freeze_idle_biases(model)
     if recipe.optimizer == "adam":
         return get_optimizer(model, lr=lr, weight_decay=recipe.weight_decay, betas=betas)
     prepare_network(model, train.data, *normal)

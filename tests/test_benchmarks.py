@@ -16,7 +16,6 @@ from torch import nn
 
 from benchmarks import accuracy, baseline, common, gpu, input, references, render, scaling, step
 from errors import DataError, UsageError
-from models import CustomResNet
 from recipe import PRESETS, Recipe
 
 CPU = ["--device", "cpu", "--precision", "float32"]
@@ -24,8 +23,6 @@ FORM = {"benchmark", "machine", "settings", "runs", "summary"}
 
 
 class Tiny(nn.Sequential):
-    freeze_idle_biases = CustomResNet.freeze_idle_biases
-
     def __init__(self, num_classes=10):
         super().__init__(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveMaxPool2d(1),

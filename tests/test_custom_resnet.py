@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import ImageDataset
-from models import CustomResNet
+from models import CustomResNet, freeze_idle_biases
 from models.custom_resnet import CustomResNet as from_its_module
 from recipe import PRESETS
 from training_parts import make_optimizer
@@ -58,7 +58,7 @@ def test_frozen_biases_are_left_out_of_training_and_change_nothing():
     torch.manual_seed(0)
     plain = CustomResNet().double()
     frozen = copy.deepcopy(plain)
-    frozen.freeze_idle_biases()
+    freeze_idle_biases(frozen)
     assert trained(frozen) == pytest.approx(trained(plain), rel=1e-9)
     for (name, one), two in zip(frozen.named_parameters(), plain.parameters()):
         if name.endswith("conv.bias"):  # neither has a gradient but rounding errors
