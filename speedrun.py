@@ -192,8 +192,9 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "lr_scale": 1.0, "orthogonal": False}
         super().__init__(groups, defaults)
-        # Without CUDA graphs, whose memory the training step's own graphs would take back.
-        self._directions = torch.compile(_directions, dynamic=False) if compiled else _directions
+        # Without CUDA graphs, whose memory the training step's own graphs would take back. A copy of
+        # the optimizer goes without it: torch's optimizers copy their state alone.
+        self._compiled = torch.compile(_directions, dynamic=False) if compiled else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -206,7 +207,8 @@ class Muon(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 if group["orthogonal"]:
-                    _muon_step(self.state, parameters, group, self._directions)
+                    directions = getattr(self, "_compiled", None) or _directions
+                    _muon_step(self.state, parameters, group, directions)
                 else:
                     _adam_step(self.state, parameters, group)
         return loss

@@ -95,7 +95,10 @@ def own_folder(args: argparse.Namespace, recipe: Recipe, is_first: bool) -> Iter
         yield out
         return
     is_new = not out.exists()
-    if args.resume != "auto" or stored_results(out).get("recipe") != as_data(recipe):
+    finished = stored_results(out).get("recipe")
+    # A field that came after that run had its default then.
+    same = finished is not None and as_data(Recipe()) | finished == as_data(recipe)
+    if args.resume != "auto" or not same:
         prepare_folder(out)
     try:
         with lock_folder(out) as warning:

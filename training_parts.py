@@ -51,7 +51,8 @@ def make_optimizer(
     lr: float,
     compiled: bool = False,
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer; the network is prepared for it."""
+    """The recipe's optimizer. It prepares the network: idle biases are frozen, and muon's is given
+    another start."""
     betas = (recipe.beta1, recipe.beta2)
     freeze_idle_biases(model)
     if recipe.optimizer == "adam":

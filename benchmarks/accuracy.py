@@ -111,7 +111,10 @@ def continued(file: Path, fresh: dict[str, Any], recipes: dict[str, Recipe]) -> 
         name: (there.get(name), value) for name, value in here.items() if there.get(name) != value
     }
     for name, recipe in recipes.items():
-        if name in stored and stored[name] != dataclasses.asdict(recipe):
+        # A field that came later had its default then.
+        if name in stored and dataclasses.asdict(Recipe()) | stored[name] != dataclasses.asdict(
+            recipe
+        ):
             differing[f"variant {name}"] = ("another recipe", "this one")
     if differing:
         (name, (before, wanted)), *_ = differing.items()

@@ -4,9 +4,10 @@
     DATA=images-or-archive OUT=folder [REFERENCES=folder] python benchmarks/gpu.py
 
 DATA (or CIFAR10_DIR) is a folder of the images or a tar archive of one. Each section is a command
-of its own with a time of its own, in the order of importance; one that fails or takes too long is
-recorded and the next goes on; one for which no time is left is left out, and said so. Where the
-compiler does not work, all of them go on without it.
+of its own with a time of its own. The first finds the mode of the compiler that is fastest there, which
+the others take; they come in the order of importance. One that fails or takes too long is recorded and
+the next goes on; one for which no time is left is left out, and said so. Where the compiler does not
+work, all of them go on without it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def given_rate() -> tuple[str, ...]:
 
 
 def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
-    """What is measured, the most important first."""
+    """What is measured: the step, and the others, the most important first."""
     some = [str(seed) for seed in seeds]
     speedrun = ("--preset", "speedrun", "--seeds")
 
@@ -84,7 +85,6 @@ def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
         return [word for n in epochs for word in ("--variant", f"{n} epochs: epochs={n}")]
 
     made = [
-        # First, because the others take the mode of the compiler that is fastest here.
         Section("step", "step.py", ("--profile",), 130, 40),
         Section("accuracy", "accuracy.py", ("--seeds", *some, *given_rate()), 150, 40),
         # What 90 % take: with mirror images, without them.
@@ -104,15 +104,18 @@ def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
     ]
     if references:
         options = ("--references", references, "--seeds", *some[:2], "--most-seconds", "90")
-        made.insert(3, Section("references", "references.py", options, 200, 90))
+        made.insert(3, Section("references", "references.py", options, 300, 90))
     return made
 
 
-def fastest_mode(file: Path) -> list[str]:
-    """The option for the way in which ``step.py`` found the whole loop to be fastest."""
+def fastest_mode(file: Path, device_name: str) -> list[str]:
+    """The option for the way in which ``step.py`` found the whole loop to be fastest there."""
     try:
-        mode = json.loads(file.read_text("utf-8"))["summary"]["fastest_loop"]
+        result = json.loads(file.read_text("utf-8"))
+        mode, measured_on = result["summary"]["fastest_loop"], result["machine"]["device_name"]
     except (OSError, ValueError, KeyError):
+        return []
+    if measured_on != device_name or "broken_off" in result:
         return []
     return ["--compile", "off" if mode == "eager" else mode]
 
@@ -221,25 +224,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     references = args.references and str(Path(args.references).resolve())
     chosen = sections(args.seeds, references)
     done = run_all(chosen, args)
-    unfinished = [name for name, row in done["sections"].items() if row["said"] != "done"]
+    made = [section.name for section in chosen if not args.only or section.name in args.only]
+    unfinished = [name for name in made if done["sections"][name]["said"] != "done"]
     if unfinished:
         raise WorkerError(f"not done: {', '.join(unfinished)}; {args.out / 'gpu.json'} says why")
     return done
 
 
-def earlier_sections(args: argparse.Namespace) -> dict[str, Any]:
-    """What an earlier call made, where this one is for a part."""
+def earlier(args: argparse.Namespace) -> dict[str, Any]:
+    """What an earlier call left in its file, where this one is for a part."""
     file = args.out / "gpu.json"
-    if not (args.only and file.exists()):
-        return {}
-    return json.loads(file.read_text("utf-8"))["sections"]
+    return json.loads(file.read_text("utf-8")) if args.only and file.exists() else {}
 
 
 def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, Any]:
     """Run the sections one after the other, while there is time."""
     begin = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    done = {"benchmark": "gpu", "seconds": args.seconds, "sections": earlier_sections(args)}
+    done = {"sections": {}} | earlier(args) | {"benchmark": "gpu", "seconds": args.seconds}
     with tempfile.TemporaryDirectory() as scratch:
         images = find_images(args.data_dir, Path(scratch))
         load_images(str(images), 0)  # decoded once, and kept beside the images
@@ -252,8 +254,9 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
             if not compiled:  # the others of its modes would try to compile again
                 chosen = [without_compiler(section) for section in chosen]
         chosen = [section for section in chosen if not args.only or section.name in args.only]
+        known = torch.cuda.get_device_name() if compiled else ""
         if compiled and args.only and "step" not in args.only:
-            compiled = fastest_mode(args.out / "step.json") or compiled
+            compiled = fastest_mode(args.out / "step.json", known) or compiled
         for section in chosen:  # an earlier file would be gone on with, and be taken for new
             (args.out / f"{section.name}.json").unlink(missing_ok=True)
         for section in chosen:
@@ -272,7 +275,7 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
             told = told.replace(f"{ROOT}{os.sep}", "").replace(f"{args.out}{os.sep}", "")
             done["sections"][section.name] = {"said": said, "seconds": seconds, "log": told}
             if compiled and section.name == "step":
-                compiled = fastest_mode(args.out / "step.json") or compiled
+                compiled = fastest_mode(args.out / "step.json", known) or compiled
                 done["compile"] = compiled[1:]
             write_json(args.out / "gpu.json", done)
             print(f"{section.name}: {said}, {seconds:.0f} s", flush=True)

@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "product_side": args.product,
         "seed": 0,
     }
-    result = new_result("step", device, precision, settings, compile_mode=args.compile)
+    result = new_result("step", device, precision, settings)
     result["failed"] = {}
     kinds = dict.fromkeys([precision, "bfloat16", "float32"])
     kinds |= {"tf32": None} if device.type == "cuda" else {}

@@ -14,20 +14,27 @@ from .weights_file import WeightsFile, check_fit, load_weights
 class _ConvBlock(nn.Sequential):
     """Conv 3x3 (stride 1, padding 1) >> MaxPool2D where asked for >> BN >> ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, pool: bool = False) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-        if pool:
-            self.pool = nn.MaxPool2d(kernel_size=2)
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU()
-
     def forward(self, images: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self._bias_is_idle():
+                return self._without_bias(images)
+        for layer in self:
+            images = layer(images)
+        return images
+
+    def _bias_is_idle(self) -> bool:
+        """Whether it is frozen, and the BN behind it about to take it away."""
+        if tuple(self._modules) not in (("conv", "bn", "relu"), ("conv", "pool", "bn", "relu")):
+            return False  # a part of a block, or one with more in it
+        bias, bn = self.conv.bias, self.bn
+        frozen = bias is not None and not bias.requires_grad
+        plain = type(bn) is nn.BatchNorm2d and bn.track_running_stats and bn.momentum is not None
+        return frozen and plain and bn.training
+
+    def _without_bias(self, images: Tensor) -> Tensor:
+        # The images would have to be read and written once more for it. It counts in BN's running
+        # mean alone.
         conv, bn = self.conv, self.bn
-        if not bn.training or conv.bias.requires_grad or bn.momentum is None:
-            return super().forward(images)
-        # BN takes away what the bias adds. A frozen one is left out of the images, which would have
-        # to be read and written once more for it, and counts in the running mean alone.
         x = F.conv2d(images, conv.weight, padding=conv.padding)
         if hasattr(self, "pool"):
             x = self.pool(x)
@@ -38,12 +45,22 @@ class _ConvBlock(nn.Sequential):
         return self.relu(x)
 
 
+def _conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> _ConvBlock:
+    block = _ConvBlock()
+    block.add_module("conv", nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1))
+    if pool:
+        block.add_module("pool", nn.MaxPool2d(kernel_size=2))
+    block.add_module("bn", nn.BatchNorm2d(out_channels))
+    block.add_module("relu", nn.ReLU())
+    return block
+
+
 def freeze_idle_biases(model: nn.Module) -> None:
-    """Leave the biases of this network's convolutions as they are, in place: a step gets faster.
+    """Leave the biases of this network's convolutions as they are, in place, and out of training.
 
     In training the BN behind a convolution takes away what its bias adds, so that it has no gradient
     but rounding errors. Names, shapes and number of the parameters stay, as does what the network
-    computes.
+    computes. Forward hooks of these convolutions and of their BN are not called in training.
 
     Args:
         model: a :class:`CustomResNet`, or one with parts of it; other layers stay as they are.
@@ -52,8 +69,9 @@ def freeze_idle_biases(model: nn.Module) -> None:
         Ioffe and Szegedy, "Batch Normalization" (2015), section 3.2.
     """
     for block in model.modules():
-        if isinstance(block, _ConvBlock):
-            block.conv.bias.requires_grad_(False)
+        for layer in block if isinstance(block, _ConvBlock) else ():
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                layer.bias.requires_grad_(False)
 
 
 class ResidualLayer(nn.Module):
@@ -69,10 +87,10 @@ class ResidualLayer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.x = _ConvBlock(in_channels, out_channels, pool=True)
+        self.x = _conv_block(in_channels, out_channels, pool=True)
         self.res_block = nn.Sequential(
-            _ConvBlock(out_channels, out_channels),
-            _ConvBlock(out_channels, out_channels),
+            _conv_block(out_channels, out_channels),
+            _conv_block(out_channels, out_channels),
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -104,9 +122,9 @@ class CustomResNet(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; it must be 1 or more")
-        self.prep_layer = _ConvBlock(3, 64)
+        self.prep_layer = _conv_block(3, 64)
         self.layer1 = ResidualLayer(64, 128)
-        self.layer2 = _ConvBlock(128, 256, pool=True)
+        self.layer2 = _conv_block(128, 256, pool=True)
         self.layer3 = ResidualLayer(256, 512)
         self.max_pool = nn.MaxPool2d(kernel_size=4)
         self.flatten = nn.Flatten()

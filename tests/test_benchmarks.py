@@ -153,6 +153,17 @@ def test_accuracy_refuses_what_would_mix_or_mean_nothing(tmp_path, options, mess
     assert file.read_text("utf-8") == before
 
 
+def test_accuracy_goes_on_with_a_file_from_before_a_field_of_the_recipe_came(tmp_path):
+    file = tmp_path / "a.json"
+    accuracy.main([*TOY, "--seeds", "0", "--out", str(file)])
+    result = json.loads(file.read_text("utf-8"))
+    for recipe in result["recipes"].values():
+        del recipe["beta1_at_peak"]
+    file.write_text(json.dumps(result), "utf-8")
+    accuracy.main([*TOY, "--seeds", "0", "1", "--out", str(file)])
+    assert [run["seed"] for run in stored(file)["runs"]] == [0, 1]
+
+
 def test_accuracy_does_not_mix_the_times_of_two_kinds_of_device(tmp_path):
     file = tmp_path / "a.json"
     arguments = [*TOY, "--variant", "ours", "--seeds", "0", "--out", str(file)]
@@ -254,22 +265,6 @@ def test_tables_come_from_the_files_and_say_what_is_missing(measured):
     assert "|" not in missing
 
 
-def test_the_gpu_commands_sections_take_the_mode_that_was_fastest(tmp_path):
-    file = tmp_path / "step.json"
-    assert gpu.fastest_mode(file) == []
-    for mode, option in (("reduce-overhead", "reduce-overhead"), ("eager", "off")):
-        file.write_text(json.dumps({"summary": {"fastest_loop": mode}}))
-        assert gpu.fastest_mode(file) == ["--compile", option]
-
-
-def test_a_part_of_the_gpu_command_keeps_what_another_call_made(tmp_path):
-    args = argparse.Namespace(out=tmp_path, only=["input"])
-    assert gpu.earlier_sections(args) == {}
-    (tmp_path / "gpu.json").write_text(json.dumps({"sections": {"step": {"said": "done"}}}))
-    assert gpu.earlier_sections(args) == {"step": {"said": "done"}}
-    assert gpu.earlier_sections(argparse.Namespace(out=tmp_path, only=None)) == {}
-
-
 def test_every_section_of_the_gpu_command_runs_on_a_cpu_at_toy_size(tmp_path, in_process):
     toy = {
         "accuracy": [*TOY[2:]],
@@ -304,6 +299,46 @@ def script(tmp_path, name, text):
         "write = lambda runs: json.dump({'runs': runs, 'summary': {}}, open(out, 'w'))\n" + text
     )
     return str(tmp_path / name)
+
+
+FASTEST = """
+json.dump({"machine": {"device_name": "card"}, "summary": {"fastest_loop": "reduce-overhead"}},
+          open(out, "w"))
+"""
+SAY = "json.dump({'runs': sys.argv[1:], 'summary': {}}, open(out, 'w'))"
+
+
+@pytest.mark.parametrize(
+    ("card", "mode"), [("card", "reduce-overhead"), ("another card", "default")]
+)
+def test_the_sections_take_the_mode_that_was_fastest_on_this_card(
+    tmp_path, monkeypatch, card, mode
+):
+    monkeypatch.setattr(gpu, "probe_compiler", lambda seconds: "")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
+    step, other = script(tmp_path, "a.py", FASTEST), script(tmp_path, "b.py", SAY)
+    chosen = [gpu.Section("step", step, (), 60, 0), gpu.Section("other", other, (), 60, 0)]
+    args = arguments(tmp_path)
+    args.device = "cuda"
+
+    def taken():
+        words = json.loads((tmp_path / "out" / "other.json").read_text("utf-8"))["runs"]
+        return words[words.index("--compile") + 1]
+
+    gpu.run_all(chosen, args)
+    assert taken() == mode
+    args.only = ["other"]  # in a call of its own too, which keeps what the first one said
+    done = gpu.run_all(chosen, args)
+    assert taken() == mode and done["sections"]["step"]["said"] == "done"
+    assert done["compile"] == [mode] if card == "card" else True
+
+
+def test_a_part_is_done_when_its_own_sections_are(tmp_path, monkeypatch):
+    works = gpu.Section("works", script(tmp_path, "d.py", "write([4])"), (), 60, 0)
+    monkeypatch.setattr(gpu, "sections", lambda seeds, references: [works])
+    (tmp_path / "gpu.json").write_text(json.dumps({"sections": {"step": {"said": "left out"}}}))
+    options = ["--data-dir", "digits", "--device", "cpu", "--out", str(tmp_path), "--only", "works"]
+    assert set(gpu.main(options)["sections"]) == {"step", "works"}
 
 
 def test_a_section_that_fails_or_hangs_is_recorded_and_the_next_goes_on(tmp_path, monkeypatch):

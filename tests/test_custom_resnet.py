@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_output_shape_and_rows_are_log_probabilities(model, count):
 
 
 def trained(model, epochs=3):
-    """Losses and gradients of a few steps in float64."""
+    """The losses of a few steps in float64."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     pictures, labels = images(8).double(), torch.arange(8)
     losses = []
@@ -54,9 +55,13 @@ def trained(model, epochs=3):
     return losses
 
 
-def test_frozen_biases_are_left_out_of_training_and_change_nothing():
+@pytest.mark.parametrize("momentum", [0.1, 0.4, None])
+def test_frozen_biases_change_nothing(momentum):
     torch.manual_seed(0)
     plain = CustomResNet().double()
+    for layer in plain.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = momentum
     frozen = copy.deepcopy(plain)
     freeze_idle_biases(frozen)
     assert trained(frozen) == pytest.approx(trained(plain), rel=1e-9)
@@ -72,6 +77,27 @@ def test_frozen_biases_are_left_out_of_training_and_change_nothing():
     torch.testing.assert_close(
         frozen.eval()(pictures), plain.eval()(pictures), rtol=1e-6, atol=1e-6
     )
+
+
+def test_frozen_biases_never_meet_the_images_of_a_training():
+    model = CustomResNet()
+    freeze_idle_biases(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("conv.bias"):
+                parameter.fill_(math.nan)
+    model.train()
+    assert model(images(4)).isfinite().all()
+    assert model.prep_layer.bn.running_mean.isnan().all()
+
+
+def test_a_block_with_more_or_less_in_it_computes_all_of_it():
+    model = CustomResNet()
+    freeze_idle_biases(model)
+    part = model.layer2[:2]
+    assert type(part[1]) is nn.MaxPool2d and part(torch.zeros(1, 128, 4, 4)).shape == (1, 256, 2, 2)
+    model.prep_layer.add_module("off", nn.Threshold(math.inf, 0.0))
+    assert not model.train().prep_layer(images(2)).any()
 
 
 @pytest.mark.parametrize("preset", ["assignment", "speedrun"])

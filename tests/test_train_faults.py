@@ -214,6 +214,19 @@ def test_a_finished_run_is_complete_and_not_overwritten(tiny, whole, capsys):
     assert files(whole) == before
 
 
+def test_a_finished_run_from_before_a_field_of_the_recipe_came_is_complete_too(tiny, whole, capsys):
+    file = whole / "results.json"
+    content = file.read_text("utf-8")
+    results = json.loads(content)
+    del results["recipe"]["beta1_at_peak"]
+    file.write_text(json.dumps(results), "utf-8")
+    try:
+        assert train.main([*SMALL, "--out", str(whole)]) == 0
+    finally:
+        file.write_text(content, "utf-8")
+    assert "already complete (3 of 3 epochs)" in capsys.readouterr().out
+
+
 def test_a_second_run_in_the_folder_is_refused_before_images_are_loaded(
     monkeypatch, tmp_path, capsys
 ):
