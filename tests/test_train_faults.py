@@ -6,6 +6,7 @@ import gc
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,6 +102,11 @@ def same_numbers(one, other):
                for name in ("steps.csv", "model.safetensors"))  # fmt: skip
 
 
+def log_of(folder):
+    """Without the clock's seconds."""
+    return re.sub(r"[\d.]+ s\b", "", (folder / "log.txt").read_text("utf-8")).splitlines()
+
+
 def send(number):
     os.kill(os.getpid(), number)
     return 1.0
@@ -122,7 +128,9 @@ def test_a_run_that_a_signal_stopped_goes_on_to_the_same_end(
     assert train.main([*SMALL, "--out", str(out)]) == 0
     assert f"going on from {out / checkpoint.LAST}" in capsys.readouterr().err
     assert same_numbers(out, whole)
+    assert log_of(out) == log_of(whole)
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+    assert not list(out.glob("*.ckpt"))
 
 
 def test_a_second_ctrl_c_ends_at_once_with_130(tiny, tmp_path, capsys):
