@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from errors import UsageError
 
@@ -108,6 +110,11 @@ class Recipe:
             raise UsageError(
                 f"weight_decay is {self.weight_decay}; it must be 0, muon has no decay"
             )
+
+
+def with_later_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored recipe, and of fields that came after it what they were then: their defaults."""
+    return asdict(Recipe()) | stored
 
 
 PRESETS = {

@@ -182,6 +182,9 @@ class Muon(torch.optim.Optimizer):
         the filters and no decay: Jordan, airbench94_muon (2024).
     """
 
+    _compiled = None
+    """Of the class, because a copy has nothing but the state: it goes on without the compiler."""
+
     def __init__(
         self,
         groups: list[dict],
@@ -192,9 +195,9 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "lr_scale": 1.0, "orthogonal": False}
         super().__init__(groups, defaults)
-        # Without CUDA graphs, whose memory the training step's own graphs would take back. A copy of
-        # the optimizer goes without it: torch's optimizers copy their state alone.
-        self._compiled = torch.compile(_directions, dynamic=False) if compiled else None
+        if compiled:
+            # Without CUDA graphs, whose memory the training step's own graphs would take back.
+            self._compiled = torch.compile(_directions, dynamic=False)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -207,8 +210,7 @@ class Muon(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 if group["orthogonal"]:
-                    directions = getattr(self, "_compiled", None) or _directions
-                    _muon_step(self.state, parameters, group, directions)
+                    _muon_step(self.state, parameters, group, self._compiled or _directions)
                 else:
                     _adam_step(self.state, parameters, group)
         return loss

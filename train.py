@@ -21,7 +21,7 @@ from command_line import Parser, complain, run_command
 from distributed import join_group
 from errors import CheckpointError, RunError, UsageError, WorkerError
 from hardware import PRECISIONS, get_compile_mode, get_device, get_precision
-from recipe import PRESETS, Recipe
+from recipe import PRESETS, Recipe, with_later_fields
 from run_folder import prepare_folder
 from run_lock import lock_folder
 from training_input import in_range
@@ -96,8 +96,7 @@ def own_folder(args: argparse.Namespace, recipe: Recipe, is_first: bool) -> Iter
         return
     is_new = not out.exists()
     finished = stored_results(out).get("recipe")
-    # A field that came after that run had its default then.
-    same = finished is not None and as_data(Recipe()) | finished == as_data(recipe)
+    same = finished is not None and with_later_fields(finished) == as_data(recipe)
     if args.resume != "auto" or not same:
         prepare_folder(out)
     try:

@@ -49,7 +49,7 @@ def make_optimizer(
     normal: Normal,
     *,
     lr: float,
-    compiled: bool = False,
+    compile_mode: str | None = None,
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer. It prepares the network: idle biases are frozen, and muon's is given
     another start."""
@@ -58,7 +58,7 @@ def make_optimizer(
     if recipe.optimizer == "adam":
         return get_optimizer(model, lr=lr, weight_decay=recipe.weight_decay, betas=betas)
     prepare_network(model, train.data, *normal)
-    return get_speedrun_optimizer(model, lr=lr, betas=betas, compiled=compiled)
+    return get_speedrun_optimizer(model, lr=lr, betas=betas, compiled=compile_mode is not None)
 
 
 def make_scheduler(

@@ -105,7 +105,7 @@ def train_and_write(setup: Setup) -> int:
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     optimizer = make_optimizer(
         recipe, model, train, normal,
-        lr=recipe.finder_start_lr, compiled=setup.compile_mode is not None,
+        lr=recipe.finder_start_lr, compile_mode=setup.compile_mode,
     )  # fmt: skip
     if not resumed:
         found = find_rates(setup, model, optimizer, criterion, finder_loader)

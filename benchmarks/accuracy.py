@@ -36,7 +36,7 @@ from benchmarks.common import (
     write_json,
 )
 from errors import RunError, UsageError
-from recipe import PRESETS, Recipe
+from recipe import PRESETS, Recipe, with_later_fields
 
 OVERRIDES = ("epochs", "peak_epoch", "batch_size")
 
@@ -111,10 +111,7 @@ def continued(file: Path, fresh: dict[str, Any], recipes: dict[str, Recipe]) -> 
         name: (there.get(name), value) for name, value in here.items() if there.get(name) != value
     }
     for name, recipe in recipes.items():
-        # A field that came later had its default then.
-        if name in stored and dataclasses.asdict(Recipe()) | stored[name] != dataclasses.asdict(
-            recipe
-        ):
+        if name in stored and with_later_fields(stored[name]) != dataclasses.asdict(recipe):
             differing[f"variant {name}"] = ("another recipe", "this one")
     if differing:
         (name, (before, wanted)), *_ = differing.items()

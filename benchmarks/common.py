@@ -179,8 +179,7 @@ def make_parts(
     model = to_device(CustomResNet(len(train.classes) if train else 10), device)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     normal = mean_and_std(train) if train else None  # looked at by the speedrun alone
-    compiled = compile_mode is not None
-    optimizer = make_optimizer(recipe, model, train, normal, lr=lr, compiled=compiled)
+    optimizer = make_optimizer(recipe, model, train, normal, lr=lr, compile_mode=compile_mode)
     return Parts(model, criterion, optimizer)
 
 

@@ -108,14 +108,14 @@ def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
     return made
 
 
-def fastest_mode(file: Path, device_name: str) -> list[str]:
-    """The option for the way in which ``step.py`` found the whole loop to be fastest there."""
+def fastest_mode(file: Path) -> list[str]:
+    """The option for the way in which ``step.py`` found the whole loop to be fastest, if on here."""
     try:
         result = json.loads(file.read_text("utf-8"))
         mode, measured_on = result["summary"]["fastest_loop"], result["machine"]["device_name"]
     except (OSError, ValueError, KeyError):
         return []
-    if measured_on != device_name or "broken_off" in result:
+    if measured_on != torch.cuda.get_device_name() or "broken_off" in result:
         return []
     return ["--compile", "off" if mode == "eager" else mode]
 
@@ -223,9 +223,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     get_device(args.device)  # says so where it is missing, before the images are decoded
     references = args.references and str(Path(args.references).resolve())
     chosen = sections(args.seeds, references)
+    chosen = [section for section in chosen if not args.only or section.name in args.only]
     done = run_all(chosen, args)
-    made = [section.name for section in chosen if not args.only or section.name in args.only]
-    unfinished = [name for name in made if done["sections"][name]["said"] != "done"]
+    names = [section.name for section in chosen]
+    unfinished = [name for name in names if done["sections"][name]["said"] != "done"]
     if unfinished:
         raise WorkerError(f"not done: {', '.join(unfinished)}; {args.out / 'gpu.json'} says why")
     return done
@@ -253,10 +254,6 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
             print(f"compiler: {done['compiler']}", flush=True)
             if not compiled:  # the others of its modes would try to compile again
                 chosen = [without_compiler(section) for section in chosen]
-        chosen = [section for section in chosen if not args.only or section.name in args.only]
-        known = torch.cuda.get_device_name() if compiled else ""
-        if compiled and args.only and "step" not in args.only:
-            compiled = fastest_mode(args.out / "step.json", known) or compiled
         for section in chosen:  # an earlier file would be gone on with, and be taken for new
             (args.out / f"{section.name}.json").unlink(missing_ok=True)
         for section in chosen:
@@ -265,6 +262,9 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
             if left < section.least_s:
                 said = f"left out: {max(left, 0):.0f} s were left, it needs {section.least_s:.0f}"
             else:
+                if compiled:
+                    compiled = fastest_mode(args.out / "step.json") or compiled
+                    done["compile"] = compiled[-1]
                 command = [
                     sys.executable, "-u", str(Path(__file__).parent / section.script),
                     "--data-dir", str(images), "--device", args.device, *compiled, *section.options,
@@ -274,9 +274,6 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
             told = log.read_text("utf-8", "replace")[-LOG_CHARACTERS:] if log.exists() else ""
             told = told.replace(f"{ROOT}{os.sep}", "").replace(f"{args.out}{os.sep}", "")
             done["sections"][section.name] = {"said": said, "seconds": seconds, "log": told}
-            if compiled and section.name == "step":
-                compiled = fastest_mode(args.out / "step.json", known) or compiled
-                done["compile"] = compiled[1:]
             write_json(args.out / "gpu.json", done)
             print(f"{section.name}: {said}, {seconds:.0f} s", flush=True)
     return done

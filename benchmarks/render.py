@@ -207,14 +207,14 @@ def render_speed(cpu: Path = CPU, gpu: Path = GPU) -> str:
 def render_gpu_headline(gpu: Path = GPU) -> str:
     """Markdown: one sentence on the assignment's epochs on a GPU; nothing without its file."""
     result = load(gpu / "accuracy.json")
-    said = _say_seeds(result) if result else ""
+    said = _say_seeds(result, f"On one {machine_of(result)} the") if result else ""
     if not said:
         return ""
     mode = result["machine"]["compile_mode"]
-    with_mode = f"`--compile {mode}`, " if mode else ""
+    with_mode = f" with `--compile {mode}`" if mode else ""
     return (
-        f"On one {machine_of(result)} the {said} ({with_mode}training alone: compiling, the range test "
-        "and evaluation come on top)."
+        f"{said}. These are seconds of training{with_mode}: compiling, the range test and evaluation "
+        "come on top."
     )
 
 
@@ -278,7 +278,7 @@ def _say_speedrun(result: dict[str, Any]) -> str:
     )
 
 
-def _say_seeds(result: dict[str, Any]) -> str:
+def _say_seeds(result: dict[str, Any], what: str) -> str:
     """Of each recipe its epochs, seconds and accuracy; nothing of a section that was broken off."""
     said = []
     for name, row in result["summary"].items() if "broken_off" not in result else ():
@@ -290,18 +290,12 @@ def _say_seeds(result: dict[str, Any]) -> str:
             f"{plain['mean']:.2%} ± {100 * plain['std']:.2f} over {plain['count']} seeds, "
             f"{plain['least']:.2%} at worst, {row['accuracy_mirrored']['mean']:.2%} with mirror images"
         )
-    return "; ".join(said)
-
-
-def _say_named(result: dict[str, Any], what: str) -> str:
-    said = _say_seeds(result)
-    copy = " (JPEG copy)" if "(image folder)" in result["settings"]["images"] else ""
-    return f"{what} {said}{copy}" if said else ""
+    return f"{what} {'; '.join(said)} (JPEG copy)" if said else ""
 
 
 ON_A_GPU: dict[str, Callable[[dict[str, Any]], str]] = {
-    "accuracy": lambda result: _say_named(result, "The assignment's"),
-    "speedrun": lambda result: _say_named(result, "The preset `speedrun`:"),
+    "accuracy": lambda result: _say_seeds(result, "The assignment's"),
+    "speedrun": lambda result: _say_seeds(result, "The preset `speedrun`:"),
 }
 CAMPAIGNS = {"recipe_heldout": _say_recipe, "speedrun_full": _say_speedrun}
 SAID: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -5,7 +5,7 @@ Each point is measured in a process of its own, since peak memory cannot be set 
 two steps, then the training, several times. Seconds should be a straight line in images and epochs
 and not depend on the batch size; memory should be a straight line in the batch size, and grow with
 the images by no more than the images themselves, and with the epochs not at all. On a CPU what the
-allocator keeps settles over the first few hundred steps, so that short trainings still grow a little.
+allocator happens to keep moves it by a few percent.
 """
 
 from __future__ import annotations

@@ -100,6 +100,13 @@ def test_a_block_with_more_or_less_in_it_computes_all_of_it():
     assert not model.train().prep_layer(images(2)).any()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_the_network_can_be_scripted(model):
+    scripted = torch.jit.script(model)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(images(2)), model(images(2)))
+
+
 @pytest.mark.parametrize("preset", ["assignment", "speedrun"])
 def test_training_leaves_out_the_biases_that_do_nothing(preset):
     model = CustomResNet()

@@ -49,21 +49,20 @@ def images():
 
 
 def training(images, device, *, preset="assignment", epochs=2, batch_size=48, lr_max=0.002,
-             precision="bfloat16", compile_mode=None, **options):  # fmt: skip
+             precision="bfloat16", compile_mode=None, criterion=None, **options):  # fmt: skip
     """A short training; its losses, and the network."""
     recipe = dataclasses.replace(
         PRESETS[preset], epochs=epochs, batch_size=batch_size, lr_max=lr_max
     )
     set_seed(0)
     model = to_device(CustomResNet(10), device)
-    compiled = compile_mode is not None
-    optimizer = make_optimizer(recipe, model, images, NORMAL, lr=lr_max, compiled=compiled)
+    optimizer = make_optimizer(recipe, model, images, NORMAL, lr=lr_max, compile_mode=compile_mode)
     augment = make_augmentation(recipe, images, NORMAL, device)
     loader = ResidentLoader(augment, images.targets, batch_size, device=device, train=True)
     history = fit(
         model, loader, None, optimizer,
         make_scheduler(recipe, optimizer, loader, lr_max=lr_max, lr_min=lr_max / 200),
-        nn.CrossEntropyLoss(label_smoothing=0.1),
+        criterion or nn.CrossEntropyLoss(label_smoothing=0.1),
         epochs=epochs, precision=precision, compile_mode=compile_mode, **options,
     )  # fmt: skip
     return [step.loss for step in history.steps], model
@@ -142,15 +141,9 @@ def test_a_training_that_diverges_is_told_of_within_a_few_dozen_steps(images):
             self.calls += 1
             return super().forward(output, labels) * (float("nan") if self.calls == 5 else 1)
 
-    model = to_device(CustomResNet(10), GPU)
-    recipe = dataclasses.replace(PRESETS["assignment"], epochs=1, batch_size=10, lr_max=0.002)
-    optimizer = make_optimizer(recipe, model, images, NORMAL, lr=0.001)
-    augment = make_augmentation(recipe, images, NORMAL, GPU)
-    loader = ResidentLoader(augment, images.targets, 10, device=GPU, train=True)
-    scheduler = make_scheduler(recipe, optimizer, loader, lr_max=0.002, lr_min=0.0001)
     criterion = Breaking()
     with pytest.raises(DivergedError, match="norm is nan in epoch 1, step 4, "):
-        fit(model, loader, None, optimizer, scheduler, criterion, epochs=1, precision="bfloat16")
+        training(images, GPU, epochs=1, batch_size=10, criterion=criterion)
     assert criterion.calls <= READ_EVERY
 
 

@@ -38,8 +38,8 @@ def test_digits_are_not_mirrored_and_stay_small():
         ("lr_max", math.inf), ("lr_min", 0), ("lr_min", math.nan), ("lr_ratio", 1),
         ("finder_start_lr", 0), ("finder_start_lr", 0.2), ("finder_end_lr", math.inf),
         ("finder_steps", 19), ("weight_decay", -1), ("weight_decay", math.nan), ("beta1", 1),
-        ("beta2", -0.1), ("beta1_at_peak", 0.91), ("label_smoothing", 1), ("flip_probability", 1.1), ("seed", -1),
-        ("seed", 2**32), ("cutout_size_px", -1), ("cutout_size_px", 33),
+        ("beta2", -0.1), ("beta1_at_peak", 0.91), ("label_smoothing", 1), ("flip_probability", 1.1),
+        ("seed", -1), ("seed", 2**32), ("cutout_size_px", -1), ("cutout_size_px", 33),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):
