@@ -41,9 +41,10 @@ def coordinate_image():
     return image
 
 
-def geometry(transform, count):
+def geometry(transform, count, seed):
     """(row shift, column shift, flipped, hole's row, hole's column) of ``count`` draws."""
-    stages = A.Compose(transform.transforms[:4])  # before Normalize
+    # Before Normalize. A Compose takes new seeds for what is put into it: seeded after that.
+    stages = seeded(A.Compose(transform.transforms[:4]), seed)
     image, draws = coordinate_image(), []
     for _ in range(count):
         out = stages(image=image)["image"].astype(int)
@@ -68,7 +69,7 @@ def geometry(transform, count):
 
 @pytest.fixture(scope="module")
 def draws():
-    return geometry(seeded(get_train_aug_transform(MEAN, (0.25,) * 3), seed=1), 6000)
+    return geometry(get_train_aug_transform(MEAN, (0.25,) * 3), 6000, seed=1)
 
 
 def test_pipelines_are_built_without_a_warning():
@@ -81,9 +82,8 @@ def test_pipelines_are_built_without_a_warning():
 
 def test_train_pipeline_equals_a_plain_numpy_one_pixel_by_pixel():
     rng = np.random.default_rng(0)
-    transform = seeded(get_train_aug_transform(CIFAR10_MEAN, CIFAR10_STD), seed=2)
-    steps = A.ReplayCompose(transform.transforms, save_key="replay")
-    seeded(steps, seed=2)
+    transforms = get_train_aug_transform(CIFAR10_MEAN, CIFAR10_STD).transforms
+    steps = seeded(A.ReplayCompose(transforms, save_key="replay"), seed=2)
     mean, std = np.array(CIFAR10_MEAN), np.array(CIFAR10_STD)
     for _ in range(200):
         image = rng.integers(0, 256, (32, 32, 3), np.uint8)
@@ -144,7 +144,7 @@ def test_draws_of_neighbouring_images_are_independent(draws):
 @pytest.mark.parametrize(("probability", "flips"), [(0.0, 0), (1.0, 50)])
 def test_flip_probability(probability, flips):
     transform = get_train_aug_transform(MEAN, (0.25,) * 3, flip_probability=probability)
-    assert geometry(transform, 50)[:, 2].sum() == flips
+    assert geometry(transform, 50, seed=0)[:, 2].sum() == flips
 
 
 def test_test_pipeline_only_normalises():
