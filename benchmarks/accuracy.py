@@ -23,18 +23,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import (
-    KINDS,
-    check_input,
-    load_images,
     new_result,
     parser,
     print_table,
     run_benchmark,
     settle,
     spread,
-    train_once,
     write_json,
 )
+from benchmarks.training import KINDS, check_input, load_images, train_once
 from errors import RunError, UsageError
 from recipe import PRESETS, Recipe, with_later_fields
 

@@ -25,10 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.common import (
-    fit_parts,
     has_amx,
-    load_images,
-    make_parts,
     new_result,
     now,
     parser,
@@ -37,9 +34,9 @@ from benchmarks.common import (
     set_sizes,
     settle,
     spread,
-    train_loader,
     write_json,
 )
+from benchmarks.training import fit_parts, load_images, make_parts, train_loader
 from errors import RunError, UsageError
 from models import CustomResNet
 from recipe import PRESETS

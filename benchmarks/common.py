@@ -1,9 +1,8 @@
-"""What the benchmarks share: images, one training, the clock, statistics, the results file."""
+"""What the benchmarks share: the command line, the clock, statistics, the results file."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import time
@@ -14,11 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from command_line import run_command
-from data import CIFAR10_CLASSES, ImageDataset, load_cifar10, load_digits
-from errors import UsageError
 from hardware import (
     PRECISIONS,
     describe_machine,
@@ -27,27 +23,10 @@ from hardware import (
     get_precision,
     tune_process,
 )
-from learning_rate import find_lr
-from loaders import ResidentLoader, get_loader
-from models import CustomResNet
-from pictures import load_image_folder
-from recipe import Recipe
-from training_parts import (
-    AUGMENTATION,
-    make_augmentation,
-    make_optimizer,
-    make_scheduler,
-    mean_and_std,
-)
-from transformation import get_test_batch_transform, get_train_aug_transform
-from utils import fit, predict, set_seed, to_device
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FLOP_PER_TRAINED_IMAGE = 2.272e9
 """Forward and backward pass of one image; a multiply-add counts as two."""
-EVALUATED_AT_ONCE = 500
-KINDS = ("batched", "albumentations")
-"""Of the training input."""
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -93,182 +72,6 @@ def run_benchmark(main: Callable[[Sequence[str] | None], Any]) -> int:
         main(None)
 
     return run_command(run, kept="the runs that are done are in their file")
-
-
-# --- images -------------------------------------------------------------------------------------
-
-
-def random_images(count: int, seed: int = 0) -> ImageDataset:
-    """Noise: for speeds, which do not depend on what an image shows."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    return ImageDataset(images, np.arange(count) % 10, CIFAR10_CLASSES, "random images")
-
-
-def load_images(data_dir: str | None, count: int) -> tuple[ImageDataset, ImageDataset]:
-    """Training and test images; noise where no folder is given, ``count`` and 1,000 of it."""
-    if data_dir is None:
-        return random_images(count), random_images(1000, seed=1)
-    if data_dir == "digits":
-        return load_digits()
-    return load_cifar10(data_dir, load_folder=load_image_folder)
-
-
-# --- one training -------------------------------------------------------------------------------
-
-
-def check_input(recipe: Recipe, images: ImageDataset, kind: str) -> None:
-    """Refuse what could not be trained as the recipe says."""
-    if recipe.batch_size > len(images):
-        raise UsageError(
-            f"batch_size is {recipe.batch_size}, more than the {len(images)} training images"
-        )
-    for name in set(AUGMENTATION) - {"flip_probability"}:
-        if kind != "batched" and getattr(recipe, name) != getattr(Recipe(), name):
-            raise UsageError(f"{name} is {getattr(recipe, name)}; it needs the batched input")
-
-
-def train_loader(
-    images: ImageDataset,
-    recipe: Recipe,
-    device: torch.device,
-    *,
-    kind: str = "batched",
-    workers: int = 0,
-):
-    """Augmented training batches: "batched" on the device, or "albumentations" image by image."""
-    normal = mean_and_std(images)
-    if kind == "batched":
-        transform = make_augmentation(recipe, images, normal, device)
-        return ResidentLoader(
-            transform, images.targets, recipe.batch_size,
-            device=device, train=True, seed=recipe.seed,
-        )  # fmt: skip
-    transform = get_train_aug_transform(*normal, flip_probability=recipe.flip_probability)
-    return get_loader(
-        images.with_transform(transform), recipe.batch_size,
-        train=True, seed=recipe.seed, num_workers=workers, device=device,
-    )  # fmt: skip
-
-
-def test_loader(images: ImageDataset, normalised_as: ImageDataset, device: torch.device):
-    """Normalised batches, in order."""
-    transform = get_test_batch_transform(images.data, *mean_and_std(normalised_as), device=device)
-    return ResidentLoader(transform, images.targets, EVALUATED_AT_ONCE, device=device, train=False)
-
-
-@dataclasses.dataclass
-class Parts:
-    """What a training is made of, before its first step."""
-
-    model: nn.Module
-    criterion: nn.Module
-    optimizer: torch.optim.Optimizer
-
-
-def make_parts(
-    recipe: Recipe,
-    device: torch.device,
-    *,
-    train: ImageDataset | None = None,
-    lr: float = 1e-3,
-    compile_mode: str | None = None,
-) -> Parts:
-    """Network, loss and optimizer of a recipe, seeded; ``train`` is what it is prepared for."""
-    set_seed(recipe.seed)
-    model = to_device(CustomResNet(len(train.classes) if train else 10), device)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    normal = mean_and_std(train) if train else None  # looked at by the speedrun alone
-    optimizer = make_optimizer(recipe, model, train, normal, lr=lr, compile_mode=compile_mode)
-    return Parts(model, criterion, optimizer)
-
-
-def fit_parts(
-    parts: Parts,
-    loader,
-    recipe: Recipe,
-    *,
-    lr_max: float,
-    precision: str,
-    compile_mode: str | None = None,
-    on_epoch: Callable[[Any], None] | None = None,
-):
-    """``utils.fit`` over the whole cycle of a recipe, without evaluation: the history."""
-    lr_min = lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min
-    scheduler = make_scheduler(recipe, parts.optimizer, loader, lr_max=lr_max, lr_min=lr_min)
-    return fit(
-        parts.model, loader, None, parts.optimizer, scheduler, parts.criterion,
-        epochs=recipe.epochs, precision=precision, compile_mode=compile_mode, on_epoch=on_epoch,
-    )  # fmt: skip
-
-
-def warm_up(recipe: Recipe, train: ImageDataset, device, precision: str, compile_mode) -> None:
-    """Compile for the two batch shapes of an epoch, on a twin; what follows finds it done."""
-    size = recipe.batch_size
-    few = train.subset(range(size + len(train) % size)) if len(train) > 2 * size else train
-    short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_min=None)
-    loader = train_loader(few, short, device)
-    parts = make_parts(short, device, train=train, compile_mode=compile_mode)
-    fit_parts(parts, loader, short, lr_max=1e-3, precision=precision, compile_mode=compile_mode)
-
-
-def train_once(
-    recipe: Recipe,
-    train: ImageDataset,
-    test: ImageDataset,
-    *,
-    device: torch.device,
-    precision: str,
-    compile_mode: str | None = None,
-    kind: str = "batched",
-    on_epoch: Callable[[Any], None] | None = None,
-) -> dict[str, Any]:
-    """Train by a recipe and evaluate once, after the last epoch: a run of a results file.
-
-    Raises:
-        DivergedError: the loss is not finite.
-        UsageError: the range test says nothing, or the recipe does not go with the images.
-    """
-    begin = now(device)
-    if device.type == "cuda":
-        warm_up(recipe, train, device, precision, compile_mode)
-    compiled = now(device)
-    loader = train_loader(train, recipe, device, kind=kind)
-    parts = make_parts(
-        recipe, device, train=train, lr=recipe.finder_start_lr, compile_mode=compile_mode
-    )
-    lr_max = recipe.lr_max
-    if lr_max is None:
-        lr_max = find_lr(
-            parts.model, parts.optimizer, parts.criterion, loader,
-            start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-            num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
-            autocast_dtype=PRECISIONS[precision],
-        ).lr_max  # fmt: skip
-    ready = now(device)
-    history = fit_parts(
-        parts, loader, recipe, lr_max=lr_max, precision=precision, compile_mode=compile_mode,
-        on_epoch=on_epoch,
-    )  # fmt: skip
-    trained = now(device)
-    evaluated = test_loader(test, train, device)
-    found = predict(parts.model, evaluated, precision=precision, mirrored=True)
-    return {
-        "seed": recipe.seed,
-        "lr_max": lr_max,
-        "accuracy": found.accuracy,
-        "accuracy_mirrored": found.mirrored_accuracy,
-        "train_accuracy": history.epochs[-1].train_accuracy,
-        "train_loss": history.epochs[-1].train_loss,
-        "train_accuracy_by_epoch": [round(epoch.train_accuracy, 5) for epoch in history.epochs],
-        "seconds": {
-            "compiling": compiled - begin,
-            "preparation": ready - compiled,
-            "training": trained - ready,
-            "by_epoch": [round(epoch.train_seconds, 4) for epoch in history.epochs],
-            "evaluation": now(device) - trained,
-        },
-    }
 
 
 # --- the clock and statistics -------------------------------------------------------------------

@@ -33,7 +33,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import load_images, run_benchmark, write_json
+from benchmarks.common import run_benchmark, write_json
+from benchmarks.training import load_images
 from errors import DataError, UsageError, WorkerError
 from hardware import get_compile_mode, get_device
 

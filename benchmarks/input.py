@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.common import (
-    load_images,
     new_result,
     now,
     num_cores,
@@ -30,9 +29,9 @@ from benchmarks.common import (
     run_benchmark,
     settle,
     spread,
-    train_loader,
     write_json,
 )
+from benchmarks.training import load_images, train_loader
 from recipe import PRESETS
 
 GOALS = {"cpu": 5.0, "cuda": 15.0}

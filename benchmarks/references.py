@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks.common import (
-    load_images,
     new_result,
     parser,
     print_table,
@@ -35,6 +34,7 @@ from benchmarks.common import (
     spread,
     write_json,
 )
+from benchmarks.training import load_images
 from data import ImageDataset
 from errors import UsageError
 from recipe import PRESETS

@@ -23,10 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.common import (
-    fit_parts,
     line_through,
-    load_images,
-    make_parts,
     new_result,
     now,
     parser,
@@ -34,9 +31,9 @@ from benchmarks.common import (
     run_benchmark,
     set_sizes,
     settle,
-    train_loader,
     write_json,
 )
+from benchmarks.training import fit_parts, load_images, make_parts, train_loader
 from recipe import PRESETS
 
 AXES = ("images", "batch_size", "epochs")

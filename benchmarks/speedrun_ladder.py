@@ -27,7 +27,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import speedrun
-from benchmarks.common import Parts, fit_parts, test_loader, train_loader, write_json
+from benchmarks.common import write_json
+from benchmarks.training import Parts, fit_parts, test_loader, train_loader
 from data import load_cifar10
 from hardware import describe_machine, get_device, get_precision
 from models import CustomResNet

@@ -21,10 +21,6 @@ from torch import Tensor, nn
 
 from benchmarks.common import (
     FLOP_PER_TRAINED_IMAGE,
-    Parts,
-    fit_parts,
-    load_images,
-    make_parts,
     new_result,
     now,
     parser,
@@ -33,9 +29,9 @@ from benchmarks.common import (
     set_sizes,
     settle,
     spread,
-    train_loader,
     write_json,
 )
+from benchmarks.training import Parts, fit_parts, load_images, make_parts, train_loader
 from hardware import PRECISIONS
 from recipe import PRESETS, Recipe
 

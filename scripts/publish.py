@@ -10,7 +10,6 @@ nothing but these.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import shutil
@@ -18,7 +17,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from fault_trials.told import render_faults
+from weights_card import SOURCES, render_card, share
 
 from benchmarks.render import render_benchmarks, render_gpu_headline, render_speed
 from models import CustomResNet, load_weights, save_weights
@@ -42,7 +44,6 @@ IMAGES = {
 }
 BENCHMARKS = ROOT / "benchmarks" / "README.md"
 NUM_TEST = 10_000
-SOURCES = {"CIFAR-10": "CIFAR-10", "CIFAR-10 (image folder)": "CIFAR-10, JPEG copy"}
 
 
 def copy_run(run: Path) -> None:
@@ -82,12 +83,6 @@ def copy_evaluation(folder: Path) -> None:
 
 def read_evaluation() -> dict | None:
     return json.loads(EVALUATION.read_text("utf-8")) if EVALUATION.is_file() else None
-
-
-def share(evaluation: dict) -> str:
-    """The accuracy of an evaluation with its counts."""
-    images, errors = evaluation["images"], evaluation["errors"]
-    return f"**{evaluation['accuracy']:.2%}** ({images - errors:,} of {images:,})"
 
 
 def render_results(results: dict) -> str:
@@ -150,72 +145,6 @@ def render_log(log: str) -> str:
     return f"<details><summary>Log of the run</summary>\n\n```\n{log.strip()}\n```\n</details>"
 
 
-def render_faults(file: Path) -> str:
-    """What scripts/faults.py counted, in a paragraph and a table."""
-    if not file.is_file():
-        return "Not yet measured: `make faults` counts all of this on small trainings."
-    results = json.loads(file.read_text("utf-8"))
-    machine = results["machine"]
-    lines = [
-        f"<details><summary><code>make faults</code> tried all of this on small trainings, in "
-        f"{results['seconds'] / 60:.0f} minutes on {machine['device_name']} with torch "
-        f"{machine['versions']['torch']}</summary>",
-        "",
-        "| what was done | what came of it |",
-        "| --- | --- |",
-    ]
-    for name, (what, came) in FAULT_ROWS.items():
-        found = results["sections"].get(name, {"failures": ["it was not run"]})
-        failures = found["failures"]
-        numbers = found | {
-            "inside": sum(found.get("kills_inside_a_save", {}).values()),
-            "num_places": len(found.get("places", [])),
-        }
-        if failures:
-            what, came = name.replace("_", " "), f"**failures: {len(failures)}**, first {{first}}"
-            numbers["first"] = failures[0][:200]
-        lines.append(f"| {what} | {came} |".format_map(numbers))
-    return "\n".join([*lines, "", "</details>"])
-
-
-FAULT_ROWS = {
-    "kills": (
-        "{random_kills:,} SIGKILLs at random moments and {inside:,} at five points inside a save",
-        "each of the {runs:,} runs, gone on with, ended bit for bit like one that never stopped",
-    ),
-    "signals": (
-        "{signals:,} times SIGTERM or SIGINT at random moments of the training, "
-        "{signals_beside_it:,} times before or after it",
-        "exit code 143 or 130, at most {most_steps_begun_after} more step and "
-        "{most_saves_after} save; gone on with, bit for bit the same end",
-    ),
-    "mutations": (
-        "{mutations:,} damaged, foreign, hostile and unfit checkpoints",
-        "none loaded, none executed; the one before taken {fallbacks:,} times",
-    ),
-    "command_lines": (
-        "{command_lines:,} random command lines",
-        "one line and the right exit code, before any image is loaded",
-    ),
-    "not_finite": (
-        "NaN and Inf at {num_places} places, {cases:,} cases",
-        "stopped within {most_steps_until_stopped} steps, naming epoch, step, rate and losses; "
-        "nothing of it in {files_read:,} files",
-    ),
-    "evaluation": (
-        "1 to 8 processes, 0 to 50 images; the gradient of two processes",
-        "each image once; within {gradient_tolerance:g} of one process's",
-    ),
-    "footprint": (
-        "{epochs} epochs with evaluation and figures in one process; a save at the real size",
-        "descriptors, children, figures and tensors as after the third, "
-        "{memory_growth_mb_an_epoch:.2f} MB an epoch, no socket; {save_ms:.0f} ms, "
-        "{save_share_of_an_epoch:.2%} of an epoch at {stated_images_per_s} images/s",
-    ),
-}
-"""What scripts/faults.py does, and what is said of it where nothing failed."""
-
-
 def render_headline(results: dict) -> str:
     recipe, machine, data = results["recipe"], results["machine"], results["data"]
     seconds = results["seconds"]["train"]
@@ -255,120 +184,6 @@ def fill(text: str, parts: dict[str, str]) -> str:
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{part}\n{end}{rest.split(end)[1]}"
     return text
-
-
-def render_card(file: Path, results: dict, evaluated: dict | None) -> str:
-    """The card of a file of weights: what it is, what it was trained on, how good it is, limits.
-
-    Args:
-        file: the weights.
-        results: the numbers of the run that trained them.
-        evaluated: the numbers of evaluate.py on this file, where there are some.
-    """
-    weights = load_weights(file)
-    content, recipe = file.read_bytes(), weights.recipe
-    parameters = sum(p.numel() for p in CustomResNet.from_pretrained(weights).parameters())
-    machine, final, data = results["machine"], results["final"], weights.data
-    facts = {
-        "File": f"`{file.name}`, {len(content):,} bytes, safetensors",
-        "SHA-256": f"`{hashlib.sha256(content).hexdigest()}`",
-        "Network": f"`CustomResNet(num_classes={len(weights.classes)})`, {parameters:,} parameters, "
-        "in half precision",
-        "Classes, in order": ", ".join(weights.classes),
-        "Input": "32x32 RGB as 0..1, minus the mean "
-        f"{list(weights.mean)}, divided by {list(weights.std)}",
-        "Trained on": f"{SOURCES[weights.source]}: {data['num_train']:,} images",
-        "Recipe": f"{recipe['epochs']} epochs, batch {recipe['batch_size']}, peak at epoch "
-        f"{recipe['peak_epoch']:g}, LRMAX {results['learning_rate']['lr_max']:.4g}, weight decay "
-        f"{recipe['weight_decay']:g}, label smoothing {recipe['label_smoothing']:g}, "
-        f"seed {recipe['seed']}, in {machine['precision']}",
-    }
-    figures = {
-        "At the end of training, before the rounding to half precision": "test accuracy "
-        f"{final['test_accuracy']:.2%}, loss {final['test_loss']:.4f} nats, in {machine['precision']}",
-    }
-    scores = [
-        "| class | accuracy at the end of training |",
-        "| --- | --- |",
-        *(f"| {name} | {value:.1%} |" for name, value in final["class_accuracy"].items()),
-    ]
-    if evaluated:
-        measured = evaluated["evaluation"]
-        figures = {
-            "Test accuracy of this file, in float32": share(measured),
-            "The same, with mirror images counted in": f"{measured['mirrored_accuracy']:.2%}",
-            "Test loss of this file": f"{measured['loss']:.4f} nats",
-            "Expected calibration error": f"{measured['calibration']['error']:.4f}",
-            "Measured on": f"{evaluated['machine']['device_name']}, "
-            f"torch {evaluated['machine']['versions']['torch']}",
-        } | figures
-        scores = [
-            "| class | precision | recall | F1 |",
-            "| --- | --- | --- | --- |",
-            *(
-                f"| {s['name']} | {s['precision']:.1%} | {s['recall']:.1%} | {s['f1']:.1%} |"
-                for s in measured["classes"]
-            ),
-        ]
-    table = ["| | |", "| --- | --- |"]
-    row = "| {} | {} |".format
-    lines = [
-        "# The published weights",
-        "",
-        "Made by scripts/publish.py from the file and from `results/cifar10/`.",
-        "",
-        *table,
-        *(row(*item) for item in facts.items()),
-        "",
-        "## Figures",
-        "",
-        *table,
-        *(row(*item) for item in figures.items()),
-        "",
-        *scores,
-        "",
-        CARD_USE.format(file=file.name).strip(),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-CARD_USE = """
-## Use
-
-```python
-from models import CustomResNet, load_weights
-from pictures import read_picture
-from predictions import predict_pictures
-
-weights = load_weights("weights/{file}")
-model = CustomResNet.from_pretrained(weights)
-found = predict_pictures(
-    model, [read_picture("photo.jpg")],
-    mean=weights.mean, std=weights.std, classes=weights.classes,
-)
-```
-
-```
-python predict.py photo.jpg
-python evaluate.py weights/{file} --data-dir path/to/cifar10
-```
-
-The second measures the accuracy again: on the images named above, the same to the image on the same
-machine and nearly so elsewhere; on another copy of CIFAR-10 it differs.
-
-## Limits
-
-- Whatever a picture shows, the answer is one of the ten classes, often with a high probability.
-  There is no answer "none of these".
-- It sees 32x32 pixels, the square in the middle of a picture: small or distant things are lost.
-- The training photographs show one thing each, large and centred; other pictures are another task.
-- One run with one seed. Nothing was measured on noise, weather, other cameras or drawings.
-- It is for study. It knows no people and is not fit for decisions about any.
-
-The images are CIFAR-10's: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images"
-(2009). The weights have the licence of this repository.
-"""
 
 
 def main(folder: str = "") -> None:

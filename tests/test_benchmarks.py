@@ -14,8 +14,20 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import accuracy, baseline, common, gpu, input, references, render, scaling, step
+from benchmarks import (
+    accuracy,
+    baseline,
+    common,
+    gpu,
+    input,
+    references,
+    render,
+    scaling,
+    step,
+    training,
+)
 from errors import DataError, RunError, UsageError
+from learning_rate import suggest_lr
 from recipe import PRESETS, Recipe
 
 CPU = ["--device", "cpu", "--precision", "float32"]
@@ -33,7 +45,7 @@ class Tiny(nn.Sequential):
 @pytest.fixture(autouse=True, scope="module")
 def small():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "CustomResNet", Tiny)
+        patch.setattr(training, "CustomResNet", Tiny)
         patch.setattr(baseline, "CustomResNet", Tiny)
         patch.setattr(baseline, "own_process", lambda *b: ThreadPoolExecutor(1, "", b[0], b[1:]))
         yield
@@ -94,21 +106,32 @@ def test_accuracy_interleaves_the_variants_and_goes_on_with_what_is_missing(tmp_
     assert (row["least"], row["count"]) == (min(values), 3)
 
 
+def test_accuracy_keeps_the_range_test_from_which_the_rate_follows(tmp_path):
+    file = tmp_path / "a.json"
+    found = ["--set", "lr_max=none", "finder_steps=60", "finder_end_lr=10"]
+    accuracy.main([*TOY, *found, "--seeds", "0", "--out", str(file)])
+    result = stored(file)
+    ((recipe, run),) = zip(result["recipes"].values(), result["runs"])
+    lrs = np.geomspace(recipe["finder_start_lr"], recipe["finder_end_lr"], recipe["finder_steps"])
+    losses = run["range_test"]
+    assert suggest_lr(lrs[: len(losses)], losses).lr_max == pytest.approx(run["lr_max"])
+
+
 def test_accuracy_of_the_last_epoch_alone_is_looked_at(tmp_path, monkeypatch):
     calls = []
-    predict = common.predict
-    monkeypatch.setattr(common, "predict", lambda *a, **k: calls.append(k) or predict(*a, **k))
+    predict = training.predict
+    monkeypatch.setattr(training, "predict", lambda *a, **k: calls.append(k) or predict(*a, **k))
     accuracy.main([*TOY, "--seeds", "0", "--out", str(tmp_path / "a.json")])
     assert [call["mirrored"] for call in calls] == [True]
 
 
 def test_val_never_looks_at_the_test_images(tmp_path, monkeypatch):
-    train, test = common.load_images("digits", 0)
+    train, test = training.load_images("digits", 0)
     test.data[:] = 0
     monkeypatch.setattr(accuracy, "load_images", lambda *_: (train, test))
     seen = []
-    loader = common.test_loader
-    monkeypatch.setattr(common, "test_loader", lambda *a: seen.append(a[0]) or loader(*a))
+    loader = training.test_loader
+    monkeypatch.setattr(training, "test_loader", lambda *a: seen.append(a[0]) or loader(*a))
     file = tmp_path / "a.json"
     accuracy.main([*TOY, "--val", "100", "--seeds", "0", "--out", str(file)])
     assert all(images.data.reshape(len(images), -1).any(1).all() for images in seen)
@@ -230,8 +253,8 @@ def test_the_warm_up_meets_the_two_batch_shapes_of_an_epoch(monkeypatch):
     shapes = []
     forward = Tiny.forward
     monkeypatch.setattr(Tiny, "forward", lambda self, x: shapes.append(len(x)) or forward(self, x))
-    images = common.random_images(3 * 16 + 5)
-    common.warm_up(Recipe(batch_size=16), images, torch.device("cpu"), "float32", None)
+    images = training.random_images(3 * 16 + 5)
+    training.warm_up(Recipe(batch_size=16), images, torch.device("cpu"), "float32", None)
     assert set(shapes) == {16, 5}
 
 
@@ -244,7 +267,7 @@ def test_the_line_of_least_squares():
 
 def test_the_bare_step_trains():
     recipe = Recipe(batch_size=32)
-    parts = common.make_parts(recipe, torch.device("cpu"), lr=0.02)
+    parts = training.make_parts(recipe, torch.device("cpu"), lr=0.02)
     images, labels = step.constant_batch(recipe, torch.device("cpu"))
     one = step.bare_step(parts, images, labels, "float32", "eager")
     loss = lambda: parts.criterion(parts.model(images), labels).item()
@@ -449,10 +472,11 @@ import sys
 lacking = ["albumentations", "cv2", "torch_lr_finder", "torchsummary", "sklearn", "matplotlib"]
 sys.modules.update(dict.fromkeys(lacking))
 import torch
-from benchmarks import accuracy, baseline, common, gpu, input, references, scaling, step
-images, recipe = common.random_images(8), common.Recipe(batch_size=4)
+from benchmarks import accuracy, baseline, gpu, input, references, scaling, step
+from benchmarks.training import Recipe, random_images, test_loader, train_loader
+images, recipe = random_images(8), Recipe(batch_size=4)
 device = torch.device("cpu")
-for loader in (common.train_loader(images, recipe, device), common.test_loader(images, images, device)):
+for loader in (train_loader(images, recipe, device), test_loader(images, images, device)):
     assert next(iter(loader))[0].shape[1:] == (3, 32, 32)
 assert any("--set" in section.options for section in gpu.sections([0], None))
 """
