@@ -65,6 +65,8 @@ class ImageDataset(Dataset):
         self.classes = tuple(classes)
         self.source = source
         self.transform = transform
+        self.indices = np.arange(len(targets))
+        """(N,) where each image is in the set that a :meth:`subset` was taken from."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -79,7 +81,9 @@ class ImageDataset(Dataset):
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageDataset:
         """The images at ``indices``, in that order, without a transform."""
         indices = np.asarray(indices)
-        return ImageDataset(self.data[indices], self.targets[indices], self.classes, self.source)
+        part = ImageDataset(self.data[indices], self.targets[indices], self.classes, self.source)
+        part.indices = self.indices[indices]
+        return part
 
     def sample(self, count: int | None) -> ImageDataset:
         """``count`` images with the classes in their proportions, always the same; None: all.
@@ -115,7 +119,9 @@ class ImageDataset(Dataset):
 
     def with_transform(self, transform: Callable | None) -> ImageDataset:
         """The same images (not copied) through another transform."""
-        return ImageDataset(self.data, self.targets, self.classes, self.source, transform)
+        same = ImageDataset(self.data, self.targets, self.classes, self.source, transform)
+        same.indices = self.indices
+        return same
 
 
 class Cifar10Dataset(ImageDataset):

@@ -89,7 +89,8 @@ def plot_confused_pairs(
     axes.invert_yaxis()
     axes.set_yticks(range(len(names)), names, fontsize=LABEL_SIZE, parse_math=False)
     axes.set_xlabel("images", fontsize=LABEL_SIZE)
-    axes.legend(fontsize=LABEL_SIZE - 1, loc="lower right")
+    # Inside it would lie on the bars, which may all be as long.
+    figure.legend(fontsize=LABEL_SIZE - 1, loc="outside lower center", ncols=2, frameon=False)
     _quiet_frame(axes, "x")
     return figure
 
@@ -135,9 +136,13 @@ def plot_grad_cam(
             axes.imshow(image, interpolation="nearest")
             if heat is not None:
                 axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
-            text = f"{caption}\n({kind})"
+            text = f"{_shortened(caption)}\n({kind})"
             axes.set_title(text, fontsize=LABEL_SIZE - 1, parse_math=False)
     return figure
+
+
+def _shortened(caption: str, most: int = 22) -> str:
+    return caption if len(caption) <= most else f"{caption[: most - 1]}…"
 
 
 def _figure(title: str, source: str, width: float, height: float) -> Figure:

@@ -21,7 +21,7 @@ from loaders import ResidentLoader
 from models import CustomResNet, WeightsFile, load_weights
 from report import build_report
 from run_folder import prepare_folder, write_evaluation
-from training_input import load_dataset
+from training_input import in_range, load_dataset
 from training_results import measure
 from transformation import get_test_batch_transform
 from utils import to_device
@@ -47,6 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--out", metavar="DIR", help="folder of the report (runs/ and the time)")
     args = parser.parse_args(argv)
+    in_range("limit-test", args.limit_test, None)
     args.out = args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 
@@ -58,6 +59,7 @@ def load_test_images(args: argparse.Namespace, weights: WeightsFile) -> ImageDat
             f"{weights.file} knows {_shortened(weights.classes)}, the images are "
             f"{_shortened(test.classes)}; name the images that it was trained for"
         )
+    in_range("limit-test", args.limit_test, len(test))
     return test.sample(args.limit_test)
 
 
@@ -70,10 +72,10 @@ def run(args: argparse.Namespace, command: str) -> None:
     device = get_device(args.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
     model = to_device(CustomResNet.from_pretrained(weights), device)
-    test = load_test_images(args, weights)
     is_new = not Path(args.out).exists()
-    out = prepare_folder(args.out)
+    out = prepare_folder(args.out)  # before thousands of images are read
     try:
+        test = load_test_images(args, weights)
         evaluate_and_write(model, test, weights, device, out, command)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -92,7 +94,7 @@ def evaluate_and_write(
 ) -> None:
     transform = get_test_batch_transform(test.data, weights.mean, weights.std, device=device)
     loader = ResidentLoader(transform, test.targets, BATCH_SIZE, train=False, device=device)
-    may_mirror = weights.recipe.get("flip_probability", 0) > 0  # else it means something else
+    may_mirror = (weights.recipe.get("flip_probability") or 0) > 0  # else it means something else
     evaluation = measure(model, loader, test, precision=PRECISION, mirrored=may_mirror)
     right = len(test) - len(evaluation.wrong)
     print(

@@ -90,6 +90,8 @@ class Evaluation:
     """Of equal width from 0 to 1."""
     calibration_error: float
     """Expected calibration error, 0..1: how far confidence and accuracy of a bin lie apart."""
+    indices: np.ndarray
+    """(N,) int64: where each image is in its data set, which names it in tables and pages."""
     mirrored_accuracy: float | None = None
     """0..1, with the probabilities that mirroring gave; None where they were not measured."""
 
@@ -115,16 +117,16 @@ class Evaluation:
         }
 
     def error_rows(self) -> list[list[Any]]:
-        """A table of all errors in the order of the images; the first row names the columns."""
+        """A table of all errors in the order of the data set; the first row names the columns."""
         rows = [
             [
-                int(i),
+                int(self.indices[i]),
                 self.classes[self.labels[i]],
                 self.classes[self.predicted[i]],
                 _short(self.probabilities[i, self.labels[i]]),
                 _short(self.probabilities[i, self.predicted[i]]),
             ]
-            for i in np.sort(self.wrong)
+            for i in sorted(self.wrong, key=self.indices.__getitem__)
         ]
         return [list(ERROR_COLUMNS), *rows]
 
@@ -141,6 +143,7 @@ def evaluate_predictions(
     classes: Sequence[str],
     *,
     mirrored: np.ndarray | None = None,
+    indices: np.ndarray | None = None,
 ) -> Evaluation:
     """Every figure that follows from probabilities and labels.
 
@@ -150,6 +153,7 @@ def evaluate_predictions(
         classes: the K class names.
         mirrored: (N, K) probabilities of the same images with their mirror images counted in, or
             of the mirror images alone: an extra accuracy, from which nothing else follows.
+        indices: (N,) where each image is in its data set, if it is a part of one; None: 0..N-1.
 
     Raises:
         UsageError: there is no image, the shapes do not go together, a label is out of range, or
@@ -183,6 +187,7 @@ def evaluate_predictions(
         wrong=wrong[np.argsort(-confidence[wrong], kind="stable")],
         bins=bins,
         calibration_error=float(sum(gaps) / len(labels)),
+        indices=np.arange(len(labels)) if indices is None else np.asarray(indices),
         mirrored_accuracy=(
             None if mirrored is None else float((mirrored.argmax(axis=1) == labels).mean())
         ),

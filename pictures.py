@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from errors import DataError
 
@@ -99,9 +99,10 @@ def _open(stream: str | os.PathLike | io.BytesIO) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where four times ours is left.
     picture.draft(None, (4 * IMAGE_SIZE_PX, 4 * IMAGE_SIZE_PX))
-    is_png = picture.format == "PNG"
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and is_png):
+    is_16_bits = picture.format in ("PNG", "PPM")  # a PPM's are scaled to all 16 by Pillow
+    picture.load()
+    picture = _upright(picture)
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and is_16_bits):
         # Pillow's own conversion clips 16 bits to white; 65535 / 257 is 255.
         values = np.asarray(picture).astype(np.uint32)
         picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
@@ -122,6 +123,26 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         Image.Resampling.BICUBIC,
         box=(left, top, left + side, top + side),
     )
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # metadata that cannot be read spoils no pixel
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of EXIF; 1 is upright."""
 
 
 def load_image_folder(
@@ -167,11 +188,11 @@ def load_image_folder(
 
 
 def _class_names(data_dir: Path) -> tuple[str, ...]:
-    for split in ("train", "test"):
+    for split, advice in (("train", ""), ("test", "; move some pictures of every class there")):
         if not (data_dir / split).is_dir():
             raise DataError(
                 f"{data_dir} has no folder {split}/; it needs train/ and test/, each with a folder "
-                "a class; for test/, move some pictures of every class there that train/ then lacks"
+                f"a class{advice}"
             )
     names = {
         split: sorted(

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,9 @@ def write_run(
         (out_dir / "figures").mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             stream = io.BytesIO()
-            figure.savefig(stream, format="png", dpi=FIGURE_DPI)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
+                figure.savefig(stream, format="png", dpi=FIGURE_DPI)
             _write(out_dir / "figures" / f"{name}.png", stream.getvalue())
         _write_evaluation(out_dir, results, tables or {}, report)
     except OSError as error:

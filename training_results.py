@@ -39,8 +39,9 @@ def measure(
     """Of the images and, where they mean the same, of their mirror images."""
     found = predict(model, loader, precision=precision, group=group, mirrored=mirrored)
     return evaluate_predictions(
-        found.probabilities, found.labels, test.classes, mirrored=found.mirrored
-    )
+        found.probabilities, found.labels, test.classes,
+        mirrored=found.mirrored, indices=test.indices,
+    )  # fmt: skip
 
 
 def explain(

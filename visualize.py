@@ -22,6 +22,8 @@ MARK_COLOUR = "#009E73"
 QUIET_COLOUR = "#9A9A9A"
 TITLE_SIZE = 15
 LABEL_SIZE = 12
+SMALLEST_SIZE = 7
+LETTER_WIDTH = 0.56  # a mean, as a share of the font's size
 
 
 def plot_class_counts(targets: np.ndarray, *, classes: Sequence[str], source: str) -> Figure:
@@ -32,16 +34,20 @@ def plot_class_counts(targets: np.ndarray, *, classes: Sequence[str], source: st
         classes: the K class names.
         source: where the images come from.
     """
-    figure, (axes,) = _figure("Images per class", source, width=9, height=4.5)
+    width = 9 * _stretch(len(classes))
+    figure, (axes,) = _figure("Images per class", source, width=width, height=4.5)
     counts = np.bincount(np.asarray(targets, dtype=np.int64), minlength=len(classes))
     if not counts.sum():
         return _no_data(figure)
     bars = axes.bar(range(len(classes)), counts, color=TRAIN_COLOUR)
     axes.set_xticks(range(len(classes)), classes, parse_math=False)
-    axes.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=2)
+    pitch = 72 * 0.85 * width / len(classes)  # of the bars, in points
+    if pitch > 28:
+        axes.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=2)
     axes.margins(y=0.12)
     axes.set_ylabel("images", fontsize=LABEL_SIZE)
-    axes.tick_params(axis="x", labelrotation=30)
+    size = max(min(10, 0.75 * pitch), 3)
+    axes.tick_params(axis="x", labelrotation=30 if pitch > 28 else 90, labelsize=size)
     _quiet_frame(axes)
     return figure
 
@@ -235,7 +241,7 @@ def plot_confusion_matrix(
 ) -> Figure:
     """How many images of each true class (rows) were taken for each class (columns).
 
-    Below each number is its share of the row. Right and wrong have colour scales of their own: on
+    Below each number is its share of the row; over 60 classes leave room for neither. Right and wrong have colour scales of their own: on
     one scale the errors would all be white.
 
     Args:
@@ -245,7 +251,10 @@ def plot_confusion_matrix(
         source: where the images come from.
     """
     accuracy = f", accuracy {np.mean(np.equal(labels, predicted)):.2%}" if len(labels) else ""
-    figure, (axes,) = _figure(f"Confusion matrix{accuracy}", source, width=10, height=9.5)
+    stretch = _stretch(len(classes))
+    figure, (axes,) = _figure(
+        f"Confusion matrix{accuracy}", source, width=10 * stretch, height=9.5 * stretch
+    )
     if not len(labels):
         return _no_data(figure)
     counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
@@ -258,14 +267,16 @@ def plot_confusion_matrix(
     )  # fmt: skip
     tints[counts == 0] = 1  # white
     axes.imshow(tints)
-    for (row, column), count in np.ndenumerate(counts):
+    cell = 72 * 0.75 * 10 * stretch / len(classes)  # in points
+    size = min(LABEL_SIZE + 1, cell / 3.2)
+    for (row, column), count in np.ndenumerate(counts) if size > 5 else ():
         share = shares[row, column]
         colour = "white" if row == column and share > 0.5 else "black"
         options = {"ha": "center", "va": "center", "color": colour if count else QUIET_COLOUR}
-        axes.text(column, row - 0.12, f"{count}", fontsize=LABEL_SIZE + 1, **options)
+        axes.text(column, row - 0.12, f"{count}", fontsize=size, **options)
         if count:
-            axes.text(column, row + 0.26, f"{share:.1%}", fontsize=LABEL_SIZE - 3, **options)
-    options = {"fontsize": LABEL_SIZE, "parse_math": False}
+            axes.text(column, row + 0.26, f"{share:.1%}", fontsize=0.7 * size, **options)
+    options = {"fontsize": max(min(LABEL_SIZE, 0.7 * cell), 3), "parse_math": False}
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", **options)
     axes.set_yticks(range(len(classes)), classes, **options)
     axes.set_xlabel("predicted class", fontsize=LABEL_SIZE)
@@ -279,6 +290,11 @@ def _figure(
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _stretch(num_classes: int) -> float:
+    """How much wider than usual a figure is that has a place for each class."""
+    return min(max(num_classes / 12, 1.0), 2.0)
 
 
 def _no_data(figure: Figure, text: str = "no data") -> Figure:
@@ -316,9 +332,19 @@ def _picture_grid(
     figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
     if not captions:
         return _no_data(figure, empty)
+    captions, font = _fitted(captions, size)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
     for axes, picture, caption in zip(figure.axes, pictures, captions):
         axes.imshow(picture, interpolation="nearest")
-        axes.set_title(caption, fontsize=LABEL_SIZE, parse_math=False)
+        axes.set_title(caption, fontsize=font, parse_math=False)
     return figure
+
+
+def _fitted(captions: Sequence[str], width: float) -> tuple[list[str], float]:
+    """Captions for pictures of a width in inches, the longest cut, and their size in points."""
+    most = int(72 * width / (LETTER_WIDTH * SMALLEST_SIZE))
+    cut = lambda line: line if len(line) <= most else f"{line[: most - 1]}…"
+    captions = ["\n".join(map(cut, caption.split("\n"))) for caption in captions]
+    longest = max(len(line) for caption in captions for line in [*caption.split("\n"), " "])
+    return captions, min(LABEL_SIZE, 72 * width / (LETTER_WIDTH * longest))

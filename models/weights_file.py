@@ -124,8 +124,8 @@ def save_weights(
         value = value.to(dtype) if value.is_floating_point() else value
         _finite(file, name, value)
         tensors[name] = value
-    about = {"data": json.dumps(dict(data)), "recipe": json.dumps(dict(recipe))}
     try:
+        about = {"data": json.dumps(dict(data)), "recipe": json.dumps(dict(recipe))}
         _check_metadata(*map(json.loads, about.values()))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is not written: {type(error).__name__}: {error}") from error

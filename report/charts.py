@@ -63,7 +63,8 @@ def chart(
         return f'<figure class="chart"><figcaption><b>{escape(title)}</b> no data</figcaption></figure>'
     low, high = x_range or (min(map(min, (s.x for s in series))), max(s.x[-1] for s in series))
     low, high = scale(low), scale(high)
-    if low == high:
+    is_single = low == high
+    if is_single:
         low, high = low - 0.5, high + 0.5
     bottom, top = y_range or (min(values), max(values))
     y_ticks = [
@@ -79,7 +80,9 @@ def chart(
     def up(y: float) -> float:
         return round(min(max(100 * (y - bottom) / (top - bottom), -5), 105), 2)
 
-    if log_x:
+    if is_single:
+        x_ticks = [(series[0].x[0], f"{series[0].x[0]:g}")]
+    elif log_x:
         powers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
         x_ticks = [(10.0**power, f"{10.0**power:g}") for power in powers]
     else:
@@ -139,13 +142,12 @@ def _drawn(series: Series, left, up) -> str:
             for x, y in zip(series.x, series.y)
             if _is_number(y)
         )
-    if series.kind == "dots":
+    kind = "dots" if len(places) == 1 else series.kind  # a line of one point shows nothing
+    if kind == "dots":
         path = "".join(f"M{x:g} {100 - y:g}h0" for x, y in places)
     else:
         path = "M" + "L".join(f"{x:g} {100 - y:g}" for x, y in places)
-        if len(places) == 1:
-            path += "h0"
-    return f'<path class="{series.kind} {series.style}" d="{path}"/>'
+    return f'<path class="{kind} {series.style}" d="{path}"/>'
 
 
 def _sample(series: Series) -> str:

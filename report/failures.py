@@ -80,7 +80,7 @@ def errors(evaluation: Any, names: Sequence[str], sprite: Sprite | None) -> str:
     )
     tiles = "".join(
         f'<li class="tile" data-true="{labels[i]}" data-predicted="{predicted[i]}">'
-        f"{sprite.picture(place, f'image number {i}')}"
+        f"{sprite.picture(place, f'image number {evaluation.indices[i]}')}"
         f"<span><b>{names[labels[i]]}</b><br>as {names[predicted[i]]}, "
         f"{percent(float(evaluation.probabilities[i, predicted[i]]), 0)}</span></li>"
         for place, i in enumerate(wrong)
@@ -92,7 +92,7 @@ def errors(evaluation: Any, names: Sequence[str], sprite: Sprite | None) -> str:
         f"<p>The network is wrong on {total:,} image{'' if total == 1 else 's'}. The true class is "
         "in bold; below it are the predicted class and its probability. The most confident errors "
         f"come first.{some}</p>"
-        '<form class="filter" hidden>'
+        f'<form class="filter" data-total="{total}" hidden>'
         f'<label>True class <select name="true">{"".join(options)}</select></label> '
         f'<label>Taken for <select name="predicted">{"".join(options)}</select></label> '
         '<button type="reset">Show all</button></form>'
@@ -114,7 +114,8 @@ def grad_cam_part(
     layer, items = escape(str(cam["layer"])), []
     for place, i in enumerate(indices):
         label, guess = names[evaluation.labels[i]], names[evaluation.predicted[i]]
-        captions = (f"image {i}: {label}", f"evidence for {guess}", f"evidence for {label}")
+        number = evaluation.indices[i]
+        captions = (f"image {number}: {label}", f"evidence for {guess}", f"evidence for {label}")
         shown = (label, f"for {guess}", f"for {label}")
         parts = "".join(
             f"<span>{sprite.picture(3 * place + k, captions[k])}<small>{shown[k]}</small></span>"
@@ -147,7 +148,10 @@ def calibration(evaluation: Any) -> str:
         y_label="accuracy", percent=True, x_range=(0, 1), y_range=(0, 1),
     )  # fmt: skip
     sure = sum(b.count * b.confidence for b in filled) / len(evaluation.labels)
-    kind = "underconfident" if sure < evaluation.accuracy else "overconfident"
+    gap = sure - evaluation.accuracy
+    kind = "overconfident" if gap > 0 else "underconfident"
+    if abs(gap) < 0.0005:  # as equal as they are written
+        kind = "neither over- nor underconfident on the whole"
     return (
         f'<div class="pair">{drawn}<p>The mean confidence is {percent(sure, 1)}, the accuracy '
         f"{percent(evaluation.accuracy, 1)}: the network is {kind}. The expected calibration error, "

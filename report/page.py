@@ -46,7 +46,8 @@ def build_report(
             ``history``. A part that is missing is left out of the page.
         evaluation: a record with ``classes``, ``probabilities``, ``labels``, ``predicted``,
             ``accuracy``, ``loss``, ``scores``, ``confusion``, ``wrong``, ``bins``,
-            ``calibration_error`` and ``mirrored_accuracy``, as ``evaluate_predictions`` makes it.
+            ``calibration_error``, ``mirrored_accuracy`` and ``indices``, as
+            ``evaluate_predictions`` makes it.
         images: (N, H, W, 3) uint8, those that were evaluated on.
         title: of the page.
         steps: records with ``step`` (from 0) and ``lr``.

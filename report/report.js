@@ -69,6 +69,7 @@
   const count = document.querySelector(".count");
   const more = document.querySelector(".more");
   const selects = [form.elements.true, form.elements.predicted];
+  const total = Number(form.dataset.total);
   let limit = STEP;
 
   const apply = () => {
@@ -84,10 +85,12 @@
     const shown = Math.min(limit, matching);
     const number = (n) => n.toLocaleString("en");
     const what = matching === 1 ? "error" : "errors";
+    const kept =
+      tiles.length < total ? ` among the ${number(tiles.length)} most confident` : "";
     count.textContent =
       shown < matching
-        ? `${number(shown)} of ${number(matching)} errors shown`
-        : `${number(matching)} ${what}`;
+        ? `${number(shown)} of ${number(matching)} errors${kept} shown`
+        : `${number(matching)} ${what}${kept}`;
     more.hidden = shown >= matching;
     more.textContent = `Show ${number(Math.min(4 * STEP, matching - shown))} more`;
   };

@@ -61,7 +61,8 @@ def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
                  for x, y, s in zip(rates["lrs"], rates["losses"], rates["smoothed"])]  # fmt: skip
         charts.append(
             chart("Range test", series, texts, x_label="learning rate", y_label="loss, nats",
-                  log_x=True, y_range=(low - 0.15 * spread, first + 0.35 * spread), marks=marks)
+                  log_x=True, x_range=(min(rates["lrs"][0], rates["lr_min"]), rates["lrs"][-1]),
+                  y_range=(low - 0.15 * spread, first + 0.35 * spread), marks=marks)
         )  # fmt: skip
     if steps:
         kept = [steps[i] for i in thinned(len(steps))]

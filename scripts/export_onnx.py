@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
         except OSError as error:
             raise StorageError(f"cannot write {out}: {error.strerror}") from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
     except RunError as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         return error.exit_code

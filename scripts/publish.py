@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from fault_trials.told import render_faults
-from weights_card import SOURCES, render_card, share
+from weights_card import SOURCES, percent, render_card, share
 
 from benchmarks.render import render_benchmarks, render_gpu_headline, render_speed
 from models import CustomResNet, load_weights, save_weights
@@ -47,20 +47,25 @@ NUM_TEST = 10_000
 
 
 def copy_run(run: Path) -> None:
-    data = json.loads((run / "results.json").read_text("utf-8"))["data"]
+    results = json.loads((run / "results.json").read_text("utf-8"))
+    data, optimizer = results["data"], results["recipe"]["optimizer"]
     missing = [name for name in IMAGES if not (run / "figures" / f"{name}.png").is_file()]
     if data["source"] not in SOURCES or data["evaluated_on"] != "test images" or missing:
         raise SystemExit(
             f"{run} is not a whole CIFAR-10 run: {data['source']}, evaluated on "
             f"{data['num_test']:,} {data['evaluated_on']}, without the figures {missing}"
         )
+    if optimizer != "adam":
+        raise SystemExit(
+            f"{run} was trained with {optimizer}; the published run is the assignment's"
+        )
+    stored = load_weights(run / "model.safetensors")  # where it is missing, nothing is replaced
     for folder in (RESULTS, ROOT / "images", WEIGHTS.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for name in NUMBERS:
         shutil.copyfile(run / name, RESULTS / name)
     for name, image in IMAGES.items():
         shutil.copyfile(run / "figures" / f"{name}.png", ROOT / "images" / image)
-    stored = load_weights(run / "model.safetensors")
     save_weights(WEIGHTS, stored.state_dict, data=stored.data, recipe=stored.recipe)
     EVALUATION.unlink(missing_ok=True)  # it was of the weights before
 
@@ -110,7 +115,7 @@ def render_results(results: dict) -> str:
     if evaluated := read_evaluation():
         rows["Published weights, in half precision"] = (
             f"{share(evaluated['evaluation'])}; "
-            f"{evaluated['evaluation']['mirrored_accuracy']:.2%} with mirror images"
+            f"{percent(evaluated['evaluation']['mirrored_accuracy'], 2)} with mirror images"
         )
     lines = []
     if recipe["epochs"] != PRESETS["assignment"].epochs:
@@ -129,7 +134,7 @@ def render_results(results: dict) -> str:
     lines += ["| measure | value |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
     names = " | ".join(final["class_accuracy"])
-    accuracies = " | ".join(f"{value:.1%}" for value in final["class_accuracy"].values())
+    accuracies = " | ".join(map(percent, final["class_accuracy"].values()))
     lines += [
         "",
         "Accuracy by class, last epoch:",

@@ -430,3 +430,10 @@ def test_load_cifar10_refuses_a_folder_without_the_official_files(tmp_path, name
     with pytest.raises(DataError, match="load_folder") as caught:
         load_cifar10(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_part_knows_where_its_images_were_in_the_whole():
+    whole, _ = load_digits()
+    part = whole.with_transform(None).sample(50).hold_out(20)[1].with_transform(None)
+    places = [np.flatnonzero(whole.indices == i).item() for i in part.indices]
+    assert np.array_equal(whole.data[places], part.data)

@@ -1,11 +1,12 @@
 import io
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from error_figures import plot_confused_pairs, plot_grad_cam, plot_reliability
-from evaluation import evaluate_predictions
+from evaluation import ConfusedPair, evaluate_predictions
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -33,7 +34,7 @@ def draw_grad_cam(count, **options):
     return plot_grad_cam(
         rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.full(count, 3),
         np.full(count, 5), rng.random((count, 32, 32)), rng.random((count, 32, 32)),
-        classes=CLASSES, layer="layer3", source=SOURCE, **options,
+        **{"classes": CLASSES} | options, layer="layer3", source=SOURCE,
     )  # fmt: skip
 
 
@@ -106,3 +107,16 @@ def test_grad_cam_shows_image_and_two_maps_and_names_the_layer_and_the_classes()
     assert [axes.get_title() for axes in shown[:3]] == [
         "cat\n(true class)", "for dog\n(predicted)", "for cat\n(true)",
     ]  # fmt: skip
+
+
+def test_legend_lies_on_no_bar_and_long_names_on_no_other():
+    full = [ConfusedPair(0, 1, 50, 50), ConfusedPair(1, 0, 50, 50)]
+    figure = draw_pairs(full * 5)
+    figure.draw_without_rendering()
+    (legend,), (axes,) = figure.legends, figure.axes
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    names = ["West Highland white terrier"] * 10
+    figure = draw_grad_cam(4, classes=names)
+    figure.draw_without_rendering()
+    for one, other in pairwise(figure.axes[:6]):
+        assert not one.title.get_window_extent().overlaps(other.title.get_window_extent())

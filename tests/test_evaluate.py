@@ -52,6 +52,15 @@ def test_folder_holds_report_errors_classes_and_results_that_agree(folder, weigh
     assert "python evaluate.py" in html
 
 
+def test_errors_are_named_by_their_place_among_all_the_images(folder):
+    _, test = load_digits()
+    with open(folder / "errors.csv", newline="", encoding="utf-8") as stream:
+        errors = list(csv.DictReader(stream))
+    for error in errors:
+        (place,) = np.flatnonzero(test.indices == int(error["index"]))
+        assert DIGITS[test.targets[place]] == error["true"]
+
+
 def test_accuracy_is_that_of_the_network_on_these_images(folder, weights):
     _, test = load_digits()
     test = test.sample(30)
@@ -82,7 +91,8 @@ def test_images_are_looked_for_as_in_training(weights, tmp_path, capsys, monkeyp
     assert asked == [("here", True)]
 
 
-def test_finished_run_is_not_written_over(folder, weights, capsys):
+def test_finished_run_is_not_written_over(folder, weights, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_dataset", None)  # refused before that
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert run(weights, folder) == 6
     assert "holds a finished run" in capsys.readouterr().err
@@ -93,7 +103,8 @@ def test_finished_run_is_not_written_over(folder, weights, capsys):
     "options, code, found",
     [
         (["--dataset", "svhn"], 2, "invalid choice"),
-        (["--limit-test", "0"], 2, "from 1 to"),
+        (["--limit-test", "0"], 2, "--limit-test is 0"),
+        (["--limit-test", "361"], 2, "--limit-test is 361; it must be from 1 to 360"),
         (["--device", "tpu"], 2, "this machine has"),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], 3, "nowhere"),
     ],
@@ -105,6 +116,16 @@ def test_wrong_option_is_one_line_and_leaves_nothing(
     said = capsys.readouterr().err.strip()
     assert found in said and "\n" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_does_not_say_whether_it_mirrors_is_not_mirrored(tmp_path):
+    data = {"source": "mine", "classes": DIGITS, "mean": (0.3,) * 3, "std": (0.4,) * 3}
+    recipe = {"flip_probability": None}
+    file = tmp_path / "other.safetensors"
+    save_weights(file, CustomResNet().state_dict(), data=data, recipe=recipe)
+    assert run(file, tmp_path / "out", "--limit-test", "4", "--device", "cpu") == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    assert results["evaluation"]["mirrored_accuracy"] is None
 
 
 def test_weights_for_other_classes_are_one_line_and_leave_nothing(weights, tmp_path, capsys):

@@ -193,3 +193,10 @@ def test_what_is_no_evaluation_is_refused_in_one_line(probabilities, labels, fou
     assert (
         "\n" not in str(caught.value) and "must" in str(caught.value) or "0..3" in str(caught.value)
     )
+
+
+def test_errors_of_a_part_are_named_by_their_place_in_the_whole():
+    probabilities = np.tile([0.8, 0.2], (4, 1))
+    indices = np.array([40, 7, 31, 2])
+    found = evaluate_predictions(probabilities, [1, 0, 1, 1], ("a", "b"), indices=indices)
+    assert [row[0] for row in found.error_rows()[1:]] == [2, 31, 40]

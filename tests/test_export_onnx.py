@@ -78,6 +78,7 @@ def test_the_model_says_how_it_is_used_and_nothing_of_the_machine(exported):
         ([], 2, "give the file"),
         (["gone.safetensors", "out.onnx"], 4, "gone.safetensors"),
         ([str(ROOT / "README.md"), "out.onnx"], 4, "README.md"),
+        ([str(WEIGHTS), str(ROOT / "README.md" / "out.onnx")], 6, "cannot write"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

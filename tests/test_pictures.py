@@ -1,5 +1,6 @@
 import io
 import os
+import struct
 import warnings
 import zlib
 from types import SimpleNamespace
@@ -139,13 +140,31 @@ def test_exif_orientation_is_followed():
     exif = Image.Exif()
     for tag, stored in [
         (1, upright), (2, upright[:, ::-1]), (3, upright[::-1, ::-1]), (4, upright[::-1]),
-        (6, np.rot90(upright)), (8, np.rot90(upright, -1)),
+        (5, upright.swapaxes(0, 1)), (6, np.rot90(upright)),
+        (7, upright[::-1, ::-1].swapaxes(0, 1)), (8, np.rot90(upright, -1)),
     ]:  # fmt: skip
         exif[0x0112] = tag
         for kind in ("PNG", "JPEG"):
             content = encoded(Image.fromarray(stored), kind, exif=exif)
             difference = read_picture(content).astype(int) - upright
             assert np.abs(difference).mean() < (1 if kind == "PNG" else 8), (tag, kind)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_metadata_that_cannot_be_read_spoils_no_picture(kind):
+    options = {} if kind == "JPEG" else {"lossless": True}
+    plain = read_picture(encoded(ramp(32, 32), kind, **options))
+    exif = b"Exif\0\0junk junk" if kind == "JPEG" else b"junk junk"
+    assert np.array_equal(read_picture(encoded(ramp(32, 32), kind, exif=exif, **options)), plain)
+
+
+def test_of_damaged_metadata_the_orientation_is_still_followed():
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0)
+    resolution = struct.pack("<HHI4s", 0x011A, 2, 4, b"odd")  # a text, and no number
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + orientation + resolution + bytes(4)
+    content = encoded(ramp(32, 32), "JPEG", exif=exif, quality=95)
+    difference = read_picture(content).astype(int) - np.asarray(ramp(32, 32))[::-1, ::-1]
+    assert np.abs(difference).mean() < 3
 
 
 def test_transparent_parts_are_white_in_every_mode():
@@ -179,6 +198,13 @@ def test_16_bits_are_scaled_to_8(kind, side):
     assert np.array_equal(image, np.dstack([image[..., 0]] * 3))
     small = values.reshape(32, side // 32, 32, side // 32).mean(axis=(1, 3))
     assert np.abs(image[..., 0] - np.round(small / 257)).max() <= (0 if side == 32 else 2)
+
+
+@pytest.mark.parametrize("most", [1023, 65535])
+def test_a_grey_map_of_more_than_8_bits_is_scaled_by_its_maximum(most):
+    values = np.linspace(0, most, 1024).round().astype(">u2").reshape(32, 32)
+    image = read_picture(b"P5 32 32 %d\n" % most + values.tobytes())
+    assert np.abs(image[..., 0] - 255 * (values / most)).max() < 0.6
 
 
 def test_cmyk_is_read_in_colour():
@@ -493,8 +519,9 @@ def test_a_single_class_is_refused(tmp_path):
 def test_a_missing_part_is_refused(tmp_path, split):
     write_folder(tmp_path / "pictures")
     (tmp_path / "pictures" / split).rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=split):
+    with pytest.raises(DataError, match=f"no folder {split}/") as raised:
         load_image_folder(tmp_path / "pictures")
+    assert ("move some pictures of every class there" in str(raised.value)) == (split == "test")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

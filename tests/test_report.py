@@ -211,6 +211,30 @@ def test_epochs_on_an_axis_are_whole():
     assert ticks and all(tick in "12345" for tick in ticks)
 
 
+def test_a_single_epoch_can_be_seen_at_its_place():
+    html = made_report(run=made_run(epochs=1)).split('id="classes"')[0]
+    assert re.findall(r'class="xt"[^>]*>([^<]+)<', html) == ["1", "1"]
+    drawn = re.findall(r'<path class="(\w+) (?:first|second)" d="M50 [^"]*"/>', html)
+    assert drawn == ["dots"] * 4  # a line of one point would show nothing
+
+
+def test_lrmin_below_the_first_rate_of_the_range_test_is_on_the_chart():
+    run = made_run()
+    run["learning_rate"] |= {"lr_max": 1e-4, "lr_min": 5e-7}
+    (left,) = re.findall(r'class="mt [^"]*" style="left:([^%]+)%">LRMIN', made_report(run=run))
+    assert float(left) == 0
+
+
+@pytest.mark.parametrize(
+    ("confidence", "said"),
+    [(0.75, "neither over- nor underconfident"), (0.9, "is overconfident"), (0.6, "is underc")],
+)
+def test_confidence_is_compared_with_the_accuracy(confidence, said):
+    probabilities = np.tile([confidence, 1 - confidence], (40, 1))
+    evaluation = evaluate_predictions(probabilities, np.arange(40) % 4 == 3, ("a", "b"))
+    assert said in build_report({}, evaluation, made_images(40), title="So sure")
+
+
 def test_no_axis_shows_more_than_all_images():
     run = made_run(epochs=40)
     for row in run["history"]:

@@ -471,3 +471,30 @@ def test_errors_of_a_confusion_matrix_can_be_seen_beside_a_nearly_full_diagonal(
     (axes,) = plot_confusion_matrix(labels, predicted, **NAMED).axes
     tints = np.asarray(axes.images[0].get_array())
     assert tints[0, 3, :3].min() < 0.6 and tints[0, 4, :3].min() == 1
+
+
+def test_many_classes_and_long_names_do_not_run_into_each_other():
+    classes = [f"class number {k}" for k in range(80)]
+    labels = np.arange(800) % 80
+    matrix = plot_confusion_matrix(labels, labels, classes=classes, source=SOURCE)
+    assert not matrix.axes[0].texts  # no number would be legible
+    few = plot_confusion_matrix(labels % 30, labels % 30, classes=classes[:30], source=SOURCE)
+    names = ["West Highland white terrier", "a name that is far too long for any picture"]
+    samples = plot_samples(
+        np.zeros((10, 3, 32, 32)), [0, 1] * 5, mean=(0.5,) * 3, std=(0.2,) * 3,
+        classes=names, source=SOURCE,
+    )  # fmt: skip
+    counts = plot_class_counts(labels, classes=classes, source=SOURCE)
+    in_row = {
+        "matrix": lambda: matrix.axes[0].get_yticklabels(),
+        "numbers": lambda: [t for t in few.axes[0].texts if round(t.get_position()[1]) == 0],
+        "captions": lambda: [axes.title for axes in samples.axes[:5]],
+        "counts": lambda: counts.axes[0].get_xticklabels(),
+    }
+    for figure in (matrix, few, samples, counts):
+        figure.draw_without_rendering()
+    for name, labels_of in in_row.items():
+        boxes = [label.get_window_extent() for label in labels_of()]
+        assert len(boxes) > 1
+        for one, other in pairwise(boxes):
+            assert not one.overlaps(other), name

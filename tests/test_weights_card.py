@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from errors import CheckpointError
 from models import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,3 +94,40 @@ def test_an_evaluation_of_another_file_or_of_some_images_is_not_published(
     with pytest.raises(SystemExit, match="10,000"):
         publish.copy_evaluation(tmp_path)
     assert not publish.EVALUATION.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "without", "said"),
+    [
+        ({}, "model.safetensors", "model.safetensors"),
+        ({"optimizer": "muon"}, None, "trained with muon"),
+        ({}, "figures/samples.png", "samples"),
+    ],
+)
+def test_a_run_that_is_not_whole_or_not_the_assignments_replaces_nothing(
+    publish, results, tmp_path, monkeypatch, changes, without, said
+):
+    run, root = tmp_path / "run", tmp_path / "root"
+    (run / "figures").mkdir(parents=True)
+    for name in (*publish.NUMBERS, *(f"figures/{name}.png" for name in publish.IMAGES)):
+        (run / name).write_text("")
+    (run / "model.safetensors").write_bytes(publish.WEIGHTS.read_bytes())
+    changed = results | {"recipe": results["recipe"] | changes}
+    (run / "results.json").write_text(json.dumps(changed))
+    if without:
+        (run / without).unlink()
+    for name in ("ROOT", "RESULTS"):
+        monkeypatch.setattr(publish, name, root)
+    with pytest.raises((SystemExit, CheckpointError), match=said):
+        publish.copy_run(run)
+    assert not root.exists()
+
+
+def test_a_class_without_a_share_is_a_dash(publish, results, evaluated):
+    evaluated["evaluation"]["classes"][0] |= {"precision": None, "f1": None}
+    evaluated["evaluation"]["mirrored_accuracy"] = None
+    results["final"]["class_accuracy"]["airplane"] = None
+    card = publish.render_card(publish.WEIGHTS, results, evaluated)
+    assert "| airplane | – | 60.0% | – |" in card and "counted in | – |" in card
+    card = publish.render_card(publish.WEIGHTS, results, None)
+    assert "| airplane | – |" in card and "| – | " in publish.render_results(results)

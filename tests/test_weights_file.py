@@ -220,6 +220,12 @@ def test_metadata_that_does_not_fit_is_refused(small, changes, match):
     refused(small, match=match)
 
 
+def test_metadata_that_json_cannot_hold_is_refused(tmp_path):
+    data = DATA | {"mean": list(torch.full((3,), 0.5))}
+    with pytest.raises(CheckpointError, match="not written: TypeError"):
+        save_weights(tmp_path / "it.safetensors", {}, data=data, recipe={})
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused(small, number):
     about = {"data": json.dumps(DATA), "recipe": json.dumps(RECIPE)}

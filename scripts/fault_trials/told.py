@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-
 ROWS = {
     "kills": (
         "{random_kills:,} SIGKILLs at random moments and {inside:,} at five points inside a save",
