@@ -18,7 +18,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $(INSTALLED)
 
-demo: $(INSTALLED) ## finder, training and figures on the embedded digits, about 2 minutes
+demo: $(INSTALLED) ## finder, training and figures on the embedded digits, two to five minutes
 	$(PY) train.py --dataset digits
 
 train: $(INSTALLED) ## CIFAR-10, 24 epochs; DATA=folder of the images, downloaded where not given
@@ -61,8 +61,8 @@ bench: $(INSTALLED) ## speeds on this CPU into benchmarks/results/, under 10 min
 		$(PY) benchmarks/$$name.py --device cpu $(if $(DATA),--data-dir "$(DATA)") || exit 1; done
 
 # A machine with a GPU may have torch, but no network to make .venv with.
-bench-gpu: ## what needs a GPU, under 9 minutes; DATA=folder or archive of images, OUT=folder
-	$(if $(DATA),DATA="$(DATA)") $(if $(OUT),OUT="$(OUT)") \
+bench-gpu: ## what needs a GPU, under 9 minutes; DATA=images or archive, OUT=folder, ONLY=sections
+	$(if $(DATA),DATA="$(DATA)") $(if $(OUT),OUT="$(OUT)") $(if $(ONLY),ONLY="$(ONLY)") \
 		$(or $(wildcard $(PY)),python3) benchmarks/gpu.py
 
 faults: $(INSTALLED) ## kills, signals, damaged files and more, many of each, under 15 minutes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,12 @@ def say(line: object) -> None:
         complain(line)
 
 
+def command_of(script: str, argv: list[str] | None) -> str:
+    """The command line as a person types it, in letters that every file can hold."""
+    command = shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)])
+    return command.encode("utf-8", "backslashreplace").decode()
+
+
 def run_command(run: Callable[[], int | None], *, kept: str) -> int:
     """Run a program; its exit code, where an error is one line and not a traceback.
 
@@ -44,6 +51,9 @@ def run_command(run: Callable[[], int | None], *, kept: str) -> int:
         run: gives the exit code; None is 0.
         kept: what an interruption leaves behind.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names in scripts that it cannot write
     try:
         return run() or 0
     except RunError as error:

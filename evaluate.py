@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from command_line import Parser, run_command
+from command_line import Parser, command_of, run_command
 from data import ImageDataset
 from errors import UsageError
 from grad_cam import explain_errors
@@ -132,7 +131,7 @@ def evaluate_and_write(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_of("evaluate.py", argv)
     return run_command(lambda: run(parse(argv), command), kept="nothing is written")
 
 

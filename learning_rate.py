@@ -7,6 +7,7 @@ import copy
 import io
 import math
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def find_lr(
         warnings.simplefilter("ignore")  # its tqdm warns in notebooks
         import torch_lr_finder  # here, so that training at a given rate does without it
 
-    device = next(model.parameters()).device
+    device, stdout = next(model.parameters()).device, sys.stdout
     with _global_randomness_kept(device), contextlib.redirect_stdout(io.StringIO()):
         model, optimizer = copy.deepcopy((model, optimizer))
         finder = torch_lr_finder.LRFinder(
@@ -108,7 +109,8 @@ def find_lr(
             for number in numbers:
                 yield number
                 if on_step is not None:
-                    on_step(number + 1, len(numbers))
+                    with contextlib.redirect_stdout(stdout):
+                        on_step(number + 1, len(numbers))
 
         batches = _Sized(loader)
         # In place of its own bar, which cannot be switched off and whose widget a repository page
@@ -147,10 +149,12 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], *, ratio: float = 
         ratio: LRMAX / LRMIN, above 1.
 
     Raises:
-        UsageError: fewer than 20 finite losses, a loss that does not fall, or one that still falls
+        UsageError: ``ratio`` is out of range; fewer than 20 finite losses, a loss that does not fall, or one that still falls
             at the last rate.
     """
     finite = next((i for i, x in enumerate(losses) if not math.isfinite(x)), len(losses))
+    if not 1 < ratio < math.inf:
+        raise UsageError(f"ratio is {ratio}; LRMAX / LRMIN must be above 1")
     lrs, losses = [float(x) for x in lrs[:finite]], [float(x) for x in losses[:finite]]
     way_out = "give lr_max, or sweep other rates"
     if len(losses) < 20:

@@ -165,7 +165,8 @@ class SeededLoader(_Epochs, DataLoader):
     and thrown away, so that the others are those of an unbroken epoch.
 
     Args:
-        dataset: images; a ``transform`` with ``set_random_state`` is seeded at every epoch.
+        dataset: images; a ``transform`` with ``set_random_state`` is seeded at every epoch, that of
+            a data set within this one (torch's ``Subset`` or ``ConcatDataset``) too.
         batches: which images are in which batch.
         options: whatever else a DataLoader takes, but ``persistent_workers``: a worker that stays
             would not be seeded anew.
@@ -192,7 +193,10 @@ class SeededLoader(_Epochs, DataLoader):
         state = np.random.SeedSequence(entropy).generate_state(2)
         self.generator.manual_seed(int(state[0]))
         _seed_transform(self.dataset.dataset, int(state[1]))
-        iterator = super().__iter__()
+        try:
+            iterator = super().__iter__()
+        except RuntimeError as error:  # one has died already
+            raise _worker_error(str(error)) from None
         if self.num_workers:
             _name_worker_errors()
         self.batches.set_epoch(epoch + 1)
@@ -285,6 +289,8 @@ def _name_worker_errors() -> None:
 
 
 def _seed_worker(worker: int) -> None:
+    # Ctrl-C goes to all processes; this one stops when the first one has no more use for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _seed_transform(get_worker_info().dataset.dataset, torch.initial_seed() % 2**63)
 
 
@@ -294,6 +300,11 @@ def _seed_transform(dataset: Dataset, seed: int) -> None:
     set_random_state = getattr(getattr(dataset, "transform", None), "set_random_state", None)
     if set_random_state is not None:
         set_random_state(np.random.default_rng(seed), random.Random(seed))
+    # torch's Subset has a data set in it, its ConcatDataset several.
+    inside = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    for number, part in enumerate(inside):
+        if isinstance(part, Dataset):
+            _seed_transform(part, (seed + (number << 32)) % 2**63)
 
 
 def get_loader(

@@ -147,9 +147,6 @@ def write(file: Path, content: bytes) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code, 3 where a picture could not be read."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names in scripts that it cannot write
     return run_command(lambda: run(parse(argv)), kept="nothing is written")
 
 

@@ -115,6 +115,24 @@ class Predictions:
         return float((self.mirrored.argmax(axis=1) == self.labels).mean())
 
 
+class OneProcess:
+    """Stands in for a ``distributed.Group`` where there is one process."""
+
+    world_size = 1
+
+    def wrap(self, module: Any) -> Any:
+        return module
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def align(self, model: Any) -> None:
+        pass
+
+    def gather(self, outputs: Tensor, labels: Tensor, loader) -> tuple[Tensor, Tensor]:
+        return outputs, labels
+
+
 class Meter:
     """Collects what the steps measure on the device, and reads it a few times an epoch.
 

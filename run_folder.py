@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -204,7 +205,15 @@ def _write(file: Path, content: bytes) -> None:
         with open(part, "wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            _fsync(stream.fileno())
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what mounted drives say
+            raise

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from command_line import Parser, complain, run_command
+from command_line import Parser, command_of, complain, run_command
 from distributed import join_group
 from errors import CheckpointError, RunError, UsageError, WorkerError
 from hardware import PRECISIONS, get_compile_mode, get_device, get_precision
@@ -161,7 +160,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_of("train.py", argv)
     return run_command(lambda: run(parse(argv), command), kept="what was saved stays")
 
 

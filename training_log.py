@@ -105,11 +105,14 @@ class TrainingLog:
         """Close the bar and write the epoch's lines.
 
         Args:
-            record: with ``train_seconds``, ``test_loss`` and ``test_accuracy`` (0..1), the latter two
-                None without test images.
+            record: with ``epoch``, ``train_accuracy``, ``train_seconds``, ``test_loss`` and
+                ``test_accuracy`` (0..1), the latter two None without test images.
         """
         self.close()
-        self.write(f"{self._last} | {record.train_seconds:.1f} s")
+        line = (
+            self._last or f"EPOCH = {record.epoch} | Accuracy = {100 * record.train_accuracy:.2f}"
+        )
+        self.write(f"{line} | {record.train_seconds:.1f} s")
         if record.test_accuracy is not None:
             correct = round(record.test_accuracy * self._num_test)
             self.write(

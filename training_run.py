@@ -138,7 +138,8 @@ def train_and_write(setup: Setup) -> int:
             say(
                 f"stopped in epoch {len(history.epochs) + 1} of {recipe.epochs} after "
                 f"{len(history.steps)} of {total_steps} steps; "
-                f"the same command with --out {shlex.quote(str(out))} goes on"
+                f"the same command with --out {shlex.quote(str(out))} "
+                f"{'' if args.resume == 'auto' else 'and without --resume '}goes on"
             )
             return 143 if signals.received == signal.SIGTERM else 130
 

@@ -111,9 +111,21 @@ def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constan
 
     Returns:
         (N, 40, 40, 3) uint8.
+
+    Raises:
+        UsageError: the images are of another size or type.
     """
+    _check_images(images)
     border = ((0, 0), (PADDING_PX, PADDING_PX), (PADDING_PX, PADDING_PX), (0, 0))
     return torch.from_numpy(np.pad(images, border, mode=mode)).to(device)
+
+
+def _check_images(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3):
+        raise UsageError(
+            f"the images are {images.dtype} of shape {images.shape}; they must be uint8, "
+            f"(N, {IMAGE_SIZE_PX}, {IMAGE_SIZE_PX}, 3)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +335,7 @@ def get_test_batch_transform(
     images: np.ndarray, mu: Sequence[float], sigma: Sequence[float], *, device: torch.device
 ) -> Callable[[Tensor, int], Tensor]:
     """Normalise and nothing else: arguments and result of :func:`get_train_batch_transform`."""
+    _check_images(images)
     resident = torch.from_numpy(images).to(device)
     normalize = BatchNormalize(mu, sigma, device)
     return lambda indices, epoch: normalize(resident[indices])

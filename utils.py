@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from errors import DivergedError, UsageError
-from records import EpochRecord, History, Meter, Predictions, StepRecord, not_saved
+from records import EpochRecord, History, Meter, OneProcess, Predictions, StepRecord, not_saved
+
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def set_seed(seed: int) -> None:
@@ -35,7 +37,7 @@ def get_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
         images: (N, H, W, 3) uint8.
 
     Returns:
-        Two triples, 0..1.
+        Two triples, 0..1; a deviation is 1/255 at least, because images are divided by it.
     """
     # From histograms: exact, and without a wider copy of all images at once.
     levels, counts = np.arange(256) / 255, np.zeros((3, 256), np.int64)
@@ -44,7 +46,7 @@ def get_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
     shares = counts / counts.sum(1, keepdims=True)
     means = [share @ levels for share in shares]
     stds = [math.sqrt(share @ (levels - mean) ** 2) for share, mean in zip(shares, means)]
-    return tuple(float(mean) for mean in means), tuple(stds)
+    return tuple(map(float, means)), tuple(max(std, 1 / 255) for std in stds)
 
 
 def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> str:
@@ -62,24 +64,6 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(text):
         summary(twin, input_size, device="cpu")
     return text.getvalue().strip("\n")
-
-
-class _OneProcess:
-    """Stands in for a group of processes where there is one."""
-
-    world_size = 1
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def align(self, model: nn.Module) -> None:
-        pass
-
-    def gather(self, outputs: Tensor, labels: Tensor, loader) -> tuple[Tensor, Tensor]:
-        return outputs, labels
 
 
 class _Objective(nn.Module):
@@ -130,7 +114,8 @@ def fit(
         precision: "float32", "bfloat16" or "float16" (cuda only).
         compile_mode: of ``torch.compile``, for forward pass and loss together; None: not compiled.
         group: the processes that train together, see ``distributed.Group``; None: this one alone.
-        checkpoint: restored from at the beginning and saved to, see ``checkpoint.Checkpoint``.
+        checkpoint: restored from at the beginning and saved to, see ``checkpoint.Checkpoint``;
+            ``train_loader`` needs ``set_epoch`` then.
         stop: asked after a step whose loss was read and, of a single process, during evaluation;
             True ends the training there. So does a KeyboardInterrupt out of a callback.
         on_step: called with (epoch from 1, step, accuracy of the epoch so far) after each step
@@ -143,10 +128,10 @@ def fit(
 
     Raises:
         DivergedError: a loss or a gradient is not finite.
-        UsageError: the GPU's memory does not hold a batch.
+        UsageError: the GPU's memory does not hold a batch; or the arguments do not go together.
     """
     device = next(model.parameters()).device
-    group = group or _OneProcess()
+    group = group or OneProcess()
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     objective = group.wrap(_Objective(model, criterion))
     if compile_mode is not None:
@@ -158,9 +143,15 @@ def fit(
         "history": history,
     }  # fmt: skip
     if checkpoint is not None:
+        if not hasattr(train_loader, "set_epoch"):
+            raise UsageError(
+                "a run that is saved goes on within an epoch, which this train_loader cannot: give "
+                "one with set_epoch, as get_loader makes it"
+            )
         checkpoint.restore(parts)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_steps = len(train_loader)
+    _check_schedule(scheduler, epochs, num_steps)
     meter = Meter(history, device, group, float16=scaler.is_enabled())
     size = None
     try:
@@ -180,7 +171,9 @@ def fit(
                 optimizer.zero_grad()
                 # A group takes the mean of its gradients; this makes it that of the whole batch.
                 scaler.scale(loss * (share * group.world_size)).backward()
-                norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+                norm = torch.nn.utils.get_total_norm(
+                    [p.grad for p in parameters if p.grad is not None]
+                )
                 scaler.step(optimizer)
                 scaler.update()
                 last = index == num_steps - 1
@@ -218,6 +211,15 @@ def fit(
     return history
 
 
+def _check_schedule(scheduler, epochs: int, num_steps: int) -> None:
+    total = getattr(scheduler, "total_steps", epochs * num_steps)
+    if not num_steps or total != epochs * num_steps:
+        raise UsageError(
+            f"{epochs} epochs of {num_steps} batches are {epochs * num_steps} steps, and the "
+            f"schedule has {total}: make it with as many, of one batch or more an epoch"
+        )
+
+
 class _Stopped(Exception):
     """The training is to end here, at a place from which it can go on."""
 
@@ -239,8 +241,6 @@ def _call(callback: Callable, *args) -> None:
 def _batches(loader, epoch: int, start: int):
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(epoch, start)
-    elif start:
-        raise UsageError("this loader cannot go on within an epoch: give one with set_epoch")
     return loader if start < len(loader) else ()
 
 
@@ -255,8 +255,9 @@ def _test(model, loader, precision, group, stop) -> tuple[float | None, float | 
         raise _Stopped from None
 
 
-def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Move a network to its device, in the memory format that is fastest there."""
+    device = torch.device(device)
     return model.to(device, memory_format=_memory_format(device))
 
 
@@ -274,6 +275,8 @@ def _place(batch: Tensor, device: torch.device) -> Tensor:
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
@@ -285,8 +288,8 @@ def _log_probabilities(
 
     V is 1, or 2 with the mirror images.
     """
-    device, group = next(model.parameters()).device, group or _OneProcess()
-    was_training = model.training
+    device, group = next(model.parameters()).device, group or OneProcess()
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     outputs, targets = [], []
     try:
@@ -299,7 +302,8 @@ def _log_probabilities(
             if group.world_size == 1 and stop():
                 raise _Stopped
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
     if not outputs:  # a process of a group may have no share
         outputs, targets = [torch.empty(0, 1 + mirrored)], [torch.empty(0, dtype=torch.int64)]
     outputs, targets = torch.cat(outputs), torch.cat(targets)
@@ -309,6 +313,8 @@ def _log_probabilities(
 
 
 def _loss_and_accuracy(views: Tensor, labels: Tensor) -> tuple[float, float]:
+    if not len(labels):
+        raise UsageError("there is no image to evaluate on: the loader gives no batch")
     log_probabilities = views[0].double()
     loss = F.nll_loss(log_probabilities, labels).item()
     return loss, (log_probabilities.argmax(1) == labels).double().mean().item()

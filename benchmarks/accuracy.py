@@ -32,7 +32,7 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.training import KINDS, check_input, load_images, train_once
-from errors import RunError, UsageError
+from errors import DivergedError, UsageError
 from recipe import PRESETS, Recipe, with_later_fields
 
 OVERRIDES = ("epochs", "peak_epoch", "batch_size")
@@ -100,6 +100,7 @@ def continued(file: Path, fresh: dict[str, Any], recipes: dict[str, Recipe]) -> 
         found = fresh | {"recipes": {}, "runs": []}
         if file.exists():
             found = json.loads(file.read_text("utf-8"))
+            found.pop("broken_off", None)  # said of the call before
         there = found["settings"] | {"device": found["machine"]["device"]}
         stored = found["recipes"]
     except (ValueError, KeyError, TypeError) as error:
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 compile_mode=args.compile, on_epoch=tell,
             )  # fmt: skip
             said = f"{run['accuracy']:.2%}, mirrored {run['accuracy_mirrored']:.2%}"
-        except RunError as error:  # a recipe that diverges is a result
+        except DivergedError as error:  # a result; any other error ends the campaign
             run = {"seed": seed, "failed": str(error)}
             said = str(error)
         result = continued(args.out, fresh, recipes)  # another call may have added other runs

@@ -217,13 +217,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     add("--device", default="cuda", metavar="D", help="cpu to try the command out")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
     add("--seconds", type=float, default=TOTAL_S, metavar="X", help="for everything (%(default)s)")
-    add("--only", nargs="+", metavar="NAME", help="of the sections")
+    add("--only", nargs="+", metavar="NAME", default=os.environ.get("ONLY", "").split(),
+        help="of the sections (variable ONLY)")
     # fmt: on
     args = made.parse_args(argv)
     args.out = args.out.resolve()  # the sections run in the repository's folder
     get_device(args.device)  # says so where it is missing, before the images are decoded
     references = args.references and str(Path(args.references).resolve())
     chosen = sections(args.seeds, references)
+    if unknown := set(args.only or ()) - {section.name for section in chosen}:
+        raise UsageError(
+            f"--only {' '.join(sorted(unknown))}: the sections are "
+            f"{', '.join(section.name for section in chosen)}; references need REFERENCES"
+        )
     chosen = [section for section in chosen if not args.only or section.name in args.only]
     done = run_all(chosen, args)
     names = [section.name for section in chosen]
@@ -255,8 +261,6 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
             print(f"compiler: {done['compiler']}", flush=True)
             if not compiled:  # the others of its modes would try to compile again
                 chosen = [without_compiler(section) for section in chosen]
-        for section in chosen:  # an earlier file would be gone on with, and be taken for new
-            (args.out / f"{section.name}.json").unlink(missing_ok=True)
         for section in chosen:
             left = args.seconds - (time.monotonic() - begin)
             started, log = time.monotonic(), Path(scratch) / f"{section.name}.log"
@@ -270,6 +274,8 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
                     sys.executable, "-u", str(Path(__file__).parent / section.script),
                     "--data-dir", str(images), "--device", args.device, *compiled, *section.options,
                 ]  # fmt: skip
+                # An earlier file would be gone on with, and be taken for new.
+                (args.out / f"{section.name}.json").unlink(missing_ok=True)
                 said = run_section(section, command, args.out, log, min(left, section.most_s))
             seconds = time.monotonic() - started
             told = log.read_text("utf-8", "replace")[-LOG_CHARACTERS:] if log.exists() else ""

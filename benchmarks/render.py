@@ -49,6 +49,11 @@ def between(row: dict[str, float], form: str = ",.0f") -> str:
     return f"{row['median']:{form}} ({row['least']:{form}} to {row['most']:{form}})"
 
 
+def copied(result: dict[str, Any]) -> str:
+    """What is said of the published image folder, and of no other source."""
+    return " (JPEG copy)" if "image folder" in result["settings"]["images"] else ""
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
@@ -114,16 +119,16 @@ def render_accuracy(result: dict[str, Any]) -> str:
             continue
         plain, mirrored = row["accuracy"], row["accuracy_mirrored"]
         rows.append([
-            *cells, plain["count"],
+            *cells, f"{plain['count']}" + (f", {row['failed']} failed" if row["failed"] else ""),
             f"{plain['mean']:.2%}" + (f" ± {100 * plain['std']:.2f}" if plain["count"] > 1 else ""),
             f"{plain['least']:.2%}", f"{mirrored['mean']:.2%}",
-            f"{row['train_accuracy']['mean']:.2%}", f"{row['training_seconds']['median']:,.2f}",
+            f"{row['train_accuracy']['mean']:.2%}",
+            between(row["training_seconds"], ",.2f") if plain["count"] > 1
+            else f"{row['training_seconds']['median']:,.2f}",
         ])  # fmt: skip
     settings = result["settings"]
-    # The image folder that these campaigns were made on.
-    images = settings["images"].replace("(image folder)", "(image folder, JPEG copy)")
     about = (
-        f"{images}: trained on {settings['num_train']:,}, evaluated on "
+        f"{settings['images']}{copied(result)}: trained on {settings['num_train']:,}, evaluated on "
         f"{settings['num_evaluated']:,} {settings['evaluated_on']} after the last epoch."
     )
     head = ["Recipe", "epochs", "batch", "seeds", "accuracy", "worst", "with mirror images",
@@ -213,8 +218,8 @@ def render_gpu_headline(gpu: Path = GPU) -> str:
     mode = result["machine"]["compile_mode"]
     with_mode = f" with `--compile {mode}`" if mode else ""
     return (
-        f"{said}. These are seconds of training{with_mode}: compiling, the range test and evaluation "
-        "come on top."
+        f"{said}. These are seconds of training{with_mode}: compiling, preparing the images, the range "
+        "test and evaluation come on top."
     )
 
 
@@ -258,8 +263,9 @@ def _say_recipe(result: dict[str, Any]) -> str:
     settings = result["settings"]
     return (
         f"Of {settings['num_evaluated']:,} held-out training images the recipe, trained on "
-        f"{settings['num_train']:,} others, gets {said[0]} right, and plain Adam {said[1]}, each over "
-        f"{row['count']} seeds (JPEG copy)"
+        f"{settings['num_train']:,} others, gets {said[0]} right, and plain Adam at the usual rate, "
+        f"which was not tuned, {said[1]}, each over "
+        f"{row['count']} seeds{copied(result)}"
     )
 
 
@@ -274,7 +280,7 @@ def _say_speedrun(result: dict[str, Any]) -> str:
         said.append(f"{epochs} epochs and {minutes:.0f} minutes")
     return (
         f"The preset `speedrun` has 90 % of the test images right after {said[0]}, with mirror "
-        f"images after {said[1]}, one run for each number of epochs (JPEG copy)"
+        f"images after {said[1]}, one run for each number of epochs{copied(result)}"
     )
 
 
@@ -287,10 +293,10 @@ def _say_seeds(result: dict[str, Any], what: str) -> str:
         plain, seconds = row["accuracy"], row["training_seconds"]["median"]
         said.append(
             f"{result['recipes'][name]['epochs']} epochs take {seconds:.2f} s and end at "
-            f"{plain['mean']:.2%} ± {100 * plain['std']:.2f} over {plain['count']} seeds, "
+            f"{plain['mean']:.2%} ± {100 * plain['std']:.2f} (deviation over {plain['count']} seeds), "
             f"{plain['least']:.2%} at worst, {row['accuracy_mirrored']['mean']:.2%} with mirror images"
         )
-    return f"{what} {'; '.join(said)} (JPEG copy)" if said else ""
+    return f"{what} {'; '.join(said)}{copied(result)}" if said else ""
 
 
 ON_A_GPU: dict[str, Callable[[dict[str, Any]], str]] = {

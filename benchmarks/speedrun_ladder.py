@@ -130,6 +130,10 @@ def main() -> None:
         if any((run["variant"], run["seed"]) == (name, args.seed) for run in result["runs"]):
             continue
         recipe, changes = VARIANTS[name]
+        if any(
+            run["variant"] == name and run.get("recipe") != asdict(recipe) for run in result["runs"]
+        ):
+            parser.error(f"{args.out} has {name} with another recipe; give another --out")
         sizes = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
         start = time.perf_counter()
         run = train(replace(recipe, **sizes), changes, images, held_out, precision)

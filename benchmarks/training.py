@@ -126,13 +126,21 @@ def fit_parts(
     compile_mode: str | None = None,
     on_epoch: Callable[[Any], None] | None = None,
 ):
-    """``utils.fit`` over the whole cycle of a recipe, without evaluation: the history."""
+    """``utils.fit`` over the whole cycle of a recipe, without evaluation: the history.
+
+    Raises:
+        KeyboardInterrupt: out of ``on_epoch`` too, which ``fit`` would take for a wish to stop: the
+            part of a training is no result.
+    """
     lr_min = lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min
     scheduler = make_scheduler(recipe, parts.optimizer, loader, lr_max=lr_max, lr_min=lr_min)
-    return fit(
+    history = fit(
         parts.model, loader, None, parts.optimizer, scheduler, parts.criterion,
         epochs=recipe.epochs, precision=precision, compile_mode=compile_mode, on_epoch=on_epoch,
     )  # fmt: skip
+    if len(history.epochs) < recipe.epochs:
+        raise KeyboardInterrupt
+    return history
 
 
 def warm_up(recipe: Recipe, train: ImageDataset, device, precision: str, compile_mode) -> None:

@@ -71,6 +71,7 @@ class Checkpoint:
         self._clock = clock
         self._saved_s = clock()
         self._loaded: dict[str, Any] | None = None
+        self._to_load = True  # what lies in the folder is not known yet, or newer than what is
         self._last_is_whole = False
 
     def load(self, which: str | os.PathLike = "auto") -> bool:
@@ -87,6 +88,7 @@ class Checkpoint:
             CheckpointError: no file is whole, or it is of another run, or a named one is missing.
         """
         self.source, self._loaded, self._last_is_whole = None, None, False
+        self._to_load = False
         if self._write:
             for part in self.folder.glob(f".{LAST}.*.part"):  # a killed save left it
                 with contextlib.suppress(OSError):
@@ -121,14 +123,18 @@ class Checkpoint:
         """Bring the parts, the extras and the random generators to where the loaded file was.
 
         Everything is compared before the first tensor is copied, and nothing stays changed where
-        something fails. Without a loaded file, and when called again, it does nothing.
+        something fails. What was not asked for by ``load``, or was saved since, is loaded first;
+        without a file, and when called again, it does nothing.
 
         Args:
             parts: by name, with ``state_dict`` and ``load_state_dict``; those that were saved.
 
         Raises:
-            CheckpointError: names, shapes, types or kinds differ, or a number is not finite.
+            CheckpointError: names, shapes, types or kinds differ, or a number is not finite; or as
+                ``load`` says.
         """
+        if self._to_load:  # a start from nothing would replace it
+            self.load()
         self._saved_s = self._clock()
         if self._loaded is None:
             return
@@ -172,6 +178,7 @@ class Checkpoint:
             DivergedError: a number in it is not finite; what was saved before stays.
             StorageError: it cannot be written; what was saved before stays.
         """
+        self._to_load = True  # in all processes alike
         due_s = self._epoch_every_s if epoch_end else self._every_s
         if not self._write or not (now or self._clock() - self._saved_s >= due_s):
             return False

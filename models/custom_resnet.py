@@ -28,14 +28,15 @@ class _ConvBlock(nn.Sequential):
             return False  # a part of a block, or one with more in it
         bias, bn = self.conv.bias, self.bn
         frozen = bias is not None and not bias.requires_grad
-        plain = type(bn) is nn.BatchNorm2d and bn.track_running_stats and bn.momentum is not None
+        plain = type(self.conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d
+        plain = plain and bn.track_running_stats and bn.momentum is not None
         return frozen and plain and bn.training
 
     def _without_bias(self, images: Tensor) -> Tensor:
         # The images would have to be read and written once more for it. It counts in BN's running
         # mean alone.
         conv, bn = self.conv, self.bn
-        x = F.conv2d(images, conv.weight, padding=conv.padding)
+        x = conv._conv_forward(images, conv.weight, None)
         if hasattr(self, "pool"):
             x = self.pool(x)
         mean = bn.running_mean - conv.bias

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -136,7 +137,7 @@ def save_weights(
         with open(part, "wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            _fsync(stream.fileno())
         os.replace(part, file)
     except OSError as error:
         raise StorageError(f"cannot write {file}: {error.strerror}") from error
@@ -144,6 +145,14 @@ def save_weights(
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
     return file
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what mounted drives say
+            raise
 
 
 def check_fit(weights: WeightsFile, expected: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ from benchmarks import (
     step,
     training,
 )
-from errors import DataError, RunError, UsageError
+from errors import DataError, DivergedError, UsageError
 from learning_rate import suggest_lr
 from recipe import PRESETS, Recipe
 
@@ -37,8 +37,8 @@ FORM = {"benchmark", "machine", "settings", "runs", "summary"}
 class Tiny(nn.Sequential):
     def __init__(self, num_classes=10):
         super().__init__(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveMaxPool2d(1),
-            nn.Flatten(), nn.Linear(4, num_classes), nn.LogSoftmax(1),
+            nn.Conv2d(3, 27, 3), nn.BatchNorm2d(27), nn.ReLU(), nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(), nn.Linear(27, num_classes), nn.LogSoftmax(1),
         )  # fmt: skip
 
 
@@ -138,15 +138,40 @@ def test_val_never_looks_at_the_test_images(tmp_path, monkeypatch):
     assert stored(file)["settings"]["evaluated_on"] == "held-out training images"
 
 
-def test_a_recipe_that_diverges_is_a_result(tmp_path):
-    file = tmp_path / "a.json"
-    wild = ["--variant", "wild: lr_max=99 label_smoothing=0", "--variant", "ours"]
-    diverge = ["--epochs", "6"]
-    accuracy.main([*TOY, *diverge, *wild, "--seeds", "0", "--out", str(file)])
+def test_a_recipe_that_diverges_is_a_result_and_no_other_error(tmp_path, monkeypatch):
+    file, train_once = tmp_path / "a.json", accuracy.train_once
+
+    def failing(recipe, *arguments, **options):
+        if recipe.lr_max == 99 and recipe.seed == 1:
+            raise error
+        return train_once(recipe, *arguments, **options)
+
+    monkeypatch.setattr(accuracy, "train_once", failing)
+    wild = ["--variant", "wild: lr_max=99", "--variant", "ours", "--seeds", "0", "1"]
+    for error in (UsageError("the memory is full"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            accuracy.main([*TOY, *wild, "--out", str(file)])
+        assert [run["seed"] for run in stored(file)["runs"]] == [0, 0]
+    error = DivergedError("the loss is nan")
+    accuracy.main([*TOY, *wild, "--out", str(file)])
     result = stored(file)
-    assert result["summary"]["ours"]["failed"] == 0
-    failed = [run for run in result["runs"] if "failed" in run]
-    assert result["summary"]["wild"]["failed"] == len(failed)
+    assert [run["variant"] for run in result["runs"] if "failed" in run] == ["wild"]
+    assert (result["summary"]["wild"]["failed"], result["summary"]["ours"]["failed"]) == (1, 0)
+    rows = render.render_accuracy(result).splitlines()
+    assert any(row.startswith("| wild | 2 | 16 | 1, 1 failed |") for row in rows)
+
+
+def test_a_training_that_is_interrupted_between_two_epochs_is_no_result(tmp_path, monkeypatch):
+    def interrupted(recipe, *arguments, **options):
+        def on_epoch(record):
+            raise KeyboardInterrupt
+
+        return training.train_once(recipe, *arguments, **options | {"on_epoch": on_epoch})
+
+    monkeypatch.setattr(accuracy, "train_once", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        accuracy.main([*TOY, "--seeds", "0", "--out", str(tmp_path / "a.json")])
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_the_albumentations_input_is_of_the_assignments_augmentation_alone(tmp_path):
@@ -307,7 +332,10 @@ def test_every_section_of_the_gpu_command_runs_on_a_cpu_at_toy_size(tmp_path, in
                 "baseline.py": baseline, "scaling.py": scaling}[section.script].main  # fmt: skip
         options = [*section.options, *toy[section.name], "--data-dir", "digits", *CPU]
         main([*options, "--out", str(tmp_path / f"{section.name}.json")])
-        assert stored(tmp_path / f"{section.name}.json")["summary"], section.name
+        result = stored(tmp_path / f"{section.name}.json")
+        assert result["summary"] and not any("failed" in run for run in result["runs"]), (
+            section.name
+        )
 
 
 def arguments(tmp_path, seconds=60.0):
@@ -356,14 +384,16 @@ def test_the_sections_take_the_mode_that_was_fastest_on_this_card(
     assert done["sections"]["step"]["said"] == "done"
 
 
-def test_a_baseline_that_is_interrupted_before_its_first_round_says_so(tmp_path, monkeypatch):
+def test_a_baseline_that_is_interrupted_ends(tmp_path, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
     monkeypatch.setattr(baseline, "plain_epoch", interrupt)
     options = ["--images", "48", "--batch-size", "16", *CPU, "--out", str(tmp_path / "b.json")]
-    with pytest.raises(RunError, match="^interrupted before a round that counts$"):
+    with pytest.raises(KeyboardInterrupt):
         baseline.main(options)
+    with pytest.raises(UsageError, match="--rounds is 0"):
+        baseline.main([*options, "--rounds", "0"])
 
 
 def test_a_part_is_done_when_its_own_sections_are(tmp_path, monkeypatch):
@@ -372,11 +402,15 @@ def test_a_part_is_done_when_its_own_sections_are(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "sections", lambda seeds, references: [works, other])
     (tmp_path / "gpu.json").write_text(json.dumps({"sections": {"step": {"said": "left out"}}}))
     options = ["--data-dir", "digits", "--device", "cpu", "--out", str(tmp_path), "--only", "works"]
+    (tmp_path / "other.json").write_text("{}")
     assert set(gpu.main(options)["sections"]) == {"step", "works"}
+    assert (tmp_path / "other.json").read_text() == "{}"
+    with pytest.raises(UsageError, match="--only typo: the sections are works, other"):
+        gpu.main([*options, "typo"])
 
 
 def test_a_section_that_fails_or_hangs_is_recorded_and_the_next_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "END_S", 0.2)
+    monkeypatch.setattr(gpu, "END_S", 2.0)
     tidy = "try: time.sleep(600)\nfinally: write([2])"  # as one that has started a reference
     deaf = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); write([5]); time.sleep(600)"
@@ -385,8 +419,8 @@ def test_a_section_that_fails_or_hangs_is_recorded_and_the_next_goes_on(tmp_path
         gpu.Section(
             "fails", script(tmp_path, "a.py", "write([1]); raise OSError('no')"), (), 60, 0
         ),
-        gpu.Section("hangs", script(tmp_path, "b.py", tidy), (), 1, 0),
-        gpu.Section("deaf", script(tmp_path, "e.py", deaf), (), 1, 0),
+        gpu.Section("hangs", script(tmp_path, "b.py", tidy), (), 3, 0),
+        gpu.Section("deaf", script(tmp_path, "e.py", deaf), (), 3, 0),
         gpu.Section("long", script(tmp_path, "c.py", "write([3])"), (), 60, 1000),
         gpu.Section("works", script(tmp_path, "d.py", "write([4])"), (), 60, 0),
     ]

@@ -414,7 +414,7 @@ def test_ends_of_short_epochs_are_not_all_saved(tmp_path):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_stop_at_an_epochs_end_and_the_last_epoch_are_saved_at_any_time(tmp_path, epochs):
-    parts, loader, stopped = make(), Batches(), []
+    parts, loader, stopped = make(epochs=epochs), Batches(), []
     utils.fit(
         parts["model"], loader, loader.to_evaluate, parts["optimizer"], parts["scheduler"],
         nn.CrossEntropyLoss(), epochs=epochs, on_epoch=stopped.append,
@@ -424,6 +424,29 @@ def test_a_stop_at_an_epochs_end_and_the_last_epoch_are_saved_at_any_time(tmp_pa
     assert len(stopped) == 1
     history = opened((tmp_path / LAST).read_bytes())["parts"]["history"]
     assert len(history["epochs"]) == 1 and len(history["lrs"]) == STEPS
+
+
+@pytest.mark.parametrize("how", ["the same object", "a new one"])
+def test_a_training_loop_goes_on_from_what_it_saved_though_nobody_loaded_it(tmp_path, how):
+    def fit(parts, saving, stop=lambda: False):
+        return utils.fit(
+            parts["model"], Batches(), None, parts["optimizer"], parts["scheduler"],
+            nn.CrossEntropyLoss(), epochs=EPOCHS, checkpoint=saving, stop=stop,
+        )  # fmt: skip
+
+    whole, stopped = make(), make()
+    torch.manual_seed(5)
+    fit(whole, None)
+    saving = new(tmp_path)
+    torch.manual_seed(5)
+    done = fit(stopped, saving, stop_after(STEPS + 1))
+    assert len(done.steps) == STEPS + 1
+    if how == "a new one":
+        stopped, saving = make(seed=1), new(tmp_path)
+    assert len(fit(stopped, saving).steps) == EPOCHS * STEPS
+    weights = [parts["model"].state_dict() for parts in (whole, stopped)]
+    for one, other in zip(*(state.values() for state in weights)):
+        assert torch.equal(one, other)
 
 
 def test_the_file_to_go_on_from_is_named(saved):

@@ -1,5 +1,7 @@
+import io
 import os
 import random
+import sys
 
 import pytest
 
@@ -7,6 +9,7 @@ import evaluate
 import predict
 import train
 import training_run
+from command_line import command_of, run_command
 from errors import DataError, UsageError
 
 NUMBERS = {
@@ -95,3 +98,15 @@ def test_random_command_lines_never_end_in_a_traceback(call):
             assert loaded == all_good, (arguments, error)
         reached += loaded
     assert reached > 10
+
+
+def test_a_command_is_told_in_letters_that_every_file_can_hold():
+    told = command_of("train.py", ["--out", "a b/\udcff", "--data-dir", "猫"])
+    assert told.encode().decode() == r"python train.py --out 'a b/\udcff' --data-dir '猫'"
+
+
+def test_a_name_that_standard_output_cannot_write_ends_nothing(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    assert run_command(lambda: print("the run is in ö"), kept="nothing") == 0
+    assert written.getvalue().splitlines() == [rb"the run is in \xf6"]

@@ -100,6 +100,19 @@ def test_a_block_with_more_or_less_in_it_computes_all_of_it():
     assert not model.train().prep_layer(images(2)).any()
 
 
+@pytest.mark.parametrize(
+    "options", [{"stride": 2}, {"padding_mode": "reflect"}, {"dilation": 2}, {"groups": 2}]
+)
+def test_a_block_with_another_convolution_computes_it_in_training_too(options):
+    torch.manual_seed(0)
+    block = CustomResNet().layer1.res_block[0]
+    block.conv = nn.Conv2d(128, 128, 3, padding=1, **options)
+    plain = copy.deepcopy(block)
+    freeze_idle_biases(block)
+    pictures = torch.randn(2, 128, 8, 8)
+    torch.testing.assert_close(block.train()(pictures), plain.train()(pictures))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_the_network_can_be_scripted(model):
     scripted = torch.jit.script(model)

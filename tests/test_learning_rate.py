@@ -117,6 +117,12 @@ def curve(diverging_at=1e-2, steps=100):
     return lrs, 1.7 + fall + climb
 
 
+@pytest.mark.parametrize("ratio", [0.5, 1.0, math.nan])
+def test_a_ratio_that_would_put_lrmin_above_lrmax_is_refused(ratio):
+    with pytest.raises(UsageError, match="must be above 1"):
+        suggest_lr(*curve(), ratio=ratio)
+
+
 @pytest.mark.parametrize("diverging_at", [1e-3, 3e-3, 1e-2, 3e-2])
 def test_suggestion_lies_at_the_end_of_the_plateau(diverging_at):
     lrs, losses = curve(diverging_at)
@@ -218,16 +224,16 @@ def state(model, optimizer):
 
 
 class Scripted(nn.CrossEntropyLoss):
-    """The true loss 30 times, then whatever ``end`` makes of it."""
+    """The true loss a few times, then whatever ``end`` makes of it."""
 
-    def __init__(self, end):
+    def __init__(self, end, calls=30):
         super().__init__()
-        self.calls, self.end = 0, end
+        self.calls, self.end = -calls, end
 
     def forward(self, output, labels):
         self.calls += 1
         loss = super().forward(output, labels)
-        return loss if self.calls <= 30 else self.end(loss)
+        return loss if self.calls <= 0 else self.end(loss)
 
 
 def interrupt(_loss):
@@ -262,13 +268,19 @@ def test_a_full_gpu_is_one_line_that_names_the_batch_size():
     assert state(model, optimizer) == before
 
 
-def test_range_test_sweeps_exponentially_from_the_first_to_the_last_rate():
+def test_range_test_sweeps_exponentially_from_the_first_to_the_last_rate(capsys):
     model, optimizer, loader = problem()
     done = []
+
+    def on_step(*numbers):
+        done.append(numbers)
+        print("a line of the caller's")
+
     finding = find_lr(
         model, optimizer, nn.CrossEntropyLoss(), loader,
-        start_lr=1e-4, end_lr=30.0, num_steps=60, on_step=lambda *x: done.append(x),
+        start_lr=1e-4, end_lr=30.0, num_steps=60, on_step=on_step,
     )  # fmt: skip
+    assert capsys.readouterr().out == "a line of the caller's\n" * len(done)
     expected = np.geomspace(1e-4, 30.0, 60)[: len(finding.lrs)]
     np.testing.assert_allclose(finding.lrs, expected, rtol=1e-6)
     assert done[0] == (1, 60) and len(finding.losses) >= len(done)
@@ -278,8 +290,7 @@ def test_range_test_sweeps_exponentially_from_the_first_to_the_last_rate():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_sweep(bad):
     model, optimizer, loader = problem()
-    criterion = Scripted(lambda loss: loss * bad)
-    with pytest.raises(UsageError, match="range test|loss"):
-        # It still falls when it breaks off: no rate can be told from that.
+    criterion = Scripted(lambda loss: loss * bad, calls=10)
+    with pytest.raises(UsageError, match="the range test has 10 finite losses"):
         find_lr(model, optimizer, criterion, loader, end_lr=1e-2, num_steps=60)
     assert criterion.calls == 31

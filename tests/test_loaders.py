@@ -7,10 +7,11 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from data import ImageDataset
 from errors import DataError, UsageError, WorkerError
-from loaders import EpochBatches, ResidentLoader, fits_device, get_loader
+from loaders import EpochBatches, ResidentLoader, SeededLoader, fits_device, get_loader
 from transformation import get_train_aug_transform, get_train_batch_transform
 
 CPU = torch.device("cpu")
@@ -40,6 +41,39 @@ def test_no_worker_and_no_epoch_repeats_a_draw(num_workers):
     loader = get_loader(dataset(transform=Draws()), 10, train=True, num_workers=num_workers)
     draws = torch.cat(epochs_of(loader, 3))
     assert len(draws.unique()) == 120
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_nor_does_a_part_or_a_sum_of_data_sets(num_workers):
+    parts = [Subset(dataset(transform=Draws()), range(5, 25)) for _ in range(2)]
+    both = ConcatDataset(parts)
+    first, again = (
+        torch.cat(epochs_of(get_loader(both, 10, train=True, num_workers=num_workers), 3))
+        for _ in range(2)
+    )
+    assert len(first.unique()) == 120
+    assert torch.equal(first, again)
+
+
+class Handlers(Dataset):
+    """Whether the process that loads it ignores Ctrl-C."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.tensor(signal.getsignal(signal.SIGINT) is signal.SIG_IGN), 0
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_leave_ctrl_c_to_the_process_that_can_save(method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    batches = EpochBatches(4, 4, train=False)
+    loader = SeededLoader(Handlers(), batches, num_workers=1, multiprocessing_context=method)
+    ((ignored, _),) = loader
+    assert ignored.all()
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -41,7 +41,7 @@ def own(tmp_path):
 
 def test_own_classes_train_with_the_same_command_and_are_recognised(own, tmp_path, capsys):
     out = tmp_path / "run"
-    arguments = ["--epochs", "4", "--batch-size", "12", "--lr-max", "0.003", "--out", str(out)]
+    arguments = ["--epochs", "10", "--batch-size", "12", "--lr-max", "0.003", "--out", str(out)]
     assert train.main(["--data-dir", str(own), *arguments]) == 0
     results = json.loads((out / "results.json").read_text("utf-8"))
     assert results["data"]["classes"] == sorted(SHAPES)

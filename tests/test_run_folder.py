@@ -17,7 +17,7 @@ from torch import nn
 
 from errors import RunError, StorageError
 from hardware import describe_machine
-from models import CustomResNet
+from models import CustomResNet, save_weights
 from run_folder import prepare_folder, write_evaluation, write_run
 from utils import EpochRecord, StepRecord, to_device
 
@@ -256,6 +256,29 @@ def test_full_disk_leaves_whole_files_and_no_results(
     assert len(old) - len(unchanged) == number
     assert {"notes.txt", "figures/mine.png", ".part"} <= set(unchanged)
     assert all(left[name] == new[name] for name in left if name not in unchanged)
+
+
+def test_a_drive_that_cannot_be_told_to_write_gets_the_run_nonetheless(
+    tmp_path, arguments, monkeypatch
+):
+    def refuse(reason):
+        def fsync(descriptor):
+            raise OSError(reason, os.strerror(reason))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    refuse(errno.EINVAL)
+    assert (write_run(tmp_path / "one", **arguments) / "results.json").exists()
+    file = save_weights(tmp_path / "it.safetensors", {}, data=WEIGHTS_DATA, recipe={})
+    assert file.exists()
+    refuse(errno.EIO)
+    with pytest.raises(StorageError):
+        write_run(tmp_path / "two", **arguments)
+    with pytest.raises(StorageError):
+        save_weights(tmp_path / "two.safetensors", {}, data=WEIGHTS_DATA, recipe={})
+
+
+WEIGHTS_DATA = {"source": "s", "classes": ("a", "b"), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
 @pytest.mark.parametrize("number", CALLS)

@@ -72,6 +72,12 @@ def test_epoch_has_a_line_of_its_last_step_a_line_of_the_test_set_and_a_blank():
     assert [line.removesuffix(" | 12.3 s") for line in log.lines] == expected
 
 
+def test_an_epoch_whose_steps_were_not_told_has_a_line_nonetheless():
+    log = TrainingLog(4, 10, stream=io.StringIO())
+    log.on_epoch(epoch_record(epoch=3))
+    assert log.lines[0] == "EPOCH = 3 | Accuracy = 50.00 | 12.3 s"
+
+
 def test_small_rate_is_not_rounded_away():
     log = TrainingLog(1, 10, stream=io.StringIO())
     log.on_step(1, StepRecord(step=0, lr=1.25e-7, loss=2.0), 0.5)

@@ -368,3 +368,10 @@ def test_batched_options_out_of_range_are_refused(options, message):
         get_train_batch_transform(
             random_images(2), CIFAR10_MEAN, CIFAR10_STD, device=CPU, **options
         )
+
+
+@pytest.mark.parametrize("make", [get_train_batch_transform, get_test_batch_transform])
+def test_images_of_another_size_or_type_are_refused(make):
+    for images in (np.zeros((2, 64, 64, 3), np.uint8), random_images(2) / np.float32(255)):
+        with pytest.raises(UsageError, match="they must be uint8, .N, 32, 32, 3"):
+            make(images, CIFAR10_MEAN, CIFAR10_STD, device=CPU)

@@ -275,10 +275,53 @@ def test_a_stop_that_comes_while_an_epoch_is_saved_costs_no_step_and_no_second_s
 
 
 def test_a_loader_that_cannot_skip_is_not_resumed_within_an_epoch():
-    memory, asked = Memory(), iter([False, True])
-    training(batches=Epochs(), checkpoint=memory, stop=lambda: next(asked))
+    memory = Memory()
     with pytest.raises(UsageError, match="set_epoch"):
-        training(batches=loader(), checkpoint=Memory(memory.state))
+        training(batches=loader(), checkpoint=memory)
+    assert not memory.saves  # refused before anything is trained
+
+
+@pytest.mark.parametrize("total", [4, 12])
+def test_a_schedule_of_another_length_than_the_training_is_refused(total):
+    model, optimizer, _ = loop_parts()
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total)
+    arguments = model, loader(), None, optimizer, cycle, nn.CrossEntropyLoss()
+    with pytest.raises(UsageError, match=f"8 steps, and the schedule has {total}"):
+        utils.fit(*arguments, epochs=2)
+    assert len(utils.fit(*arguments, epochs=total // 4).steps) == total
+
+
+@pytest.mark.parametrize("precision", ["half", "float64", "auto"])
+def test_another_precision_than_the_three_is_refused(precision):
+    with pytest.raises(UsageError, match="one of float32, bfloat16, float16"):
+        training(precision=precision)
+
+
+def test_loaders_that_give_no_batch_are_refused():
+    model, optimizer, schedule = loop_parts()
+    arguments = optimizer, schedule, nn.CrossEntropyLoss()
+    with pytest.raises(UsageError, match="2 epochs of 0 batches"):
+        utils.fit(model, [], None, *arguments, epochs=2)
+    with pytest.raises(UsageError, match="no image to evaluate on"):
+        utils.fit(model, loader(), [], *arguments, epochs=2)
+
+
+def test_a_parameter_that_the_loss_does_not_meet_does_no_harm():
+    plain, _, expected = training()
+    model, optimizer, schedule = loop_parts()
+    model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    optimizer.add_param_group({"params": [model.unused]})
+    test, criterion = loader(seed=7, count=21), nn.CrossEntropyLoss(label_smoothing=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 / (1 + n))
+    history = utils.fit(model, loader(), test, optimizer, schedule, criterion, epochs=2)
+    assert measured(history) == measured(expected)
+
+
+def test_evaluation_leaves_a_frozen_bn_in_its_mode():
+    model = network().train()
+    model[1].eval()
+    utils.evaluate(model, loader())
+    assert [layer.training for layer in model.modules()] == [True, True, False, True, True, True]
 
 
 def test_history_survives_its_state():
@@ -442,6 +485,13 @@ def test_statistics_equal_numpys():
     mean, std = utils.get_stats(images)
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), rtol=1e-12)
+
+
+def test_a_channel_without_any_deviation_can_be_divided_by_it():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    images[..., 2] = 7
+    mean, std = utils.get_stats(images)
+    assert (mean[2], std[2]) == (pytest.approx(7 / 255), 1 / 255)
 
 
 def test_summary_changes_nothing():
