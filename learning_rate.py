@@ -149,8 +149,8 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], *, ratio: float = 
         ratio: LRMAX / LRMIN, above 1.
 
     Raises:
-        UsageError: ``ratio`` is out of range; fewer than 20 finite losses, a loss that does not fall, or one that still falls
-            at the last rate.
+        UsageError: ``ratio`` is out of range; fewer than 20 finite losses, a loss that does not
+            fall, or one that still falls at the last rate.
     """
     finite = next((i for i, x in enumerate(losses) if not math.isfinite(x)), len(losses))
     if not 1 < ratio < math.inf:

@@ -196,7 +196,7 @@ class SeededLoader(_Epochs, DataLoader):
         try:
             iterator = super().__iter__()
         except RuntimeError as error:  # one has died already
-            raise _worker_error(str(error)) from None
+            raise _worker_error(str(error)) if "DataLoader" in str(error) else error from None
         if self.num_workers:
             _name_worker_errors()
         self.batches.set_epoch(epoch + 1)

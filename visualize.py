@@ -241,8 +241,8 @@ def plot_confusion_matrix(
 ) -> Figure:
     """How many images of each true class (rows) were taken for each class (columns).
 
-    Below each number is its share of the row; over 60 classes leave room for neither. Right and wrong have colour scales of their own: on
-    one scale the errors would all be white.
+    Below each number is its share of the row; over 60 classes leave room for neither. Right and
+    wrong have colour scales of their own: on one scale the errors would all be white.
 
     Args:
         labels: (N,) true classes.
