@@ -67,6 +67,9 @@ def chart(
     if is_single:
         low, high = low - 0.5, high + 0.5
     bottom, top = y_range or (min(values), max(values))
+    if is_single or bottom == top:  # not on the frame, and ticks that differ
+        pad = (top - bottom) / 4 or abs(top) / 10 or 1.0
+        bottom, top = bottom - pad, top + pad
     y_ticks = [
         float(tick) for tick in MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)).tick_values(bottom, top)
     ]
