@@ -66,7 +66,7 @@ class Lines:
         self.lines = list(state["lines"])
 
 
-def make(seed=0, width=2, epochs=EPOCHS):
+def make(seed=0, width=2, epochs=None):
     """A run's parts; the dropout draws from torch's global generator."""
     torch.manual_seed(seed)
     model = nn.Sequential(
@@ -74,7 +74,9 @@ def make(seed=0, width=2, epochs=EPOCHS):
         nn.Linear(4 * width, 2),
     )  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=epochs * STEPS)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.05, total_steps=(epochs or EPOCHS) * STEPS
+    )
     return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
 
 
