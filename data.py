@@ -34,6 +34,7 @@ class ImageDataset(Dataset):
         classes: the K class names.
         source: where the images come from, as figures and files name it.
         transform: an albumentations pipeline, or None for the image as it is.
+        indices: (N,) where each image is in the set that this one is a part of; None: 0..N-1.
 
     Raises:
         DataError: the arrays are empty, of another shape or type, or a label is out of range.
@@ -46,6 +47,7 @@ class ImageDataset(Dataset):
         classes: Sequence[str],
         source: str,
         transform: Callable | None = None,
+        indices: np.ndarray | None = None,
     ) -> None:
         targets = np.asarray(targets, dtype=np.int64)
         shape = (len(targets), IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3)
@@ -65,8 +67,7 @@ class ImageDataset(Dataset):
         self.classes = tuple(classes)
         self.source = source
         self.transform = transform
-        self.indices = np.arange(len(targets))
-        """(N,) where each image is in the set that a :meth:`subset` was taken from."""
+        self.indices = np.arange(len(targets)) if indices is None else indices
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -81,9 +82,10 @@ class ImageDataset(Dataset):
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageDataset:
         """The images at ``indices``, in that order, without a transform."""
         indices = np.asarray(indices)
-        part = ImageDataset(self.data[indices], self.targets[indices], self.classes, self.source)
-        part.indices = self.indices[indices]
-        return part
+        return ImageDataset(
+            self.data[indices], self.targets[indices], self.classes, self.source,
+            indices=self.indices[indices],
+        )  # fmt: skip
 
     def sample(self, count: int | None) -> ImageDataset:
         """``count`` images with the classes in their proportions, always the same; None: all.
@@ -119,9 +121,9 @@ class ImageDataset(Dataset):
 
     def with_transform(self, transform: Callable | None) -> ImageDataset:
         """The same images (not copied) through another transform."""
-        same = ImageDataset(self.data, self.targets, self.classes, self.source, transform)
-        same.indices = self.indices
-        return same
+        return ImageDataset(
+            self.data, self.targets, self.classes, self.source, transform, self.indices
+        )
 
 
 class Cifar10Dataset(ImageDataset):

@@ -7,7 +7,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 import tempfile
 import warnings
@@ -18,6 +17,7 @@ from errors import DataError, StorageError, UsageError
 from models import CustomResNet, load_weights
 from pictures import read_picture
 from predictions import Guess, plot_predictions, predict_pictures
+from storage import write_whole
 
 WEIGHTS = Path(__file__).resolve().parent / "weights" / "custom_resnet_cifar10.safetensors"
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
@@ -135,14 +135,10 @@ def as_figure(kind: str, images: list, guesses: list, names: list[str], source: 
 
 def write(file: Path, content: bytes) -> None:
     """All of the content or nothing."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
-        os.replace(part, file)
+        write_whole(file, content)
     except OSError as error:
         raise StorageError(f"cannot write {file}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:

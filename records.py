@@ -1,6 +1,6 @@
 """What is measured: records of steps, epochs and predictions, and the meter of a training.
 
-Beside ``errors`` the one room that others may import.
+Beside ``errors`` and ``storage`` a room that others may import.
 """
 
 from __future__ import annotations

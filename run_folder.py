@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import errno
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from errors import StorageError
+from storage import write_whole
 
 FIGURE_DPI = 150
 
@@ -124,19 +124,19 @@ def write_run(
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "results.json").unlink(missing_ok=True)
-        _write(out_dir / "log.txt", "\n".join([*log, ""]).encode())
-        _write(out_dir / "history.csv", _csv(_rows(epochs)))
-        _write(out_dir / "steps.csv", _csv(_rows(steps)))
+        write_whole(out_dir / "log.txt", "\n".join([*log, ""]).encode())
+        write_whole(out_dir / "history.csv", _csv(_rows(epochs)))
+        write_whole(out_dir / "steps.csv", _csv(_rows(steps)))
         stream = io.BytesIO()
         torch.save({"state_dict": weights, "recipe": dict(recipe), "data": dict(data)}, stream)
-        _write(out_dir / "model.pt", stream.getvalue())
+        write_whole(out_dir / "model.pt", stream.getvalue())
         (out_dir / "figures").mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             stream = io.BytesIO()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
                 figure.savefig(stream, format="png", dpi=FIGURE_DPI)
-            _write(out_dir / "figures" / f"{name}.png", stream.getvalue())
+            write_whole(out_dir / "figures" / f"{name}.png", stream.getvalue())
         _write_evaluation(out_dir, results, tables or {}, report)
     except OSError as error:
         raise StorageError(f"cannot write to {out_dir}: {error.strerror or error}") from error
@@ -178,10 +178,10 @@ def _write_evaluation(
     out_dir: Path, results: Mapping, tables: Mapping[str, Sequence], report: str | None
 ) -> None:
     for name, rows in tables.items():
-        _write(out_dir / f"{name}.csv", _csv(rows))
+        write_whole(out_dir / f"{name}.csv", _csv(rows))
     if report is not None:
-        _write(out_dir / "report.html", report.encode())
-    _write(
+        write_whole(out_dir / "report.html", report.encode())
+    write_whole(
         out_dir / "results.json",
         json.dumps(results, indent=1, allow_nan=False).encode() + b"\n",
     )
@@ -196,24 +196,3 @@ def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
-
-
-def _write(file: Path, content: bytes) -> None:
-    """All of the content or nothing: what was there before stays until the new file is whole."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            _fsync(stream.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _fsync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what mounted drives say
-            raise

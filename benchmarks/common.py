@@ -23,6 +23,7 @@ from hardware import (
     get_precision,
     tune_process,
 )
+from storage import write_whole
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FLOP_PER_TRAINED_IMAGE = 2.272e9
@@ -138,9 +139,7 @@ def has_amx() -> bool:
 def write_json(file: Path, result: dict[str, Any]) -> None:
     """Write a results file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", "utf-8")
-    os.replace(part, file)
+    write_whole(file, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def new_result(

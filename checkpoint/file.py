@@ -7,7 +7,6 @@ reach ``torch.load``, and nothing in a file is ever executed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from errors import CheckpointError, StorageError
+from storage import sync
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _MAGIC = b"\x89RunCkp1"  # ends in the version of the format
@@ -74,7 +74,7 @@ def write_state(folder: Path, state: dict[str, Any], *, keep_last: bool) -> None
             file.write(_MAGIC + digest)
             file.write(payload)
             file.flush()
-            _fsync(file.fileno())
+            sync(file.fileno())
         if keep_last:
             with contextlib.suppress(FileNotFoundError):  # a save that failed half-way took it away
                 os.replace(last, folder / PREVIOUS)
@@ -82,7 +82,7 @@ def write_state(folder: Path, state: dict[str, Any], *, keep_last: bool) -> None
         if os.name == "posix":  # elsewhere a folder cannot be opened
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                _fsync(descriptor)
+                sync(descriptor)
             finally:
                 os.close(descriptor)
     except OSError as error:
@@ -94,14 +94,6 @@ def write_state(folder: Path, state: dict[str, Any], *, keep_last: bool) -> None
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-
-
-def _fsync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what mounted drives say
-            raise
 
 
 def _free(folder: Path) -> str:

@@ -29,8 +29,8 @@ class _ConvBlock(nn.Sequential):
         bias, bn = self.conv.bias, self.bn
         frozen = bias is not None and not bias.requires_grad
         plain = type(self.conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d
-        plain = plain and bn.track_running_stats and bn.momentum is not None
-        return frozen and plain and bn.training
+        running = bn.track_running_stats and bn.momentum is not None
+        return frozen and plain and running and bn.training
 
     def _without_bias(self, images: Tensor) -> Tensor:
         # The images would have to be read and written once more for it. It counts in BN's running

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from errors import CheckpointError, StorageError, UsageError
+from storage import write_whole
 
 MOST_BYTES = 1 << 30
 """Above this nothing is read: ten classes need 26 MB in float32."""
@@ -132,27 +131,11 @@ def save_weights(
         raise CheckpointError(f"{file} is not written: {type(error).__name__}: {error}") from error
     about["digest"] = _digest(tensors, about)
     content = _sort_header(library.save(tensors, metadata=about))
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            _fsync(stream.fileno())
-        os.replace(part, file)
+        write_whole(file, content)
     except OSError as error:
         raise StorageError(f"cannot write {file}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
     return file
-
-
-def _fsync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what mounted drives say
-            raise
 
 
 def check_fit(weights: WeightsFile, expected: Mapping[str, Tensor]) -> None:

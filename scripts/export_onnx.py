@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 
 from errors import RunError, StorageError, UsageError
 from models import CustomResNet, WeightsFile, load_weights
+from storage import write_whole
 
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript")
@@ -66,15 +66,10 @@ def main(argv: list[str]) -> int:
             raise UsageError("give the file of weights and the .onnx file to write")
         out = Path(argv[1])
         content = export(load_weights(argv[0])).SerializeToString()
-        part = out.with_name(f".{out.name}.{os.getpid()}.part")
         try:
-            part.write_bytes(content)
-            os.replace(part, out)
+            write_whole(out, content)
         except OSError as error:
             raise StorageError(f"cannot write {out}: {error.strerror}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
     except RunError as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         return error.exit_code

@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from fault_trials.told import render_faults
-from weights_card import SOURCES, percent, render_card, share
+from weights_card import SOURCES, render_card, share
 
 from benchmarks.render import render_benchmarks, render_gpu_headline, render_speed
 from models import CustomResNet, load_weights, save_weights
 from recipe import PRESETS
+from report.words import percent
 from transformation import get_train_aug_transform
 from utils import model_summary
 
@@ -116,7 +117,7 @@ def render_results(results: dict) -> str:
     if evaluated := read_evaluation():
         rows["Published weights, in half precision"] = (
             f"{share(evaluated['evaluation'])}; "
-            f"{percent(evaluated['evaluation']['mirrored_accuracy'], 2)} with mirror images"
+            f"{percent(evaluated['evaluation']['mirrored_accuracy'])} with mirror images"
         )
     lines = []
     if recipe["epochs"] != PRESETS["assignment"].epochs:
@@ -135,7 +136,7 @@ def render_results(results: dict) -> str:
     lines += ["| measure | value |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
     names = " | ".join(final["class_accuracy"])
-    accuracies = " | ".join(map(percent, final["class_accuracy"].values()))
+    accuracies = " | ".join(percent(value, 1) for value in final["class_accuracy"].values())
     lines += [
         "",
         "Accuracy by class, last epoch:",

@@ -6,14 +6,10 @@ import hashlib
 from pathlib import Path
 
 from models import CustomResNet, load_weights
+from report.words import percent
 
 SOURCES = {"CIFAR-10": "CIFAR-10", "CIFAR-10 (image folder)": "CIFAR-10, JPEG copy"}
 """What a data set is called where its figures are published."""
-
-
-def percent(value: float | None, decimals: int = 1) -> str:
-    """A share, 0..1; a dash where there is none, as of a class without images."""
-    return "–" if value is None else f"{value:.{decimals}%}"
 
 
 def share(evaluation: dict) -> str:
@@ -55,13 +51,13 @@ def render_card(file: Path, results: dict, evaluated: dict | None) -> str:
     scores = [
         "| class | accuracy at the end of training |",
         "| --- | --- |",
-        *(f"| {name} | {percent(value)} |" for name, value in final["class_accuracy"].items()),
+        *(f"| {name} | {percent(value, 1)} |" for name, value in final["class_accuracy"].items()),
     ]
     if evaluated:
         measured = evaluated["evaluation"]
         figures = {
             "Test accuracy of this file, in float32": share(measured),
-            "The same, with mirror images counted in": percent(measured["mirrored_accuracy"], 2),
+            "The same, with mirror images counted in": percent(measured["mirrored_accuracy"]),
             "Test loss of this file": f"{measured['loss']:.4f} nats",
             "Expected calibration error": f"{measured['calibration']['error']:.4f}",
             "Measured on": f"{evaluated['machine']['device_name']}, "
@@ -71,7 +67,7 @@ def render_card(file: Path, results: dict, evaluated: dict | None) -> str:
             "| class | precision | recall | F1 |",
             "| --- | --- | --- | --- |",
             *(
-                f"| {s['name']} | {percent(s['precision'])} | {percent(s['recall'])} | {percent(s['f1'])} |"
+                f"| {s['name']} | {' | '.join(percent(s[k], 1) for k in ('precision', 'recall', 'f1'))} |"
                 for s in measured["classes"]
             ),
         ]

@@ -1,12 +1,11 @@
 import functools
 import os
-import random
 import shutil
 import signal
 
-import numpy as np
 import pytest
-import torch
+
+from utils import set_seed
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in the background
@@ -16,9 +15,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in 
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     """What a test draws without a seed is the same alone, after others, and in each run."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    set_seed(0)
 
 
 @pytest.fixture(autouse=True)

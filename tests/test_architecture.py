@@ -14,7 +14,7 @@ ROOTS = {
     "predict",
     "command_line",
 }  # may import several rooms
-LEAVES = {"errors", "records"}  # what went wrong and what was measured: data that all share
+LEAVES = {"errors", "records", "storage"}  # what went wrong, what was measured, how it is kept
 ROOMS = {path.stem: path for path in ROOT.glob("*.py") if path.stem not in ROOTS} | {
     "models": ROOT / "models" / "custom_resnet.py",
     "weights_file": ROOT / "models" / "weights_file.py",

@@ -122,6 +122,20 @@ def test_opens_with_the_first_errors_and_shows_more_on_request(page, evaluation)
     assert not find(page, ".more").is_displayed()
 
 
+def test_of_a_cut_gallery_a_number_says_what_it_is_taken_from(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("report.failures.MOST_ERRORS", 5)
+    monkeypatch.setattr("report.page.MOST_ERRORS", 5)
+    probabilities = np.tile([0.1, 0.6, 0.3], (9, 1))
+    evaluation = evaluate_predictions(probabilities, np.arange(9) % 3, ("a", "b", "c"))
+    images = np.zeros((9, 32, 32, 3), np.uint8)
+    path = tmp_path / "report.html"
+    path.write_text(build_report({}, evaluation, images, title="Cut"), "utf-8")
+    browser.get(path.as_uri())
+    assert find(browser, ".count").text == "5 errors among the 5 most confident"
+    find(browser, ".confusion a[data-true='2'][data-predicted='1']").click()
+    assert find(browser, ".count").text == "2 errors among the 5 most confident"
+
+
 def test_filter_works_by_the_keyboard_and_is_taken_back(page, evaluation):
     choose(page, "true", "cat")
     right = int((evaluation.labels[evaluation.wrong] == 0).sum())

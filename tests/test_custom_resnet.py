@@ -100,13 +100,24 @@ def test_a_block_with_more_or_less_in_it_computes_all_of_it():
     assert not model.train().prep_layer(images(2)).any()
 
 
+class Squared(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, images):
+        return super().forward(images) ** 2
+
+
 @pytest.mark.parametrize(
-    "options", [{"stride": 2}, {"padding_mode": "reflect"}, {"dilation": 2}, {"groups": 2}]
-)
-def test_a_block_with_another_convolution_computes_it_in_training_too(options):
+    ("kind", "options"),
+    [
+        (nn.Conv2d, {"stride": 2}), (nn.Conv2d, {"padding_mode": "reflect"}),
+        (nn.Conv2d, {"dilation": 2}), (nn.Conv2d, {"groups": 2}), (Squared, {}),
+    ],
+)  # fmt: skip
+def test_a_block_with_another_convolution_computes_it_in_training_too(kind, options):
     torch.manual_seed(0)
     block = CustomResNet().layer1.res_block[0]
-    block.conv = nn.Conv2d(128, 128, 3, padding=1, **options)
+    block.conv = kind(128, 128, 3, padding=1, **options)
     plain = copy.deepcopy(block)
     freeze_idle_biases(block)
     pictures = torch.randn(2, 128, 8, 8)

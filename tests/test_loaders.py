@@ -390,6 +390,25 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named_too(error, monk
     assert seen_before(broken(hang, 1), WorkerError, match) == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "error", "match"),
+    [
+        ("DataLoader worker (pid 1) is killed by signal: Killed. ", WorkerError, "--workers 0"),
+        ("no more threads", RuntimeError, "^no more threads$"),
+    ],
+)
+def test_a_worker_that_dies_before_the_first_batch_is_asked_for_is_named_too(
+    monkeypatch, said, error, match
+):
+    def start(self):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", start)
+    with pytest.raises(error, match=match) as caught:
+        iter(get_loader(dataset(), 8, train=False))
+    assert type(caught.value) is error
+
+
 def test_a_death_that_is_told_of_while_the_workers_end_leaves_none_behind(monkeypatch):
     iterator = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
     end, calls = iterator._shutdown_workers, []

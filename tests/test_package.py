@@ -12,7 +12,7 @@ MODULES = {
     "cifar10_files", "data", "distributed", "error_figures", "errors",
     "evaluation", "grad_cam", "hardware", "interrupts", "learning_rate", "loaders",
     "optimizer", "pictures", "predictions", "recipe", "records", "run_folder", "run_lock",
-    "speedrun", "trackers", "training_log", "transformation", "utils", "visualize",
+    "speedrun", "storage", "trackers", "training_log", "transformation", "utils", "visualize",
 }  # fmt: skip
 IMPORTS = "import torch; from models import CustomResNet; import checkpoint, report; " + "; ".join(
     f"import {name}" for name in sorted(MODULES)

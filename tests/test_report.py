@@ -216,6 +216,9 @@ def test_a_single_epoch_can_be_seen_at_its_place():
     assert re.findall(r'class="xt"[^>]*>([^<]+)<', html) == ["1", "1"]
     drawn = re.findall(r'<path class="(\w+) (?:first|second)" d="M50 [^"]*"/>', html)
     assert drawn == ["dots"] * 4  # a line of one point would show nothing
+    for figure in html.split("<figure")[1:]:
+        marks = re.findall(r'class="yt"[^>]*>([^<]+)<', figure)
+        assert len(marks) > 2 and len(set(marks)) == len(marks)
 
 
 def test_lrmin_below_the_first_rate_of_the_range_test_is_on_the_chart():

@@ -133,6 +133,15 @@ def test_a_run_that_a_signal_stopped_goes_on_to_the_same_end(
     assert not list(out.glob("*.ckpt"))
 
 
+def test_after_a_stop_the_command_that_goes_on_is_told_without_a_fresh_start(
+    tiny, tmp_path, capsys
+):
+    tiny(6, lambda: send(signal.SIGTERM))
+    assert train.main([*SMALL, "--out", str(tmp_path), "--resume", "never"]) == 143
+    said = lines(capsys.readouterr())[-1]
+    assert said.endswith(f"the same command with --out {tmp_path} and without --resume goes on")
+
+
 def test_a_second_ctrl_c_ends_at_once_with_130(tiny, tmp_path, capsys):
     tiny(6, lambda: send(signal.SIGINT) * send(signal.SIGINT))
     assert train.main([*SMALL, "--out", str(tmp_path)]) == 130
