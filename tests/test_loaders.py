@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import signal
@@ -410,6 +411,7 @@ def test_a_worker_that_dies_before_the_first_batch_is_asked_for_is_named_too(
 
 
 def test_a_death_that_is_told_of_while_the_workers_end_leaves_none_behind(monkeypatch):
+    gc.collect()  # the iterators of earlier tests would make the first call
     iterator = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
     end, calls = iterator._shutdown_workers, []
 
@@ -422,6 +424,7 @@ def test_a_death_that_is_told_of_while_the_workers_end_leaves_none_behind(monkey
     monkeypatch.setattr(iterator, "_shutdown_workers", end_late)
     match = "epoch 0, batch 2: image 21 cannot be loaded"
     assert seen_before(broken(raise_error, 2), DataError, match) == 2
+    assert calls[0] is calls[1]
 
 
 def test_a_worker_that_hangs_is_given_up():
