@@ -32,8 +32,8 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.training import KINDS, check_input, load_images, train_once
-from errors import DivergedError, UsageError
-from recipe import PRESETS, Recipe, with_later_fields
+from onecycle.errors import DivergedError, UsageError
+from onecycle.recipe import PRESETS, Recipe, with_later_fields
 
 OVERRIDES = ("epochs", "peak_epoch", "batch_size")
 

@@ -37,10 +37,10 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.training import fit_parts, load_images, make_parts, train_loader
-from errors import UsageError
 from models import CustomResNet
-from recipe import PRESETS
-from training_parts import mean_and_std
+from onecycle.errors import UsageError
+from onecycle.recipe import PRESETS
+from onecycle.training_parts import mean_and_std
 from transformation import get_train_aug_transform
 
 GOAL = 3.0

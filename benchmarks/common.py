@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from command_line import run_command
-from hardware import (
+from onecycle.commands.common import run_command
+from onecycle.files import write_whole
+from onecycle.training.compute import (
     PRECISIONS,
     describe_machine,
     get_compile_mode,
@@ -23,7 +24,6 @@ from hardware import (
     get_precision,
     tune_process,
 )
-from storage import write_whole
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FLOP_PER_TRAINED_IMAGE = 2.272e9

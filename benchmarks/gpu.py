@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import run_benchmark, write_json
 from benchmarks.training import load_images
-from errors import DataError, UsageError, WorkerError
-from hardware import get_compile_mode, get_device
+from onecycle.errors import DataError, UsageError, WorkerError
+from onecycle.training.compute import get_compile_mode, get_device
 
 TOTAL_S = 505.0
 """Of the nine minutes; the rest is for starting and ending."""

@@ -32,7 +32,7 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.training import load_images, train_loader
-from recipe import PRESETS
+from onecycle.recipe import PRESETS
 
 GOALS = {"cpu": 5.0, "cuda": 15.0}
 """The batched path against the loader: on one core each, and a GPU against all workers."""

@@ -35,9 +35,9 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.training import load_images
-from data import ImageDataset
-from errors import UsageError
-from recipe import PRESETS
+from onecycle.data.dataset import ImageDataset
+from onecycle.errors import UsageError
+from onecycle.recipe import PRESETS
 
 OURS = "this repository"
 

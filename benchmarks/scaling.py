@@ -34,7 +34,7 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.training import fit_parts, load_images, make_parts, train_loader
-from recipe import PRESETS
+from onecycle.recipe import PRESETS
 
 AXES = ("images", "batch_size", "epochs")
 

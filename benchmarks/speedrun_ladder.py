@@ -26,18 +26,24 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import speedrun
 from benchmarks.common import write_json
 from benchmarks.training import Parts, fit_parts, test_loader, train_loader
-from data import load_cifar10
-from hardware import describe_machine, get_device, get_precision
 from models import CustomResNet
-from optimizer import get_optimizer
-from pictures import load_image_folder
-from recipe import PRESETS, Recipe
-from speedrun import get_speedrun_optimizer, prepare_network
-from transformation import CIFAR10_MEAN, CIFAR10_STD
-from utils import evaluate, set_seed, to_device
+from onecycle.data.augmentation import CIFAR10_MEAN, CIFAR10_STD
+from onecycle.data.cifar10 import load_cifar10
+from onecycle.data.folder import load_image_folder
+from onecycle.optim import muon as speedrun
+from onecycle.optim.adam import get_optimizer
+from onecycle.optim.muon import get_speedrun_optimizer, prepare_network
+from onecycle.recipe import PRESETS, Recipe
+from onecycle.training.compute import (
+    describe_machine,
+    get_device,
+    get_precision,
+    set_seed,
+    to_device,
+)
+from onecycle.training.loop import evaluate
 
 RESULTS = Path(__file__).resolve().parent / "results" / "speedrun_proxy.json"
 SPEEDRUN, ASSIGNMENT = PRESETS["speedrun"], replace(PRESETS["assignment"], lr_max=0.0067)

@@ -32,8 +32,8 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.training import Parts, fit_parts, load_images, make_parts, train_loader
-from hardware import PRECISIONS
-from recipe import PRESETS, Recipe
+from onecycle.recipe import PRESETS, Recipe
+from onecycle.training.compute import PRECISIONS
 
 GOAL = 0.95
 

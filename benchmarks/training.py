@@ -11,23 +11,26 @@ import torch
 from torch import nn
 
 from benchmarks.common import now
-from data import CIFAR10_CLASSES, ImageDataset, load_cifar10, load_digits
-from errors import UsageError
-from hardware import PRECISIONS
-from learning_rate import find_lr
-from loaders import ResidentLoader, get_loader
 from models import CustomResNet
-from pictures import load_image_folder
-from recipe import Recipe
-from training_parts import (
+from onecycle.data.augmentation import get_test_batch_transform
+from onecycle.data.cifar10 import CIFAR10_CLASSES, load_cifar10
+from onecycle.data.dataset import ImageDataset
+from onecycle.data.digits import load_digits
+from onecycle.data.folder import load_image_folder
+from onecycle.data.loaders import ResidentLoader, get_loader
+from onecycle.errors import UsageError
+from onecycle.optim.lr_finder import find_lr
+from onecycle.recipe import Recipe
+from onecycle.training.compute import PRECISIONS, set_seed, to_device
+from onecycle.training.loop import fit, predict
+from onecycle.training_parts import (
     AUGMENTATION,
     make_augmentation,
     make_optimizer,
     make_scheduler,
     mean_and_std,
 )
-from transformation import get_test_batch_transform, get_train_aug_transform
-from utils import fit, predict, set_seed, to_device
+from transformation import get_train_aug_transform
 
 EVALUATED_AT_ONCE = 500
 KINDS = ("batched", "albumentations")

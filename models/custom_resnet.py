@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .weights_file import WeightsFile, check_fit, load_weights
+if TYPE_CHECKING:
+    from onecycle.results.weights import WeightsFile
+
 
 
 class _ConvBlock(nn.Sequential):
@@ -56,23 +59,6 @@ def _conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> _
     return block
 
 
-def freeze_idle_biases(model: nn.Module) -> None:
-    """Leave the biases of this network's convolutions as they are, in place, and out of training.
-
-    In training the BN behind a convolution takes away what its bias adds, so that it has no gradient
-    but rounding errors. Names, shapes and number of the parameters stay, as does what the network
-    computes. Forward hooks of these convolutions and of their BN are not called in training.
-
-    Args:
-        model: a :class:`CustomResNet`, or one with parts of it; other layers stay as they are.
-
-    Source:
-        Ioffe and Szegedy, "Batch Normalization" (2015), section 3.2.
-    """
-    for block in model.modules():
-        for layer in block if isinstance(block, _ConvBlock) else ():
-            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-                layer.bias.requires_grad_(False)
 
 
 class ResidualLayer(nn.Module):
@@ -144,6 +130,9 @@ class CustomResNet(nn.Module):
             CheckpointError: the file is missing, damaged, foreign or of another network.
             UsageError: the package safetensors is not installed.
         """
+        # Here, so that the network itself needs torch alone.
+        from onecycle.results.weights import WeightsFile, check_fit, load_weights
+
         if not isinstance(weights, WeightsFile):
             weights = load_weights(weights)
         with torch.device("meta"):  # no weights are drawn, so no seed moves

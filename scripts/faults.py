@@ -37,7 +37,7 @@ from fault_trials.stops import kills, signals
 from fault_trials.suites import command_lines, evaluation
 from fault_trials.values import not_finite
 
-from hardware import describe_machine
+from onecycle.training.compute import describe_machine
 
 OUT = ROOT / "results" / "faults" / "faults.json"
 

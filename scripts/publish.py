@@ -23,11 +23,12 @@ from fault_trials.told import render_faults
 from weights_card import SOURCES, render_card, share
 
 from benchmarks.render import render_benchmarks, render_gpu_headline, render_speed
-from models import CustomResNet, load_weights, save_weights
-from recipe import PRESETS
-from report.words import percent
+from models import CustomResNet
+from onecycle.modules import model_summary
+from onecycle.recipe import PRESETS
+from onecycle.results.report.words import percent
+from onecycle.results.weights import load_weights, save_weights
 from transformation import get_train_aug_transform
-from utils import model_summary
 
 RESULTS = ROOT / "results" / "cifar10"
 EVALUATION = RESULTS / "evaluation.json"

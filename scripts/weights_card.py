@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from models import CustomResNet, load_weights
-from report.words import percent
+from models import CustomResNet
+from onecycle.results.report.words import percent
+from onecycle.results.weights import load_weights
 
 SOURCES = {"CIFAR-10": "CIFAR-10", "CIFAR-10 (image folder)": "CIFAR-10, JPEG copy"}
 """What a data set is called where its figures are published."""

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from utils import set_seed
+from onecycle.training.compute import set_seed
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in the background
@@ -21,7 +21,7 @@ def same_random_numbers():
 @pytest.fixture(autouse=True)
 def saved_after_each_epoch(monkeypatch):
     """The tests' epochs take milliseconds; others are saved after each that ends 10 s later."""
-    import training_run
+    from onecycle import training_run
 
     every = functools.partial(training_run.Checkpoint, epoch_every_s=0.0)
     monkeypatch.setattr(training_run, "Checkpoint", every)

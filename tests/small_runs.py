@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-import checkpoint
-from checkpoint import LAST, Checkpoint
-from loaders import ResidentLoader
-from records import History
-from transformation import get_test_batch_transform, get_train_batch_transform
-from utils import fit
+from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
+from onecycle.data.loaders import ResidentLoader
+from onecycle.records import History
+from onecycle.training import checkpoint
+from onecycle.training.checkpoint import LAST, Checkpoint
+from onecycle.training.loop import fit
 
 EPOCHS, STEPS = 2, 4
 IDENTITY = {"recipe": {"epochs": EPOCHS, "seed": 0, "betas": (0.9, 0.999)}, "data": "digest"}

@@ -26,9 +26,9 @@ from benchmarks import (
     step,
     training,
 )
-from errors import DataError, DivergedError, UsageError
-from learning_rate import suggest_lr
-from recipe import PRESETS, Recipe
+from onecycle.errors import DataError, DivergedError, UsageError
+from onecycle.optim.lr_finder import suggest_lr
+from onecycle.recipe import PRESETS, Recipe
 
 CPU = ["--device", "cpu", "--precision", "float32"]
 FORM = {"benchmark", "machine", "settings", "runs", "summary"}

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evaluation import evaluate_predictions
-from report import build_report
+from onecycle.results.evaluation import evaluate_predictions
+from onecycle.results.report import build_report
 
 CLASSES = ("cat", "dog", "<script>document.title = 'hacked'</script>", "猫")
 NUM_ERRORS = 150

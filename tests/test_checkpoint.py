@@ -36,11 +36,11 @@ from small_runs import (
 )  # fmt: skip
 from torch import nn
 
-import checkpoint
-import utils
-from checkpoint import LAST, PREVIOUS
-from errors import CheckpointError, DivergedError, StorageError
-from records import EpochRecord, History, StepRecord
+from onecycle.errors import CheckpointError, DivergedError, StorageError
+from onecycle.records import EpochRecord, History, StepRecord
+from onecycle.training import checkpoint
+from onecycle.training import loop as utils
+from onecycle.training.checkpoint import LAST, PREVIOUS
 
 ROOT = Path(__file__).resolve().parent.parent
 

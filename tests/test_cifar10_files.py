@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-import cifar10_files
-from cifar10_files import CIFAR10_ARCHIVE, CIFAR10_FOLDER, download_cifar10, prepare_cifar10
-from errors import DataError, StorageError
+from onecycle.data import cifar10 as cifar10_files
+from onecycle.data.cifar10 import CIFAR10_ARCHIVE, CIFAR10_FOLDER, download_cifar10, prepare_cifar10
+from onecycle.errors import DataError, StorageError
 
 # Noise, so that the archive is more than two of the pieces that a download comes in.
 BATCHES = {

@@ -5,12 +5,10 @@ import sys
 
 import pytest
 
-import evaluate
-import predict
-import train
-import training_run
-from command_line import command_of, run_command
-from errors import DataError, UsageError
+from onecycle import training_run
+from onecycle.commands import evaluate, predict, train
+from onecycle.commands.common import command_of, run_command
+from onecycle.errors import DataError, UsageError
 
 NUMBERS = {
     "--epochs": (["1", "24"], ["0", "-1", "nan", "1.5", "x", "", "99999999999"]),

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import ImageDataset
-from models import CustomResNet, freeze_idle_biases
+from models import CustomResNet
 from models.custom_resnet import CustomResNet as from_its_module
-from recipe import PRESETS
-from training_parts import make_optimizer
+from onecycle.data.dataset import ImageDataset
+from onecycle.modules import freeze_idle_biases
+from onecycle.recipe import PRESETS
+from onecycle.training_parts import make_optimizer
 
 
 @pytest.fixture(scope="module")

@@ -11,21 +11,12 @@ import torch
 from sklearn.datasets import load_digits as load_sklearn_digits
 from torchvision.datasets import CIFAR10
 
-from data import (
-    CIFAR10_CLASSES,
-    Cifar10Dataset,
-    ImageDataset,
-    load_cifar10,
-    load_digits,
-    stratified_order,
-)
-from errors import DataError, UsageError
-from transformation import (
-    CIFAR10_MEAN,
-    CIFAR10_STD,
-    get_test_aug_transform,
-    get_train_aug_transform,
-)
+from onecycle.data.augmentation import CIFAR10_MEAN, CIFAR10_STD
+from onecycle.data.cifar10 import CIFAR10_CLASSES, Cifar10Dataset, load_cifar10
+from onecycle.data.dataset import ImageDataset, stratified_order
+from onecycle.data.digits import load_digits
+from onecycle.errors import DataError, UsageError
+from transformation import get_test_aug_transform, get_train_aug_transform
 
 LETTERS = "abcdefghijklmnop"
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-import utils
-from distributed import Group, join_group
-from errors import UsageError
-from loaders import EpochBatches, ResidentLoader
+from onecycle.data.loaders import EpochBatches, ResidentLoader
+from onecycle.errors import UsageError
+from onecycle.training import loop as utils
+from onecycle.training.group import Group, join_group
 
 CPU = torch.device("cpu")
 

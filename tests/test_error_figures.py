@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from error_figures import plot_confused_pairs, plot_grad_cam, plot_reliability
-from evaluation import ConfusedPair, evaluate_predictions
+from onecycle.results.evaluation import ConfusedPair, evaluate_predictions
+from onecycle.results.figures.errors import plot_confused_pairs, plot_grad_cam, plot_reliability
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

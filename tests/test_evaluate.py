@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-import evaluate
-import training_input
-from data import load_digits
-from models import CustomResNet, save_weights
+from models import CustomResNet
+from onecycle import training_input
+from onecycle.commands import evaluate
+from onecycle.data.digits import load_digits
+from onecycle.results.weights import save_weights
 
 DIGITS = tuple(str(k) for k in range(10))
 

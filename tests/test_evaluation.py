@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from errors import UsageError
-from evaluation import evaluate_predictions
+from onecycle.errors import UsageError
+from onecycle.results.evaluation import evaluate_predictions
 
 CLASSES = ("cat", "dog", "ship", "owl")
 # Six images; "owl" is neither true nor predicted, "ship" is predicted once and never right.

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from data import load_cifar10, load_digits
-from models import CustomResNet, load_weights
-from pictures import load_image_folder
+from models import CustomResNet
+from onecycle.data.cifar10 import load_cifar10
+from onecycle.data.digits import load_digits
+from onecycle.data.folder import load_image_folder
+from onecycle.results.weights import load_weights
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -9,17 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-import train
-from checkpoint import Checkpoint
-from data import ImageDataset
-from errors import DivergedError, UsageError
-from hardware import get_compile_mode
-from loaders import ResidentLoader
 from models import CustomResNet
-from recipe import PRESETS
-from records import READ_EVERY
-from training_parts import make_augmentation, make_optimizer, make_scheduler
-from transformation import (
+from onecycle.commands import train
+from onecycle.data.augmentation import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     augment_pixels,
@@ -27,7 +19,15 @@ from transformation import (
     get_test_batch_transform,
     pad_images,
 )
-from utils import fit, predict, set_seed, to_device
+from onecycle.data.dataset import ImageDataset
+from onecycle.data.loaders import ResidentLoader
+from onecycle.errors import DivergedError, UsageError
+from onecycle.recipe import PRESETS
+from onecycle.training.checkpoint import Checkpoint
+from onecycle.training.compute import get_compile_mode, set_seed, to_device
+from onecycle.training.loop import fit, predict
+from onecycle.training.meter import READ_EVERY
+from onecycle.training_parts import make_augmentation, make_optimizer, make_scheduler
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from errors import UsageError
-from grad_cam import LAYER, grad_cam
 from models import CustomResNet
+from onecycle.errors import UsageError
+from onecycle.results.grad_cam import LAYER, grad_cam
 
 
 class Tiny(nn.Module):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import hardware
-from errors import UsageError
+from onecycle.errors import UsageError
+from onecycle.training import compute as hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 

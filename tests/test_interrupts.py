@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from interrupts import catch_signals
+from onecycle.training.signals import catch_signals
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from errors import UsageError
-from learning_rate import find_lr, one_cycle, suggest_lr
-from recipe import Recipe
-from training_parts import make_scheduler
+from onecycle.errors import UsageError
+from onecycle.optim.lr_finder import find_lr, suggest_lr
+from onecycle.optim.schedule import one_cycle
+from onecycle.recipe import Recipe
+from onecycle.training_parts import make_scheduler
 
 
 def schedule(epochs=24, steps_per_epoch=98, peak_epoch=5.0, lr_max=0.01, lr_min=0.0005):

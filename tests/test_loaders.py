@@ -10,10 +10,17 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from data import ImageDataset
-from errors import DataError, UsageError, WorkerError
-from loaders import EpochBatches, ResidentLoader, SeededLoader, fits_device, get_loader
-from transformation import get_train_aug_transform, get_train_batch_transform
+from onecycle.data.augmentation import get_train_batch_transform
+from onecycle.data.dataset import ImageDataset
+from onecycle.data.loaders import (
+    EpochBatches,
+    ResidentLoader,
+    SeededLoader,
+    fits_device,
+    get_loader,
+)
+from onecycle.errors import DataError, UsageError, WorkerError
+from transformation import get_train_aug_transform
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import predict
-import train
-from models import save_weights
+from onecycle.commands import predict, train
+from onecycle.results.weights import save_weights
 
 SHAPES = {"круг": "ellipse", "四角": "rectangle", "Ödland": None}
 

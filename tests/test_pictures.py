@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pictures
-from errors import DataError
-from pictures import CACHE_FILE, load_image_folder, read_picture
+from onecycle.data import folder as pictures
+from onecycle.data.folder import CACHE_FILE, load_image_folder, read_picture
+from onecycle.errors import DataError
 
 ANIMALS = ("cat", "dog", "emu")
 WHITE = (255, 255, 255)

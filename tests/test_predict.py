@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-import predict
-from models import CustomResNet, load_weights, save_weights
-from pictures import read_picture
+from models import CustomResNet
+from onecycle.commands import predict
+from onecycle.data.folder import read_picture
+from onecycle.results.weights import load_weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,8 +6,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from errors import UsageError
-from predictions import MOST_ROWS, Guess, plot_predictions, predict_pictures
+from onecycle.errors import UsageError
+from onecycle.results.pictures import MOST_ROWS, Guess, plot_predictions, predict_pictures
 
 CLASSES = ("red", "green", "blue")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

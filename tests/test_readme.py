@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_architecture import ROOTS
 
-import train
+from onecycle.commands import train
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-import train
-from data import CIFAR10_CLASSES, load_cifar10
-from loaders import get_loader
 from models import CustomResNet
-from pictures import load_image_folder
-from transformation import CIFAR10_MEAN, CIFAR10_STD, get_test_aug_transform
-from utils import evaluate, get_stats
+from onecycle.commands import train
+from onecycle.data.augmentation import CIFAR10_MEAN, CIFAR10_STD
+from onecycle.data.cifar10 import CIFAR10_CLASSES, load_cifar10
+from onecycle.data.dataset import get_stats
+from onecycle.data.folder import load_image_folder
+from onecycle.data.loaders import get_loader
+from onecycle.training.loop import evaluate
+from transformation import get_test_aug_transform
 
 ROOT = Path(__file__).resolve().parent.parent
 

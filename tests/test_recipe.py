@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from errors import UsageError
-from recipe import PRESETS, Recipe
+from onecycle.errors import UsageError
+from onecycle.recipe import PRESETS, Recipe
 
 
 def test_the_assignments_numbers():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import evaluate_predictions
-from report import build_report
+from onecycle.results.evaluation import evaluate_predictions
+from onecycle.results.report import build_report
 
 CLASSES = ("cat", "<script>alert(1)</script>", 'a "quoted" & odd', "猫", "кіт")
 VOID = {"meta", "br", "path", "rect", "input", "link", "img"}

@@ -15,11 +15,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from errors import RunError, StorageError
-from hardware import describe_machine
-from models import CustomResNet, save_weights
-from run_folder import prepare_folder, write_evaluation, write_run
-from utils import EpochRecord, StepRecord, to_device
+from models import CustomResNet
+from onecycle.errors import RunError, StorageError
+from onecycle.results.folder import prepare_folder, write_evaluation, write_run
+from onecycle.results.weights import save_weights
+from onecycle.training.compute import describe_machine, to_device
+from onecycle.training.loop import EpochRecord, StepRecord
 
 WRITTEN = (
     "classes.csv", "errors.csv", "figures/history.png", "figures/samples.png", "history.csv",

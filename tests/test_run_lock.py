@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from errors import StorageError
-from run_lock import lock_folder
+from onecycle.errors import StorageError
+from onecycle.files import lock_folder
 
 fcntl = pytest.importorskip("fcntl")
 

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import load_digits
-from errors import UsageError
-from learning_rate import one_cycle
-from loaders import ResidentLoader
 from models import CustomResNet
-from recipe import PRESETS
-from speedrun import (
+from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
+from onecycle.data.dataset import get_stats
+from onecycle.data.digits import load_digits
+from onecycle.data.loaders import ResidentLoader
+from onecycle.errors import UsageError
+from onecycle.optim.muon import (
     WHITENING_IMAGES,
     Muon,
     dirac_,
@@ -22,8 +22,10 @@ from speedrun import (
     prepare_network,
     whiten_,
 )
-from transformation import get_test_batch_transform, get_train_batch_transform
-from utils import evaluate, fit, get_stats, set_seed
+from onecycle.optim.schedule import one_cycle
+from onecycle.recipe import PRESETS
+from onecycle.training.compute import set_seed
+from onecycle.training.loop import evaluate, fit
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from errors import StorageError, UsageError
-from trackers import TensorBoardTracker, call_all, track
+from onecycle.errors import StorageError, UsageError
+from onecycle.training.trackers import TensorBoardTracker, call_all, track
 
 STEPS_PER_EPOCH = 3
 

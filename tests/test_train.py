@@ -5,18 +5,18 @@ import socket
 import pytest
 import torch
 
-import train
-import training_input
-import training_run
-from data import load_digits
-from distributed import Group
-from errors import CheckpointError
-from learning_rate import LRFinding
-from loaders import get_loader
 from models import CustomResNet
-from recipe import Recipe
+from onecycle import training_input, training_run
+from onecycle.commands import train
+from onecycle.data.digits import load_digits
+from onecycle.data.loaders import get_loader
+from onecycle.errors import CheckpointError
+from onecycle.optim.lr_finder import LRFinding
+from onecycle.recipe import Recipe
+from onecycle.training.compute import to_device
+from onecycle.training.group import Group
+from onecycle.training.loop import evaluate
 from transformation import get_test_aug_transform
-from utils import evaluate, to_device
 
 SMALL = [
     "--dataset", "digits", "--epochs", "2", "--batch-size", "32", "--limit-train", "192",

@@ -17,14 +17,12 @@ import pytest
 import torch
 from torch import nn
 
-import checkpoint
-import errors
-import train
-import training_input
-import training_run
-from data import load_digits
-from distributed import Group
-from run_lock import lock_folder
+from onecycle import errors, training_input, training_run
+from onecycle.commands import train
+from onecycle.data.digits import load_digits
+from onecycle.files import lock_folder
+from onecycle.training import checkpoint
+from onecycle.training.group import Group
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [

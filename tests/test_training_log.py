@@ -5,8 +5,8 @@ import re
 import pytest
 from tqdm import std as tqdm_std
 
-from records import EpochRecord, StepRecord
-from training_log import TrainingLog, progress_bar
+from onecycle.records import EpochRecord, StepRecord
+from onecycle.training.progress import TrainingLog, progress_bar
 
 
 def epoch_record(epoch=1, **measured):

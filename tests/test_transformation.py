@@ -8,20 +8,19 @@ import pytest
 import torch
 from scipy.stats import binom, chi2_contingency, chisquare
 
-from errors import UsageError
-from transformation import (
+from onecycle.data.augmentation import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     BatchNormalize,
     Draws,
     augment_pixels,
     draw_augmentation,
-    get_test_aug_transform,
     get_test_batch_transform,
-    get_train_aug_transform,
     get_train_batch_transform,
     pad_images,
 )
+from onecycle.errors import UsageError
+from transformation import get_test_aug_transform, get_train_aug_transform
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,12 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import utils
-from errors import DivergedError, UsageError
 from models import CustomResNet
-from optimizer import get_optimizer
-from records import History, Meter
+from onecycle.errors import DivergedError, UsageError
+from onecycle.optim.adam import get_optimizer
+from onecycle.records import History
+from onecycle.training import loop as utils
+from onecycle.training.meter import Meter
 
 
 def loader(count=50, batch_size=16, num_classes=4, seed=0):

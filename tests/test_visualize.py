@@ -10,17 +10,17 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.metrics import confusion_matrix
 
-from transformation import CIFAR10_MEAN, CIFAR10_STD, get_test_aug_transform
-from utils import EpochRecord, StepRecord
-from visualize import (
+from onecycle.data.augmentation import CIFAR10_MEAN, CIFAR10_STD
+from onecycle.results.figures.errors import plot_confusion_matrix, plot_misclassified
+from onecycle.results.figures.training import (
     plot_class_counts,
-    plot_confusion_matrix,
     plot_history,
     plot_lr_finder,
     plot_lr_history,
-    plot_misclassified,
     plot_samples,
 )
+from onecycle.training.loop import EpochRecord, StepRecord
+from transformation import get_test_aug_transform
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import CheckpointError
-from models import load_weights
+from onecycle.errors import CheckpointError
+from onecycle.results.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = (ROOT / "weights" / "README.md").read_text("utf-8")

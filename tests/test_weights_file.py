@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from errors import CheckpointError, StorageError, UsageError
-from models import CustomResNet, load_weights, save_weights
+from models import CustomResNet
+from onecycle.errors import CheckpointError, StorageError, UsageError
+from onecycle.results.weights import load_weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "weights" / "custom_resnet_cifar10.safetensors"

@@ -14,8 +14,8 @@ from typing import Any
 import small_runs
 import torch
 
-from checkpoint import LAST, PREVIOUS
-from errors import CheckpointError
+from onecycle.errors import CheckpointError
+from onecycle.training.checkpoint import LAST, PREVIOUS
 
 from .common import SEED, Progress, scaled
 

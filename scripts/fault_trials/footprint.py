@@ -20,10 +20,10 @@ import small_runs
 import torch
 from torch import nn
 
-import visualize
-from checkpoint import LAST
 from models import CustomResNet
-from optimizer import get_optimizer
+from onecycle.optim.adam import get_optimizer
+from onecycle.results.figures import training as visualize
+from onecycle.training.checkpoint import LAST
 
 from .common import ROOT, scaled
 

@@ -16,14 +16,13 @@ from typing import Any
 import small_runs
 from torch import nn
 
-import checkpoint.run
-import train
-import training_results
-import training_run
-from checkpoint import LAST, PREVIOUS
-from interrupts import Signals
-from loaders import ResidentLoader
-from training_log import TrainingLog
+from onecycle import training_results, training_run
+from onecycle.commands import train
+from onecycle.data.loaders import ResidentLoader
+from onecycle.training.checkpoint import LAST, PREVIOUS
+from onecycle.training.checkpoint import run as checkpoint
+from onecycle.training.progress import TrainingLog
+from onecycle.training.signals import Signals
 
 from .common import SEED, Progress, scaled
 

@@ -12,7 +12,7 @@ import small_runs
 import torch
 from torch import nn
 
-from errors import CheckpointError, DivergedError
+from onecycle.errors import CheckpointError, DivergedError
 
 from .common import SEED, scaled
 

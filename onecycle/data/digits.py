@@ -1,0 +1,28 @@
+"""scikit-learn's handwritten digits: small, and offline."""
+
+from __future__ import annotations
+
+import torch
+
+from onecycle.data.dataset import IMAGE_SIZE_PX, ImageDataset
+
+
+def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
+    """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 grey to 32x32 RGB. Offline.
+
+    Args:
+        num_test: how many make the test set, the classes in their proportions.
+
+    Source:
+        E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (1998), test part.
+    """
+    from sklearn import datasets  # here, so that CIFAR-10 does without it
+
+    digits = datasets.load_digits()
+    grey = torch.from_numpy(digits.images * (255 / 16)).float().unsqueeze(1)
+    large = torch.nn.functional.interpolate(
+        grey, size=(IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bilinear"
+    )
+    images = large.round().to(torch.uint8).permute(0, 2, 3, 1).repeat(1, 1, 1, 3).numpy()
+    everything = ImageDataset(images, digits.target, [str(k) for k in range(10)], "digits")
+    return everything.hold_out(num_test)

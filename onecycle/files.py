@@ -1,0 +1,177 @@
+"""Files of a run: written whole or not at all, as tables or as JSON, in a folder for one run alone."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from onecycle.errors import StorageError
+
+LOCK_FILE = ".lock"
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """All of the content or nothing: what was there before stays until the new file is whole.
+
+    Args:
+        file: in a folder that is there.
+        content: the new file's.
+
+    Raises:
+        OSError: it cannot be written; what was there stays, and nothing else is left.
+    """
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            sync(stream.fileno())
+        os.replace(part, file)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until a file or folder is on the drive, where the drive can be asked to.
+
+    Raises:
+        OSError: it is not, and will not be.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what mounted drives say
+            raise
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """:func:`write_whole`, with an error that names the file.
+
+    Raises:
+        StorageError: it cannot be written; what was there stays.
+    """
+    try:
+        write_whole(file, content)
+    except OSError as error:
+        raise StorageError(f"cannot write {file}: {error.strerror or error}") from error
+
+
+def to_csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows as a table; file names that are no text keep their bytes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def to_json(value: Any) -> bytes:
+    """Plain data as JSON.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def lock_folder(folder: str | os.PathLike) -> Iterator[str | None]:
+    """Keep other processes out of the folder of a run while the block lasts.
+
+    The operating system gives the lock free when its process ends, however it ends.
+
+    Args:
+        folder: exists.
+
+    Yields:
+        None, or a line of warning where the folder cannot be locked (Windows, some mounted
+        drives) and a second run would go unnoticed.
+
+    Raises:
+        StorageError: another run has the folder, or it cannot be written.
+    """
+    file = Path(folder) / LOCK_FILE
+    held: list[int] = []  # emptied when the number no longer stands for this file
+    warning = None
+    try:
+        held.append(_open_locked(file))
+    except _Unsupported as error:
+        warning = f"{folder} cannot be locked ({error}): start no second run in it"
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+    def forget() -> None:
+        while held:
+            os.close(held.pop())
+
+    if held:
+        # A loader worker that outlives a killed run must not keep the folder locked.
+        os.register_at_fork(after_in_child=forget)
+    try:
+        yield warning
+    finally:
+        if held:  # else nothing was locked, or this is a forked child
+            with contextlib.suppress(OSError):
+                file.unlink()
+            forget()
+
+
+class _Unsupported(Exception):
+    pass
+
+
+def _open_locked(file: Path) -> int:
+    try:
+        import fcntl
+    except ImportError:
+        raise _Unsupported("no flock here") from None
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _HELD:
+                    raise StorageError(_refusal(file)) from None
+                file.unlink()
+                raise _Unsupported(error.strerror or str(error)) from None
+            if _is_still(file, descriptor):
+                text = {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                }
+                os.truncate(descriptor, 0)
+                os.write(descriptor, json.dumps(text).encode())
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its owner took the file away meanwhile
+
+
+def _is_still(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(file), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _refusal(file: Path) -> str:
+    try:
+        owner = json.loads(file.read_text())
+        who = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"{file.parent} is in use by {who}: wait for it, stop it, or name another folder"

@@ -1,0 +1,85 @@
+"""The look of all figures: frame, colours, grids of pictures, names that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with any colour vision.
+TRAIN_COLOUR = "#0072B2"
+TEST_COLOUR = "#D55E00"
+MARK_COLOUR = "#009E73"
+QUIET_COLOUR = "#9A9A9A"
+TITLE_SIZE = 15
+LABEL_SIZE = 12
+SMALLEST_SIZE = 7
+LETTER_WIDTH = 0.56  # a mean, as a share of the font's size
+
+
+def new_figure(
+    title: str, source: str, *, width: float, height: float, columns: int = 1
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def stretch(num_classes: int) -> float:
+    """How much wider than usual a figure is that has a place for each class."""
+    return min(max(num_classes / 12, 1.0), 2.0)
+
+
+def no_data(figure: Figure, text: str = "no data") -> Figure:
+    """The text in place of all axes but one: a notebook shows no figure without axes."""
+    for axes in figure.axes:
+        axes.remove()
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=18, color=QUIET_COLOUR)
+    return figure
+
+
+def quiet_frame(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def picture_grid(
+    pictures: np.ndarray,
+    captions: Sequence[str],
+    title: str,
+    source: str,
+    *,
+    columns: int,
+    empty: str = "no data",
+) -> Figure:
+    """Pictures (N, H, W, 3) with a caption above each."""
+    rows = max(1, -(-len(captions) // columns))
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    size = 1.7 if lines == 1 else 2.0
+    figure = Figure(
+        figsize=(columns * size, rows * (size + 0.1 * lines) + 0.6), layout="constrained"
+    )
+    figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
+    if not captions:
+        return no_data(figure, empty)
+    captions, font = fitted(captions, size)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, picture, caption in zip(figure.axes, pictures, captions):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(caption, fontsize=font, parse_math=False)
+    return figure
+
+
+def fitted(captions: Sequence[str], width: float) -> tuple[list[str], float]:
+    """Captions for pictures of a width in inches, the longest cut, and their size in points."""
+    most = int(72 * width / (LETTER_WIDTH * SMALLEST_SIZE))
+    cut = lambda line: line if len(line) <= most else f"{line[: most - 1]}…"
+    captions = ["\n".join(map(cut, caption.split("\n"))) for caption in captions]
+    longest = max(len(line) for caption in captions for line in [*caption.split("\n"), " "])
+    return captions, min(LABEL_SIZE, 72 * width / (LETTER_WIDTH * longest))

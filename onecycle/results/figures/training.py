@@ -1,0 +1,197 @@
+"""Figures from plain data. Each function returns a matplotlib Figure and shows nothing itself.
+
+A figure without data says so. The figures are not pyplot's, so none stays open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from onecycle.results.figures.style import (
+    LABEL_SIZE,
+    MARK_COLOUR,
+    QUIET_COLOUR,
+    TEST_COLOUR,
+    TRAIN_COLOUR,
+    new_figure,
+    no_data,
+    picture_grid,
+    quiet_frame,
+    stretch,
+)
+
+
+def plot_class_counts(targets: np.ndarray, *, classes: Sequence[str], source: str) -> Figure:
+    """How many images each class has.
+
+    Args:
+        targets: (N,) class indices.
+        classes: the K class names.
+        source: where the images come from.
+    """
+    width = 9 * stretch(len(classes))
+    figure, (axes,) = new_figure("Images per class", source, width=width, height=4.5)
+    counts = np.bincount(np.asarray(targets, dtype=np.int64), minlength=len(classes))
+    if not counts.sum():
+        return no_data(figure)
+    bars = axes.bar(range(len(classes)), counts, color=TRAIN_COLOUR)
+    axes.set_xticks(range(len(classes)), classes, parse_math=False)
+    pitch = 72 * 0.85 * width / len(classes)  # of the bars, in points
+    if pitch > 28:
+        axes.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=2)
+    axes.margins(y=0.12)
+    axes.set_ylabel("images", fontsize=LABEL_SIZE)
+    size = max(min(10, 0.75 * pitch), 3)
+    axes.tick_params(axis="x", labelrotation=30 if pitch > 28 else 90, labelsize=size)
+    quiet_frame(axes)
+    return figure
+
+
+def plot_samples(
+    images: np.ndarray,
+    labels: Sequence[int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str],
+    source: str,
+    columns: int = 5,
+) -> Figure:
+    """Images as the network sees them, with the normalisation taken back.
+
+    Args:
+        images: (N, 3, H, W) float, channel-normalised.
+        labels: (N,) class indices.
+        mean: of each channel, 0..1, as the images were normalised.
+        std: of each channel, 0..1.
+        classes: the K class names.
+        source: where the images come from.
+        columns: images a row.
+    """
+    pictures = np.asarray(images).transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
+    captions = [classes[label] for label in labels]
+    title = "Samples after the training transforms"
+    return picture_grid(np.clip(pictures, 0, 1), captions, title, source, columns=columns)
+
+
+def plot_lr_finder(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    *,
+    smoothed: Sequence[float],
+    lr_max: float,
+    lr_min: float,
+    source: str,
+    rule: str = "",
+) -> Figure:
+    """The loss of a range test against the rate, with the chosen rates marked.
+
+    Args:
+        lrs: the rate of each step.
+        losses: the batch's loss at each step, in nats.
+        smoothed: the curve that the choice was made on.
+        lr_max: LRMAX.
+        lr_min: LRMIN.
+        source: where the images come from.
+        rule: how the rates were chosen, shown below the curve.
+    """
+    figure, (axes,) = new_figure("Learning-rate range test", source, width=10, height=5.5)
+    if not np.isfinite(losses).any():
+        return no_data(figure)
+    axes.plot(lrs, losses, ".", color=QUIET_COLOUR, markersize=6, label="loss of the batch")
+    axes.plot(lrs, smoothed, color=TRAIN_COLOUR, linewidth=2.5, label="smoothed loss")
+    for rate, name, colour in ((lr_min, "LRMIN", MARK_COLOUR), (lr_max, "LRMAX", TEST_COLOUR)):
+        axes.axvline(rate, color=colour, linestyle="--", linewidth=2, label=f"{name} = {rate:.3g}")
+    axes.set_xscale("log")
+    finite = np.asarray(smoothed)[np.isfinite(smoothed)]
+    if len(finite):  # a diverging end would flatten the rest
+        lowest, first = finite.min(), finite[: len(finite) // 4 + 1].max()
+        if first > lowest:
+            axes.set_ylim(lowest - 0.15 * (first - lowest), first + 0.35 * (first - lowest))
+    axes.set_xlabel("learning rate", fontsize=LABEL_SIZE)
+    axes.set_ylabel("loss (nats)", fontsize=LABEL_SIZE)
+    axes.legend(fontsize=LABEL_SIZE - 1, loc="lower left")
+    if rule:
+        figure.supxlabel(rule.replace("; ", ";\n"), fontsize=LABEL_SIZE - 2, color="#555555")
+    quiet_frame(axes)
+    return figure
+
+
+def plot_history(epochs: Sequence[Any], *, source: str) -> Figure:
+    """Accuracy and loss of the training and test images, epoch by epoch.
+
+    Args:
+        epochs: records with ``epoch``, ``train_accuracy``, ``test_accuracy`` (0..1),
+            ``train_loss`` and ``test_loss`` (nats); None where nothing was tested.
+        source: where the images come from.
+    """
+    figure, (left, right) = new_figure("Training", source, width=13, height=5, columns=2)
+    numbers = [record.epoch for record in epochs]
+    if not numbers:
+        return no_data(figure)
+    for axes, quantity in ((left, "accuracy"), (right, "loss")):
+        # Told apart in grey too.
+        for split, colour, line in (("train", TRAIN_COLOUR, "o--"), ("test", TEST_COLOUR, "s-")):
+            values = [getattr(record, f"{split}_{quantity}") for record in epochs]
+            if values[-1] is None:
+                continue
+            last = f"{values[-1]:.2%}" if quantity == "accuracy" else f"{values[-1]:.3f}"
+            axes.plot(
+                numbers, values, line, color=colour, linewidth=2, markersize=4,
+                label=f"{split}, last epoch: {last}",
+            )  # fmt: skip
+        axes.set_xlabel("epoch", fontsize=LABEL_SIZE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=LABEL_SIZE)
+        quiet_frame(axes)
+    left.set_ylabel("accuracy", fontsize=LABEL_SIZE)
+    left.yaxis.set_major_formatter(PercentFormatter(1))
+    right.set_ylabel("cross-entropy (nats)", fontsize=LABEL_SIZE)
+    return figure
+
+
+def plot_lr_history(
+    steps: Sequence[Any], *, source: str, steps_per_epoch: int | None = None
+) -> Figure:
+    """The rate that each optimizer step used.
+
+    Args:
+        steps: records with ``step`` (from 0) and ``lr``.
+        source: where the images come from.
+        steps_per_epoch: for a second axis that counts epochs; None: without it.
+    """
+    figure, (axes,) = new_figure("Learning rate of each step", source, width=10, height=5)
+    if not steps:
+        return no_data(figure)
+    numbers, rates = [record.step for record in steps], [record.lr for record in steps]
+    axes.plot(numbers, rates, color=TRAIN_COLOUR, linewidth=2.5)
+    peak, end = int(np.nanargmax(rates)) if np.isfinite(rates).any() else 0, len(rates) - 1
+    for index, place in ((0, (12, -4)), (peak, (12, 2)), (end, (-12, -4))):
+        axes.plot(numbers[index], rates[index], "o", color=TEST_COLOUR, markersize=8, zorder=3)
+        axes.annotate(
+            f"step {numbers[index]}: {rates[index]:.3g}",
+            (numbers[index], rates[index]),
+            xytext=place,
+            textcoords="offset points",
+            horizontalalignment="right" if place[0] < 0 else "left",
+            fontsize=LABEL_SIZE,
+            bbox={"boxstyle": "square,pad=0.1", "color": "white"},  # the line stays off the words
+        )
+    axes.update_datalim([(numbers[0], 0)])
+    axes.margins(y=0.1)  # the words at the ends stay off the frame
+    axes.set_xlabel("step", fontsize=LABEL_SIZE)
+    axes.set_ylabel("learning rate", fontsize=LABEL_SIZE)
+    quiet_frame(axes)
+    if steps_per_epoch:
+        epochs = axes.secondary_xaxis(
+            "top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch)
+        )
+        epochs.set_xlabel("epochs done", fontsize=LABEL_SIZE)
+        epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
+        epochs.spines["top"].set_visible(False)
+    return figure

@@ -1,0 +1,231 @@
+"""The state of an unfinished run: compared with this run before anything is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from onecycle.errors import CheckpointError, DivergedError
+
+from .file import LAST, PREVIOUS, read_state, write_state
+from .state import compare, first, for_this_machine, kinds, misfits, plain
+
+
+class Checkpoint:
+    """Saves and restores a run in a folder, in ``last.ckpt`` and the one before it.
+
+    At every instant one of the two files is whole. Of what draws random numbers, the global
+    generators of Python, numpy and torch (CPU, and the current cuda device) are kept.
+
+    Args:
+        folder: the run's, made where it is missing.
+        identity: plain data that decides what is computed (recipe, data and its digest, ...); a
+            run goes on only with the same.
+        environment: plain data that decides the last bits (threads, versions, device, precision);
+            a difference is a line in ``warnings``.
+        extra: more parts, beside those that the training loop names.
+        every_s: seconds between two saves, 0 or more; 0: at each call.
+        epoch_every_s: the same for saves at the end of an epoch, where it is less. On a fast GPU
+            an epoch takes as long as a save.
+        write: False in all processes but the first: they only read.
+        clock: seconds, never going back.
+
+    Attributes:
+        notes: plain data that goes into the file with the next save; what a loaded one holds.
+        source: the file that was loaded, or None.
+        warnings: lines for a person, filled by ``load``.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        identity: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        extra: Mapping[str, Any] | None = None,
+        every_s: float = 600.0,
+        epoch_every_s: float = 10.0,
+        write: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder = Path(folder)
+        self.notes: dict[str, Any] = {}
+        self.source: Path | None = None
+        self.warnings: list[str] = []
+        self._identity = json.loads(json.dumps(identity))  # tuples are lists there, keys are text
+        self._environment = json.loads(json.dumps(environment))
+        self._extra = {**(extra or {}), "random": _Random()}
+        self._every_s = every_s
+        self._epoch_every_s = min(epoch_every_s, every_s)
+        self._write = write
+        self._clock = clock
+        self._saved_s = clock()
+        self._loaded: dict[str, Any] | None = None
+        self._to_load = True  # what lies in the folder is not known yet, or newer than what is
+        self._last_is_whole = False
+
+    def load(self, which: str | os.PathLike = "auto") -> bool:
+        """Read and verify what a stopped run left; the parts get it by ``restore``.
+
+        Args:
+            which: "auto" for the newest whole file in the folder, where there is one; "never" for
+                a fresh start; or a file.
+
+        Returns:
+            Whether there is something to go on from.
+
+        Raises:
+            CheckpointError: no file is whole, or it is of another run, or a named one is missing.
+        """
+        self.source, self._loaded, self._last_is_whole = None, None, False
+        self._to_load = False
+        if self._write:
+            for part in self.folder.glob(f".{LAST}.*.part"):  # a killed save left it
+                with contextlib.suppress(OSError):
+                    part.unlink()
+        last, failures = self.folder / LAST, []
+        here = [file for file in (last, self.folder / PREVIOUS) if os.path.lexists(file)]
+        files = {"auto": here, "never": []}.get(which, [Path(which)])
+        for file in files:
+            try:
+                state = read_state(file)
+            except CheckpointError as error:
+                failures.append(str(error))
+                continue
+            if found := first(compare("", state["identity"], self._identity)):
+                raise CheckpointError(
+                    f"{file} is of another run: {found}; give what it was started with, "
+                    "name another folder, or start afresh without resuming"
+                )
+            self.warnings += [f"{failure}; going on from {file}" for failure in failures]
+            if found := first(compare("", state["environment"], self._environment)):
+                self.warnings.append(f"not bit-exact from here on: {found}")
+            self.source, self.notes, self._loaded = file, state["notes"], state
+            self._last_is_whole = file == last
+            return True
+        if failures:
+            raise CheckpointError(
+                f"{'; '.join(failures)}; name another file, or start afresh without resuming"
+            )
+        return False
+
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Bring the parts, the extras and the random generators to where the loaded file was.
+
+        Everything is compared before the first tensor is copied, and nothing stays changed where
+        something fails. What was not asked for by ``load``, or was saved since, is loaded first;
+        without a file, and when called again, it does nothing.
+
+        Args:
+            parts: by name, with ``state_dict`` and ``load_state_dict``; those that were saved.
+
+        Raises:
+            CheckpointError: names, shapes, types or kinds differ, or a number is not finite; or as
+                ``load`` says.
+        """
+        if self._to_load:  # a start from nothing would replace it
+            self.load()
+        self._saved_s = self._clock()
+        if self._loaded is None:
+            return
+        parts, state = {**parts, **self._extra}, self._loaded
+        before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+        touched = {}
+        try:
+            if found := first(misfits(state, parts, before)):
+                raise ValueError(found)
+            plain(state["parts"])
+            for name, part in parts.items():
+                if state["parts"][name] or not before[name]:  # else it was switched off there
+                    touched[name] = part
+                    part.load_state_dict(for_this_machine(state["parts"][name], before[name]))
+        except Exception as error:
+            for name, part in touched.items():
+                part.load_state_dict(before[name])
+            raise CheckpointError(f"{self.source} does not fit: {error}") from error
+        self._loaded = None
+
+    @property
+    def last(self) -> Path | None:
+        """The file that this run can go on from; None where it has none."""
+        file = self.folder / LAST
+        if self._last_is_whole or not self._write:  # the first process wrote it
+            return file if file.exists() else self.source
+        return self.source
+
+    def save(self, parts: Mapping[str, Any], *, epoch_end: bool = False, now: bool = False) -> bool:
+        """Save, if it is time to, or ``now``.
+
+        Args:
+            parts: as for ``restore``.
+            epoch_end: an epoch has ended, and ``epoch_every_s`` is the time.
+            now: whatever the time since the last save.
+
+        Returns:
+            Whether it was saved.
+
+        Raises:
+            DivergedError: a number in it is not finite; what was saved before stays.
+            StorageError: it cannot be written; what was saved before stays.
+        """
+        self._to_load = True  # in all processes alike
+        due_s = self._epoch_every_s if epoch_end else self._every_s
+        if not self._write or not (now or self._clock() - self._saved_s >= due_s):
+            return False
+        parts = {**parts, **self._extra}
+        state = {
+            "identity": self._identity,
+            "environment": self._environment,
+            "notes": self.notes,
+            "kinds": kinds(parts),
+            "parts": {name: part.state_dict() for name, part in parts.items()},
+        }
+        try:
+            state = plain(state)
+        except ValueError as error:
+            found = str(error).removeprefix("parts.")
+            raise DivergedError(f"{found}; not saved in {self.folder}") from None
+        write_state(self.folder, state, keep_last=self._last_is_whole)
+        self._last_is_whole = True
+        self._saved_s = self._clock()
+        return True
+
+    def discard(self) -> None:
+        """Remove the files of a run that is finished and written."""
+        for name in (PREVIOUS, LAST) if self._write else ():
+            with contextlib.suppress(OSError):  # one that stays harms nobody
+                (self.folder / name).unlink()
+        self._last_is_whole = False
+
+
+class _Random:
+    """The global generators as one more part."""
+
+    def state_dict(self) -> dict[str, Any]:
+        version, words, gauss = random.getstate()
+        kind, keys, *rest = np.random.get_state()
+        return {
+            "python": (version, torch.tensor(words), gauss),
+            "numpy": (kind, torch.tensor(keys.tolist()), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        version, words, gauss = state["python"]
+        kind, keys, *rest = state["numpy"]
+        random.setstate((version, tuple(words.tolist()), gauss))
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,202 @@
+"""What a run is computed on: device, number format, and their description."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import platform
+import random
+import shutil
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onecycle.errors import UsageError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PACKAGES = (
+    "torch", "torchvision", "albumentations", "torch-lr-finder", "torchsummary", "numpy",
+    "matplotlib", "scikit-learn",
+)  # fmt: skip
+
+
+def get_device(name: str = "auto") -> torch.device:
+    """The device to train on.
+
+    Args:
+        name: "auto" for the best of cuda, mps and cpu, or one of them by name.
+
+    Raises:
+        UsageError: the device is unknown or not on this machine.
+    """
+    here = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, is_here in here.items() if is_here))
+    if not here.get(name, False):
+        found = ", ".join(kind for kind, is_here in here.items() if is_here)
+        raise UsageError(f"device is {name!r}; this machine has {found} (or auto)")
+    return torch.device(name)
+
+
+def get_precision(device: torch.device, name: str = "auto") -> str:
+    """The number format of the matrix products: "float32", "bfloat16" or "float16".
+
+    Args:
+        device: where the network trains.
+        name: "auto" for the fastest that the hardware is built for, or one of the three.
+
+    Raises:
+        UsageError: the name is unknown, or float16 on a device other than cuda.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            capability = torch.cuda.get_device_capability(device)
+            if capability >= (8, 0):
+                return "bfloat16"
+            return "float16" if capability >= (7, 0) else "float32"
+        return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
+    if name not in PRECISIONS:
+        raise UsageError(f"precision is {name!r}; it must be auto, {', '.join(PRECISIONS)}")
+    if name == "float16" and device.type != "cuda":
+        raise UsageError(f"precision is float16 on {device.type}; take bfloat16 or float32 there")
+    return name
+
+
+def get_compile_mode(device: torch.device, name: str = "off") -> str | None:
+    """The mode in which ``torch.compile`` makes the training step, None for not at all.
+
+    Compiling takes its time before the first step: it pays for long runs.
+
+    Args:
+        device: where the network trains.
+        name: "off", "default", or "reduce-overhead" with CUDA graphs.
+
+    Raises:
+        UsageError: the name is unknown, or the device cannot compile.
+    """
+    modes = ("default", "reduce-overhead")
+    if name == "off":
+        return None
+    if name not in modes:
+        raise UsageError(f"compile is {name!r}; it must be off, {', '.join(modes)}")
+    # Triton translates its launchers with the machine's C compiler, against Python's own headers.
+    compiler = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    triton = importlib.util.find_spec("triton")
+    if not (device.type == "cuda" and triton and compiler and headers):
+        raise UsageError(
+            f"compile is {name!r}, which needs a GPU, Triton, a C compiler and Python's headers; "
+            "leave it off"
+        )
+    return name
+
+
+def tune_process() -> None:
+    """Set what makes every training in this process faster; called once, before the first.
+
+    On cuda, cuDNN tries its kernels on the first batch of each shape and keeps the fastest. On the
+    CPU, memory that tensors leave behind stays in the process for the next ones: glibc would give
+    each large block back to the system, which has to clear its pages anew a moment later. So the
+    process stays as large as it once was.
+
+    Source:
+        mallopt(3): M_MMAP_MAX and M_TRIM_THRESHOLD.
+    """
+    torch.backends.cudnn.benchmark = True
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # not in musl
+        m_trim_threshold, m_mmap_max = -1, -4  # as malloc.h numbers them
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)
+
+
+def _cpu_has_bfloat16() -> bool:
+    flags = _cpu_fields().get("flags", "")
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def describe_machine(
+    device: torch.device, precision: str, *, compile_mode: str | None = None, num_processes: int = 1
+) -> dict[str, Any]:
+    """Versions, processor and settings that a run's figures depend on.
+
+    Args:
+        device: where the network trains.
+        precision: of the matrix products.
+        compile_mode: see :func:`get_compile_mode`.
+        num_processes: how many train together.
+    """
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "precision": precision,
+        "compile_mode": compile_mode,
+        "num_processes": num_processes,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(terse=True),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _cpu_name() -> str:
+    return _cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_fields() -> dict[str, str]:
+    """What Linux says of the processor; nothing elsewhere."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            pairs = (line.split(":", 1) for line in file if ":" in line)
+            return {name.strip(): value.strip() for name, value in pairs}
+    except OSError:
+        return {}
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators (on all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a network to its device, in the memory format that is fastest there."""
+    device = torch.device(device)
+    return model.to(device, memory_format=_memory_format(device))
+
+
+def _memory_format(device: torch.device) -> torch.memory_format:
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def place(batch: Tensor, device: torch.device) -> Tensor:
+    return batch.to(
+        device,
+        # On mps such a copy can read memory that has been given away meanwhile.
+        non_blocking=device.type == "cuda",
+        memory_format=_memory_format(device) if batch.ndim == 4 else torch.preserve_format,
+    )
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")

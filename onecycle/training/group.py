@@ -1,0 +1,141 @@
+"""Several processes that train one network together, on one machine or on many."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from onecycle.errors import UsageError
+
+TIMEOUT = timedelta(hours=1)
+"""How long a process waits for the others: one of them may download, decode or test rates."""
+
+
+class Group:
+    """The processes that train together; each has a share of every batch.
+
+    The gradient is the mean over the whole batch, so schedule and recipe mean what they mean for
+    one process. BN's statistics are those of each process's share; the running ones, which the
+    evaluation uses, are process 0's.
+
+    Args:
+        device: where this process computes.
+        rank: this process, 0..world_size-1.
+        world_size: how many there are.
+        local_rank: this process among those of its machine.
+    """
+
+    def __init__(
+        self, device: torch.device, rank: int = 0, world_size: int = 1, local_rank: int = 0
+    ) -> None:
+        self.device = device
+        self.rank = rank
+        self.world_size = world_size
+        self.local_rank = local_rank
+
+    @contextlib.contextmanager
+    def one_by_machine_first(self) -> Iterator[None]:
+        """What is in the block, one process of each machine does before the others."""
+        if self.local_rank:
+            self.agrees(True)
+        yield
+        if not self.local_rank:
+            self.agrees(True)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with gradients that are means over the processes."""
+        if self.world_size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        # Without a broadcast of BN's statistics before every step: ``align`` makes one an epoch.
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor added up over the processes; every one gets the same."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def align(self, model: nn.Module) -> None:
+        """Give every process the buffers (BN's statistics) of process 0."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def gather(self, outputs: Tensor, labels: Tensor, loader: Any) -> tuple[Tensor, Tensor]:
+        """Put the shares of all processes together, in the order of the data set.
+
+        Args:
+            outputs: (n, K) of this process's images, also of none.
+            labels: (n,) of the same.
+            loader: gave them; its ``indices()`` are their places among all images.
+        """
+        if self.world_size == 1:
+            return outputs, labels
+        places = torch.as_tensor(loader.indices(), device=self.device)
+        number = self.sum(torch.tensor([len(places)], device=self.device))
+        width = torch.tensor([outputs.shape[1]], device=self.device)
+        dist.all_reduce(width, dist.ReduceOp.MAX)  # a process without images does not know it
+        # Each place is filled by exactly one process, so the sum is a gathering.
+        all_outputs = torch.zeros(int(number), int(width), device=self.device)
+        all_labels = torch.zeros(int(number), dtype=torch.int64, device=self.device)
+        if len(places):
+            all_outputs[places] = outputs.to(self.device)
+            all_labels[places] = labels.to(self.device)
+        return self.sum(all_outputs), self.sum(all_labels)
+
+    def same(self, value: Any) -> Any:
+        """What process 0 has, for all: plain data."""
+        values = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+    def agrees(self, value: bool) -> bool:
+        """Whether all processes say the same; none goes on before each has said it."""
+        # A broadcast would not do: its source goes on at once.
+        said = self.sum(torch.tensor(int(value), device=self.device))
+        return said.item() in (0, self.world_size)
+
+
+@contextlib.contextmanager
+def join_group(device: torch.device) -> Iterator[Group]:
+    """The group that ``torchrun`` started this process in, or a group of one.
+
+    NCCL joins GPUs, gloo everything else.
+
+    Args:
+        device: as chosen for a single process; on several GPUs each process gets its own.
+
+    Raises:
+        UsageError: there are more processes on this machine than GPUs, or several on mps.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1 or "RANK" not in os.environ:
+        yield Group(device)
+        return
+    if device.type == "mps":
+        raise UsageError("mps trains in one process only; start it without torchrun, or on cpu")
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"process {local_rank} of this machine has no GPU, there are "
+                f"{torch.cuda.device_count()}; lower --nproc-per-node"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield Group(device, rank, world_size, local_rank)
+    finally:
+        dist.destroy_process_group()
