@@ -1,11 +1,14 @@
-"""What a run is: the recipe, its bounds and its presets."""
+"""What is trained and how: every number of a run, with its meaning and its bounds."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from onecycle.errors import UsageError
 
@@ -13,108 +16,172 @@ PEAK_SHARE = 5 / 24
 """Where the assignment's one cycle has its peak, as a share of the epochs."""
 
 
+def setting(
+    default: Any,
+    about: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open: bool = False,
+) -> Any:
+    """A field with what it means and what it may be; ``open`` excludes both bounds."""
+    return field(default=default, metadata={"about": about, "low": low, "high": high, "open": open})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What is trained and how, to be varied with ``replace``.
+    """What is trained and how. Vary it with ``dataclasses.replace``.
 
-    Epochs, peak and batch size are the assignment's. Decay, beta2, label smoothing and LRMAX / LRMIN
-    are ours, against overfitting.
+    Epochs, peak and batch size are the assignment's. Weight decay, beta2, label smoothing and the
+    ratio of LRMAX and LRMIN are ours, against overfitting. Options, checks and documents are made
+    from the fields: another one needs no other place.
+
+    Raises:
+        UsageError: a value is of another type or out of its bounds.
     """
 
-    epochs: int = 24
-    """Passes over the training images, 1 or more."""
-    peak_epoch: float | None = None
-    """Epochs until the rate is at LRMAX, above 0 and below ``epochs``; None: 5/24 of them."""
-    batch_size: int = 512
-    """Images a step, 2 or more."""
-    lr_max: float | None = None
-    """LRMAX, the rate at the peak; None: found by the range test."""
-    lr_min: float | None = None
-    """LRMIN, the rate of the first and the last step; None: LRMAX / ``lr_ratio``."""
-    lr_ratio: float = 200.0
-    """LRMAX / LRMIN where LRMIN is not given, above 1."""
-    finder_start_lr: float = 1e-5
-    """First rate of the range test."""
-    finder_end_lr: float = 0.1
-    """Last rate of the range test."""
-    finder_steps: int = 100
-    """Steps of the range test, 20 or more."""
-    weight_decay: float = 0.4
-    """Decoupled decay of the weights (not of biases and BN): a step takes rate * decay of them."""
-    beta1: float = 0.9
-    """Adam's decay of the gradient's mean, 0..1."""
-    beta1_at_peak: float | None = None
-    """The same at LRMAX, from ``beta1`` and back as the rate goes; None: not cycled."""
-    beta2: float = 0.99
-    """Adam's decay of the squared gradient's mean, 0..1."""
-    label_smoothing: float = 0.1
-    """CrossEntropyLoss: the share of the target spread over all classes, 0..1."""
-    flip_probability: float = 0.5
-    """How often FlipLR mirrors a training image, 0..1."""
-    alternating_flip: bool = False
-    """Whether each image is mirrored in every second epoch instead."""
-    cutout_size_px: int = 8
-    """Side of the hole in a training image, 0..32."""
-    padding: str = "constant"
-    """What a training image is padded with: "constant" for black, "reflect" for itself."""
-    optimizer: str = "adam"
-    """The assignment's "adam", or "muon" on a network prepared for it, which has no decay."""
-    seed: int = 0
-    """Of weights, order and augmentation."""
+    epochs: int = setting(24, "passes over the training images", low=1, high=100_000)
+    peak_epoch: float | None = setting(
+        None, "epochs before the peak learning rate (5/24 of all epochs)", low=0, open=True
+    )
+    batch_size: int = setting(512, "images per step", low=2, high=1_000_000)
+    lr_max: float | None = setting(
+        None, "LRMAX, the peak learning rate (found by a range test)", low=0, high=100, open=True
+    )
+    lr_min: float | None = setting(
+        None, "LRMIN, the first and last learning rate (LRMAX / lr-ratio)",
+        low=0, high=100, open=True,
+    )  # fmt: skip
+    lr_ratio: float = setting(200.0, "LRMAX / LRMIN, if LRMIN is not given", low=1, open=True)
+    finder_start_lr: float = setting(
+        1e-5, "first learning rate of the range test", low=0, high=100, open=True
+    )
+    finder_end_lr: float = setting(0.1, "last learning rate of the range test", low=0, high=100)
+    finder_steps: int = setting(100, "steps of the range test", low=20, high=1_000_000)
+    weight_decay: float = setting(
+        0.4, "decoupled decay of the weights: learning rate * decay per step", low=0, high=100
+    )
+    beta1: float = setting(0.9, "Adam's decay of the mean gradient", low=0, high=0.9999999)
+    beta1_at_peak: float | None = setting(
+        None, "beta1 at the peak learning rate (not cycled)", low=0, high=0.9999999
+    )
+    beta2: float = setting(0.99, "Adam's decay of the squared gradient", low=0, high=0.9999999)
+    label_smoothing: float = setting(
+        0.1, "share of the target spread over all classes", low=0, high=0.9999999
+    )
+    flip_probability: float = setting(
+        0.5, "probability that a training image is mirrored", low=0, high=1
+    )
+    alternating_flip: bool = setting(False, "mirror each image in every second epoch instead")
+    cutout_size_px: int = setting(8, "side of the hole in a training image", low=0, high=32)
+    padding: Literal["constant", "reflect"] = setting(
+        "constant", "border of a training image before the crop: black, or mirrored"
+    )
+    optimizer: Literal["adam", "muon"] = setting(
+        "adam", "the assignment's Adam, or Muon on a prepared network"
+    )
+    seed: int = setting(0, "of weights, order and augmentation", low=0, high=2**32 - 1)
 
     @property
     def peak(self) -> float:
-        """Epochs until the rate is at LRMAX."""
+        """Epochs before the peak learning rate."""
         return self.epochs * PEAK_SHARE if self.peak_epoch is None else self.peak_epoch
 
     def __post_init__(self) -> None:
-        # name: (least, most, are the bounds themselves allowed)
-        ranges = {
-            "epochs": (1, 100_000, True),
-            "peak_epoch": (0, self.epochs, False),
-            "batch_size": (2, 1_000_000, True),
-            "lr_max": (0, 100, False),
-            "lr_min": (0, self.lr_max or 100, False),
-            "lr_ratio": (1, math.inf, False),
-            "finder_start_lr": (0, self.finder_end_lr, False),
-            "finder_end_lr": (0, 100, True),
-            "finder_steps": (20, 1_000_000, True),
-            "weight_decay": (0, 100, True),
-            "beta1": (0, 0.9999999, True),
-            "beta1_at_peak": (0, self.beta1, True),
-            "beta2": (0, 0.9999999, True),
-            "label_smoothing": (0, 0.9999999, True),
-            "flip_probability": (0, 1, True),
-            "cutout_size_px": (0, 32, True),
-            "seed": (0, 2**32 - 1, True),
-        }
-        choices = {"padding": ("constant", "reflect"), "optimizer": ("adam", "muon")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}"
-                )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and not isinstance(value, int):
-                raise UsageError(f"{field.name} is {value}; it must be a whole number")
-        for name, (least, most, closed) in ranges.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            inside = least <= value <= most if closed else least < value < most
-            if not inside:  # NaN is never inside
-                between = "from {} to {}" if closed else "above {} and below {}"
-                raise UsageError(f"{name} is {value}; it must be {between.format(least, most)}")
+        for each in fields(self):
+            _check(each, TYPES[each.name], getattr(self, each.name))
+        for name, limit in (
+            ("peak_epoch", "epochs"), ("lr_min", "lr_max"), ("finder_start_lr", "finder_end_lr"),
+        ):  # fmt: skip
+            value, most = getattr(self, name), getattr(self, limit)
+            if value is not None and most is not None and not value < most:
+                raise UsageError(f"{name} is {value}; it must be below {limit}, {most}")
+        if self.beta1_at_peak is not None and self.beta1_at_peak > self.beta1:
+            raise UsageError(
+                f"beta1_at_peak is {self.beta1_at_peak}; it must be from 0 to beta1, {self.beta1}"
+            )
         if self.optimizer == "muon" and self.weight_decay:
             raise UsageError(
                 f"weight_decay is {self.weight_decay}; it must be 0, muon has no decay"
             )
 
 
+def _check(of: Field, kind: Any, value: Any) -> None:
+    name = of.name
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UsageError(f"{name} is {value!r}; it must be {' or '.join(get_args(kind))}")
+        return
+    if value is None and type(None) in get_args(kind):
+        return
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} is {value!r}; it must be True or False")
+        return
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        wanted = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{name} is {value!r}; it must be {wanted}")
+    low, high = of.metadata["low"], of.metadata["high"]
+    # NaN is never inside.
+    if not (low < value < high if of.metadata["open"] else low <= value <= high):
+        raise UsageError(f"{name} is {value}; it must be {bounds(of)}")
+
+
+def bounds(of: Field) -> str:
+    """What a field may be, in words."""
+    low, high, is_open = (of.metadata[key] for key in ("low", "high", "open"))
+    if high == math.inf:
+        return f"above {low:g}" if is_open else f"{low:g} or more"
+    return f"above {low:g} and below {high:g}" if is_open else f"from {low:.10g} to {high:.10g}"
+
+
+TYPES = get_type_hints(Recipe)
+
+
+def as_data(recipe: Recipe) -> dict[str, Any]:
+    """The recipe in plain data, with the peak that it has."""
+    return asdict(recipe) | {"peak_epoch": recipe.peak}
+
+
 def with_later_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored recipe, and of fields that came after it what they were then: their defaults."""
+    """A stored recipe, with the defaults of fields that did not exist when it was stored."""
     return asdict(Recipe()) | stored
+
+
+def read_recipe(file: str | os.PathLike) -> Recipe:
+    """The recipe of a TOML or JSON file, or of the ``results.json`` of a run.
+
+    Args:
+        file: names fields of :class:`Recipe`; others have their defaults.
+
+    Raises:
+        UsageError: it cannot be read, or names a field that there is not, or a value is out of its
+            bounds.
+    """
+    file = Path(file)
+    try:
+        content = file.read_bytes()
+        if file.suffix.lower() == ".toml":
+            import tomllib
+
+            stored = tomllib.loads(content.decode())
+        else:
+            stored = json.loads(content)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{file} is neither TOML nor JSON: {reason}") from error
+    if isinstance(stored, dict) and isinstance(stored.get("recipe"), dict):
+        stored = stored["recipe"]  # of a run
+    if not isinstance(stored, dict):
+        raise UsageError(f"{file} is no recipe; it must name fields, such as epochs = 24")
+    if unknown := sorted(set(stored) - set(TYPES)):
+        raise UsageError(f"{file}: there is no field {unknown[0]}; there are {', '.join(TYPES)}")
+    try:
+        return Recipe(**stored)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
 
 
 PRESETS = {

@@ -44,7 +44,7 @@ def test_digits_are_not_mirrored_and_stay_small():
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):
     with pytest.raises(
-        UsageError, match=rf"^{field} is {value}; it must be (from|above) .* (to|and) "
+        UsageError, match=rf"^{field} is {value}; it must be (from|above|below) "
     ):
         Recipe(**{field: value})
 
