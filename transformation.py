@@ -1,18 +1,38 @@
-"""The assignment's augmentation, image by image: albumentations pipelines."""
+"""The assignment's augmentation, image by image: albumentations pipelines.
+
+Its batched twin, which gives the same images many times faster, is in ``onecycle.data.augmentation``.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-# albumentations asks a server for its newest version at import unless this is set before.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-from onecycle.data.augmentation import CUTOUT_SIZE_PX, IMAGE_SIZE_PX, PADDING_PX, to_bytes
+from onecycle.data.augmentation import (
+    CUTOUT_SIZE_PX,
+    PADDING_PX,
+    get_test_batch_transform,
+    get_train_batch_transform,
+    to_bytes,
+)
+from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD, IMAGE_SIZE_PX
 
 if TYPE_CHECKING:
     import albumentations as A
+
+__all__ = [
+    "CIFAR10_MEAN", "CIFAR10_STD", "get_test_aug_transform", "get_test_batch_transform",
+    "get_train_aug_transform", "get_train_batch_transform",
+]  # fmt: skip
+
+
+def _albumentations() -> Any:
+    # It asks a server for its newest version at import unless this is set before.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations  # here, because it takes a second that most trainings do not need
+
+    return albumentations
 
 
 def get_train_aug_transform(
@@ -26,7 +46,7 @@ def get_train_aug_transform(
     Args:
         mu: mean of each of the three channels, 0..1.
         sigma: standard deviation of each of the three channels, 0..1.
-        flip_probability: 0..1; 0 where mirroring changes what an image shows, as with digits.
+        flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
 
     Returns:
         A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
@@ -36,7 +56,7 @@ def get_train_aug_transform(
         Padding and crop: He et al., "Deep Residual Learning" (2015), section 4.2. CutOut:
         DeVries and Taylor, "Improved Regularization of CNNs with Cutout" (2017).
     """
-    import albumentations as A  # here, so that the batched path does without it
+    A = _albumentations()
     import cv2
     from albumentations.pytorch import ToTensorV2
 
@@ -75,7 +95,7 @@ def get_test_aug_transform(mu: Sequence[float], sigma: Sequence[float]) -> A.Com
         A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
         (3, 32, 32) float32.
     """
-    import albumentations as A
+    A = _albumentations()
     from albumentations.pytorch import ToTensorV2
 
     return A.Compose([A.Normalize(mean=tuple(mu), std=tuple(sigma)), ToTensorV2()])

@@ -3,6 +3,11 @@
 ``Run`` is one training from images to report; ``Recipe`` has its numbers; ``load_cifar10``,
 ``load_folder`` and ``load_digits`` give its images. What is named here is imported when it is first
 used, so ``from onecycle import Recipe`` does not wait for torch.
+
+    from models import CustomResNet
+    from onecycle import Run, load_digits
+
+    Run("runs/digits", load_digits(), CustomResNet).save()
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
     from onecycle.results.weights import load_weights
     from onecycle.run import Run
 
-    __version__: str
+__version__ = "0.3.0"
 
 __all__ = [
     "CheckpointError", "DataError", "DivergedError", "ImageDataset", "PRESETS", "Recipe", "Run",
@@ -50,29 +55,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value = _version()
-    elif name in __all__:
-        value = getattr(importlib.import_module(f"onecycle.{_HOMES.get(name, 'errors')}"), name)
-    else:
+    if name not in __all__:
         raise AttributeError(f"module 'onecycle' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"onecycle.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value  # the next use finds it without this function
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
-
-
-def _version() -> str:
-    """That of the installation, or of the ``pyproject.toml`` of a clone."""
-    from importlib import metadata
-    from pathlib import Path
-
-    try:
-        return metadata.version("onecycle")
-    except metadata.PackageNotFoundError:
-        import tomllib
-
-        project = Path(__file__).resolve().parent.parent / "pyproject.toml"
-        return tomllib.loads(project.read_text("utf-8"))["project"]["version"]
+    return sorted({*globals(), *__all__})

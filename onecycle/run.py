@@ -236,6 +236,7 @@ class Run:
             self._scheduler = self._make_scheduler(
                 self.optimizer, self.recipe, finding, len(self.train_loader)
             )
+        set_seed(self.recipe.seed)  # whatever was drawn since; a checkpoint brings its own state
         listeners = [self.log, *self.callbacks] if self.is_first else []
         with (
             own_folder(self.folder, is_first=self.is_first) as warning,
@@ -415,7 +416,7 @@ class Run:
                 prepare_folder(self.folder)  # says why not
             self._reopen(results)
             epochs = self.recipe.epochs
-            self.log.write(f"already complete ({epochs} of {epochs} epochs): {self.folder}")
+            self.log.show(f"already complete ({epochs} of {epochs} epochs): {self.folder}")
         return self._finished
 
     def _reopen(self, results: dict[str, Any]) -> None:

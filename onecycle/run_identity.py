@@ -75,7 +75,7 @@ def open_checkpoint(run: Run) -> Checkpoint:
             "name a folder that all machines share"
         )
     for warning in checkpoint.warnings:
-        run.log.write(warning)
+        run.log.show(warning)
     if resumed:
-        run.log.write(f"resuming from {checkpoint.source}")
+        run.log.show(f"resuming from {checkpoint.source}")
     return checkpoint

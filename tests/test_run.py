@@ -10,10 +10,11 @@ from onecycle import PRESETS, Recipe, Run, load_digits
 from onecycle.data.dataset import ImageDataset
 from onecycle.errors import CheckpointError, StorageError, UsageError
 from onecycle.files import lock_folder
+from onecycle.recipe import as_data
 from onecycle.run_figures import FIGURES
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr_max=0.01, flip_probability=0.0)
-FINDER = dataclasses.replace(RECIPE, lr_max=None, finder_steps=25, finder_end_lr=10.0)
+FINDER = dataclasses.replace(RECIPE, lr_max=None, finder_steps=40, finder_start_lr=1e-4, finder_end_lr=3.0)
 HERE = {"device": "cpu", "precision": "float32"}
 
 
@@ -23,13 +24,14 @@ class Tiny(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1)
+            nn.Conv2d(3, 16, 4, stride=4), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.1)
         )
-        self.layer3 = nn.Conv2d(8, 8, 3)
-        self.head = nn.Linear(8, num_classes)
+        self.layer3 = nn.Conv2d(16, 16, 3, stride=2)
+        self.head = nn.Linear(16 * 9, num_classes)
 
     def forward(self, images):
-        return self.head(self.layer3(self.features(images)).mean((2, 3)))
+        maps = self.layer3(self.features(images))
+        return self.head(nn.functional.adaptive_avg_pool2d(maps, 3).flatten(1))
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +113,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(finished, data, tmp_path, anew, 
     resumed = Run(tmp_path, data, Tiny, FINDER, **HERE) if anew else stopping
     assert len(resumed.fit().epochs) == 3
     assert same(weights(resumed), weights(finished))
-    assert resumed.log.lines[-1].startswith("") and capsys.readouterr().out.count("EPOCH = 3") == 1
+    assert capsys.readouterr().out.count("EPOCH = 3") == 1
     resumed.save()
-    assert (tmp_path / "log.txt").read_text() .count("EPOCH = 1 |") == 1
+    assert (tmp_path / "log.txt").read_text().count("EPOCH = 1 |") == 1
 
 
 def test_a_stopped_run_of_another_recipe_is_refused(data, tmp_path):
@@ -168,7 +170,7 @@ def test_a_finished_run_from_before_there_were_digests_is_known(finished, data, 
 
 def test_load_gives_the_trained_network(finished, data):
     run = Run.load(finished.folder, data, Tiny, **HERE)
-    assert run.recipe == FINDER and run.is_complete
+    assert as_data(run.recipe) == as_data(FINDER) and run.is_complete
     assert same(weights(run), weights(finished))
     guesses = run.predict(data[1].data[:3], top=2)
     assert [len(best) for best in guesses] == [2, 2, 2]
@@ -281,7 +283,7 @@ def test_own_images_of_another_size(tmp_path):
     images = rng.integers(0, 256, (60, 48, 48, 3), dtype=np.uint8)
     mine = ImageDataset(images, np.arange(60) % 2, classes=("cat", "dog"), source="my cats")
     run = Run(tmp_path, mine.hold_out(20), Tiny, RECIPE, **HERE)
-    assert "48" in run.summary()
+    assert "[-1, 16, 12, 12]" in run.summary()
     run.save()
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert results["data"]["evaluated_on"] == "held-out training images"
@@ -315,7 +317,7 @@ def test_the_speedrun_prepares_the_network(data, tmp_path):
             super().__init__(classes)
             self.features[0] = nn.Conv2d(3, 64, 3, stride=4)
             self.features[1] = nn.BatchNorm2d(64)
-            self.layer3 = nn.Conv2d(64, 8, 3)
+            self.layer3 = nn.Conv2d(64, 16, 3, stride=2)
 
     run = Run(tmp_path, data, Wide, recipe, **HERE)
     assert not run.model.features[0].weight.requires_grad  # whitened

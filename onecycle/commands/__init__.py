@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from onecycle import __version__
 from onecycle.commands import evaluate, export, predict, train
 from onecycle.commands.common import Parser, command_of, complain, run_command, say
 from onecycle.errors import UsageError
@@ -20,20 +21,12 @@ __all__ = ["COMMANDS", "Parser", "complain", "main", "make_parser", "run_command
 COMMANDS = {"train": train, "evaluate": evaluate, "predict": predict, "export": export}
 
 
-class _Version(argparse.Action):
-    def __call__(self, parser, *_) -> None:
-        from onecycle import __version__
-
-        print(f"onecycle {__version__}")
-        parser.exit()
-
-
 def make_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(
         prog="onecycle", description="Train, evaluate and explain small image classifiers."
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument("--version", action="version", version=f"onecycle {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
         about = command.ABOUT

@@ -9,8 +9,12 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onecycle.errors import RunError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from models import CustomResNet
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -47,6 +51,22 @@ def command_of(arguments: Sequence[str]) -> str:
     """The command line as a person types it, in letters that every file can hold."""
     command = shlex.join(["onecycle", *arguments])
     return command.encode("utf-8", "backslashreplace").decode()
+
+
+def custom_resnet() -> type[CustomResNet]:
+    """The network of the folder ``models``, imported when it is needed.
+
+    Raises:
+        UsageError: another folder of that name is found first.
+    """
+    try:
+        from models import CustomResNet
+    except ImportError as error:
+        if error.name and error.name.partition(".")[0] == "models":
+            reason = f"{error}; run the command in a folder that has no models of its own"
+            raise UsageError(f"the network is not found: {reason}") from error
+        raise
+    return CustomResNet
 
 
 def run_command(run: Callable[[], int | None], *, kept: str | Callable[[], str]) -> int:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onecycle.commands.common import custom_resnet
 from onecycle.commands.options import add_data, add_device, check_data
 from onecycle.errors import UsageError
 
@@ -49,7 +50,6 @@ def main(args: argparse.Namespace) -> int:
     """Evaluate and write the folder; the exit code."""
     import torch
 
-    from models import CustomResNet
     from onecycle.results.folder import prepare_folder
     from onecycle.results.weights import load_weights
     from onecycle.training.compute import Compute
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
     weights = load_weights(args.weights)
     compute = Compute.choose(args.device, PRECISION)
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
-    model = compute.place_model(CustomResNet.from_pretrained(weights))
+    model = compute.place_model(custom_resnet().from_pretrained(weights))
     is_new = not args.out.exists()
     prepare_folder(args.out)  # before thousands of images are read
     try:

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onecycle.commands.common import custom_resnet
 from onecycle.errors import CheckpointError, UsageError
 from onecycle.files import write_file
 
@@ -66,9 +67,7 @@ def export(weights: WeightsFile) -> Any:
             raise UsageError(f"the export needs {package}: pip install {package}") from error
     import torch
 
-    from models import CustomResNet
-
-    model = CustomResNet.from_pretrained(weights)
+    model = custom_resnet().from_pretrained(weights)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of parts of the exporter that will be removed
         # Two images: for one, the exporter would take N for the constant 1.

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import complain
+from onecycle.commands.common import complain, custom_resnet
 from onecycle.errors import CheckpointError, DataError, StorageError, UsageError
 from onecycle.files import to_csv, to_json, write_file
 
@@ -77,13 +77,12 @@ def kept(args: argparse.Namespace) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Classify the pictures; the exit code, that of a DataError if a picture could not be read."""
-    from models import CustomResNet
     from onecycle.data.folder import read_picture
     from onecycle.results.pictures import predict_pictures
     from onecycle.results.weights import load_weights
 
     weights = load_weights(args.weights)
-    model = CustomResNet.from_pretrained(weights)
+    model = custom_resnet().from_pretrained(weights)
     names, images, guesses, exit_code = [], [], [], 0
     for start in range(0, len(args.pictures), AT_ONCE):
         read = []

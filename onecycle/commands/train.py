@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import INTERRUPTED, TERMINATED, complain, say
+from onecycle.commands.common import INTERRUPTED, TERMINATED, complain, custom_resnet, say
 from onecycle.commands.options import (
     add_compute,
     add_data,
@@ -152,7 +152,6 @@ def status_file(out: Path, group: Group) -> Iterator[dict]:
 
 def train(args: argparse.Namespace, group: Group) -> int:
     """Load the images, train and write the folder; the exit code."""
-    from models import CustomResNet
     from onecycle.commands.images import load_images, make_augmentation
     from onecycle.run import Run
 
@@ -162,7 +161,7 @@ def train(args: argparse.Namespace, group: Group) -> int:
         say("--workers has no effect with batched augmentation")
     with contextlib.ExitStack() as stack:
         run = Run(
-            args.out, data, CustomResNet, args.recipe,
+            args.out, data, custom_resnet(), args.recipe,
             augment=augment, workers=args.workers if augment else 0,
             device=args.device, precision=args.precision, compile=args.compile, group=group,
             save_every_s=60 * args.save_minutes, resume=args.resume,

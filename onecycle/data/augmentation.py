@@ -5,29 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from onecycle.data.dataset import IMAGE_SIZE_PX, LEAST_SIZE_PX
 from onecycle.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-"""Mean of each channel over the 50,000 training images, 0..1."""
-
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
-"""Standard deviation of each channel over all pixels of the training images, 0..1."""
-
-IMAGE_SIZE_PX = 32
 PADDING_PX = 4
 CUTOUT_SIZE_PX = 8
 
 
 def to_bytes(mu: Sequence[float]) -> tuple[int, ...]:
+    """A colour of 0..1 as bytes."""
     return tuple(round(255 * channel) for channel in mu)
 
 
@@ -35,15 +26,15 @@ def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constan
     """All images with a border of 4, on the device, for :func:`augment_pixels` to crop from.
 
     Args:
-        images: (N, 32, 32, 3) uint8.
-        device: where they stay; 4,800 bytes an image.
+        images: (N, S, S, 3) uint8.
+        device: where they stay.
         mode: "constant" for a black border, "reflect" for the image mirrored without its edge.
 
     Returns:
-        (N, 40, 40, 3) uint8.
+        (N, S + 8, S + 8, 3) uint8.
 
     Raises:
-        UsageError: the images are of another size or type.
+        UsageError: the images are of another shape or type.
     """
     _check_images(images)
     border = ((0, 0), (PADDING_PX, PADDING_PX), (PADDING_PX, PADDING_PX), (0, 0))
@@ -51,10 +42,12 @@ def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constan
 
 
 def _check_images(images: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3):
+    shape = images.shape
+    square = len(shape) == 4 and shape[1] == shape[2] >= LEAST_SIZE_PX and shape[3] == 3
+    if images.dtype != np.uint8 or not square:
         raise UsageError(
-            f"the images are {images.dtype} of shape {images.shape}; they must be uint8, "
-            f"(N, {IMAGE_SIZE_PX}, {IMAGE_SIZE_PX}, 3)"
+            f"the images are {images.dtype} of shape {shape}; they must be uint8, (N, S, S, 3) with "
+            f"S of {LEAST_SIZE_PX} or more"
         )
 
 
@@ -69,7 +62,7 @@ class Draws:
     flip: Tensor
     """bool, whether left and right are exchanged after the crop."""
     hole_top: Tensor
-    """int64, the hole's first row after crop and flip, 0..24 for a hole of 8."""
+    """int64, the hole's first row after crop and flip, 0..24 for a hole of 8 in 32 pixels."""
     hole_left: Tensor
     """int64, its first column."""
 
@@ -112,6 +105,7 @@ def draw_augmentation(
     flip_probability: float = 0.5,
     alternating_flip: bool = False,
     cutout_size_px: int = CUTOUT_SIZE_PX,
+    size_px: int = IMAGE_SIZE_PX,
 ) -> Draws:
     """Crop, flip and hole of each image, from (seed, epoch, image index) alone.
 
@@ -124,14 +118,15 @@ def draw_augmentation(
         indices: (B,) int64 image indices, 0..2^32-1, on the device.
         flip_probability: 0..1; not looked at where ``alternating_flip`` is.
         alternating_flip: flip each image in every second epoch; which of them is drawn once.
-        cutout_size_px: side of the hole, 0..32.
+        cutout_size_px: side of the hole, 0..size_px.
+        size_px: side of an image.
 
     Source:
         Alternating flip: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024).
     """
     words = _random_words(seed, epoch, indices, 5)
     offsets = 2 * PADDING_PX + 1
-    holes = IMAGE_SIZE_PX - cutout_size_px + 1
+    holes = size_px - cutout_size_px + 1
     if alternating_flip:
         flip = (_random_words(seed, 0, indices, 3)[2] >> 31) + epoch & 1 == 1
     else:
@@ -157,16 +152,17 @@ def augment_pixels(
     """Crop, flip and cut-out of a batch: what :func:`get_train_aug_transform` gives, as bytes.
 
     Args:
-        padded: (N, 40, 40, 3) uint8, of :func:`pad_images`.
+        padded: (N, S + 8, S + 8, 3) uint8, of :func:`pad_images`.
         indices: (B,) int64, which images.
         draws: of the B images.
         fill: (3,) uint8, the colour of the hole.
         cutout_size_px: side of the hole, as it was for the draws; 0 for none.
 
     Returns:
-        (B, 32, 32, 3) uint8, a new tensor.
+        (B, S, S, 3) uint8, a new tensor.
     """
-    windows = padded.unfold(1, IMAGE_SIZE_PX, 1).unfold(2, IMAGE_SIZE_PX, 1)  # a view, no copy
+    size = padded.shape[1] - 2 * PADDING_PX
+    windows = padded.unfold(1, size, 1).unfold(2, size, 1)  # a view, no copy
     images = windows.permute(0, 1, 2, 4, 5, 3)[indices, draws.top, draws.left]
     images = torch.where(draws.flip[:, None, None, None], images.flip(2), images)
     side = torch.arange(cutout_size_px, device=padded.device)
@@ -177,21 +173,28 @@ def augment_pixels(
 
 
 class BatchNormalize:
-    """(B, 32, 32, 3) uint8 images to (B, 3, 32, 32) float32 ones in channels_last order.
+    """(B, S, S, 3) uint8 images to (B, 3, S, S) float32 ones in channels_last order.
 
     Args:
         mu: mean of each of the three channels, 0..1.
         sigma: standard deviation of each of the three channels, 0..1.
         device: of the images.
+        size_px: S, the side of an image.
 
     Attributes:
-        fill: (3,) uint8, the mean as a byte: the colour of the hole.
+        fill: (3,) uint8, the mean as bytes: the colour of the hole.
     """
 
-    def __init__(self, mu: Sequence[float], sigma: Sequence[float], device: torch.device) -> None:
+    def __init__(
+        self,
+        mu: Sequence[float],
+        sigma: Sequence[float],
+        device: torch.device,
+        size_px: int = IMAGE_SIZE_PX,
+    ) -> None:
         mean, std = np.array(mu), np.array(sigma)
-        # One factor and one summand a byte of an image: three alone would be a loop of three.
-        area = IMAGE_SIZE_PX**2
+        # One factor and one summand per byte of an image: three alone would be a loop of three.
+        area = size_px**2
         self._scale = torch.tensor(np.tile(1 / (255 * std), area), dtype=torch.float32).to(device)
         self._shift = torch.tensor(np.tile(-mean / std, area), dtype=torch.float32).to(device)
         self.fill = torch.tensor(to_bytes(mu), dtype=torch.uint8).to(device)
@@ -213,59 +216,79 @@ def get_train_batch_transform(
     alternating_flip: bool = False,
     cutout_size_px: int = CUTOUT_SIZE_PX,
     padding: str = "constant",
+    resident: bool = True,
 ) -> Callable[[Tensor, int], Tensor]:
-    """The batched twin of :func:`get_train_aug_transform`, of images that live on the device.
+    """The batched twin of ``get_train_aug_transform``.
 
     Args:
-        images: (N, 32, 32, 3) uint8; a padded copy goes to the device.
+        images: (N, S, S, 3) uint8.
         mu: mean of each of the three channels, 0..1.
         sigma: standard deviation of each of the three channels, 0..1.
-        device: where images and results are.
+        device: where indices and results are.
         seed: 0 or more.
-        flip_probability: 0..1; 0 where mirroring changes what an image shows, as with digits.
+        flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
         alternating_flip: see :func:`draw_augmentation`.
-        cutout_size_px: side of the hole, 0..32; 0 for none.
+        cutout_size_px: side of the hole, 0..S; 0 for none.
         padding: "constant" or "reflect", see :func:`pad_images`.
+        resident: a padded copy of all images goes to the device; if they do not fit there, each
+            batch is sent on its own, which is slower and gives the same.
 
     Returns:
         ``transform(indices, epoch)``: (B,) int64 image indices on the device and the epoch's
-        number to (B, 3, 32, 32) float32 in channels_last order.
+        number to (B, 3, S, S) float32 in channels_last order.
 
     Raises:
         UsageError: a number is out of its range.
     """
+    _check_images(images)
+    size = images.shape[1]
     if not 0 <= flip_probability <= 1:
         raise UsageError(f"flip_probability is {flip_probability}; it must be from 0 to 1")
-    if not 0 <= cutout_size_px <= IMAGE_SIZE_PX:
-        raise UsageError(f"cutout_size_px is {cutout_size_px}; it must be from 0 to 32")
-    padded = pad_images(images, device, mode=padding)
-    normalize = BatchNormalize(mu, sigma, device)
+    if not 0 <= cutout_size_px <= size:
+        raise UsageError(f"cutout_size_px is {cutout_size_px}; it must be from 0 to {size}")
+    padded = pad_images(images, device, mode=padding) if resident else None
+    normalize = BatchNormalize(mu, sigma, device, size)
 
     @lru_cache(maxsize=1)
     def draws_of(epoch: int) -> Tensor:
-        # Of all images at once: on a GPU 50 launches an epoch in place of 50 a batch.
+        # Of all images at once: on a GPU 50 launches per epoch in place of 50 per batch.
         draws = draw_augmentation(
             seed, epoch, torch.arange(len(images), device=device),
             flip_probability=flip_probability, alternating_flip=alternating_flip,
-            cutout_size_px=cutout_size_px,
+            cutout_size_px=cutout_size_px, size_px=size,
         )  # fmt: skip
         return torch.stack([draws.top, draws.left, draws.flip, draws.hole_top, draws.hole_left])
 
     def transform(indices: Tensor, epoch: int) -> Tensor:
         top, left, flip, hole_top, hole_left = draws_of(epoch)[:, indices]
         draws = Draws(top, left, flip.bool(), hole_top, hole_left)
+        borders, places = padded, indices
+        if borders is None:
+            borders = pad_images(images[indices.cpu().numpy()], device, mode=padding)
+            places = torch.arange(len(indices), device=device)
         return normalize(
-            augment_pixels(padded, indices, draws, normalize.fill, cutout_size_px=cutout_size_px)
+            augment_pixels(borders, places, draws, normalize.fill, cutout_size_px=cutout_size_px)
         )
 
     return transform
 
 
 def get_test_batch_transform(
-    images: np.ndarray, mu: Sequence[float], sigma: Sequence[float], *, device: torch.device
+    images: np.ndarray,
+    mu: Sequence[float],
+    sigma: Sequence[float],
+    *,
+    device: torch.device,
+    resident: bool = True,
 ) -> Callable[[Tensor, int], Tensor]:
     """Normalise and nothing else: arguments and result of :func:`get_train_batch_transform`."""
     _check_images(images)
-    resident = torch.from_numpy(images).to(device)
-    normalize = BatchNormalize(mu, sigma, device)
-    return lambda indices, epoch: normalize(resident[indices])
+    on_device = torch.from_numpy(images).to(device) if resident else None
+    normalize = BatchNormalize(mu, sigma, device, images.shape[1])
+
+    def transform(indices: Tensor, epoch: int) -> Tensor:
+        if on_device is not None:
+            return normalize(on_device[indices])
+        return normalize(torch.from_numpy(images[indices.cpu().numpy()]).to(device))
+
+    return transform

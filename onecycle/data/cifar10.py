@@ -13,10 +13,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
-
-from onecycle.data.dataset import ImageDataset
+from onecycle.data.dataset import ImageDataset, Images
+from onecycle.data.folder import load_folder
 from onecycle.errors import DataError, StorageError
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
@@ -69,7 +67,7 @@ def prepare_cifar10(
             raise DataError(
                 f"no CIFAR-10 in {path}: neither {CIFAR10_ARCHIVE} ({CIFAR10_BYTES:,} bytes, "
                 f"SHA-256 {CIFAR10_SHA256}) nor {CIFAR10_FOLDER}/ nor train/ and test/ with "
-                "pictures; name another folder or allow the download (--download)"
+                "pictures; name another folder or allow the download (--download, or download=True)"
             )
         archive = download_cifar10(path, progress=progress)
     _unpack(archive)
@@ -192,9 +190,6 @@ def _sha256(file: Path) -> str:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
 
 
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
 
 
 class Cifar10Dataset(ImageDataset):
@@ -212,6 +207,8 @@ class Cifar10Dataset(ImageDataset):
     def __init__(
         self, root: str | os.PathLike, train: bool = True, transform: Callable | None = None
     ) -> None:
+        from torchvision.datasets import CIFAR10  # here, because it takes seconds
+
         try:
             official = CIFAR10(str(root), train=train)
         except RuntimeError:  # it has verified all files, but does not say which is damaged
@@ -221,6 +218,9 @@ class Cifar10Dataset(ImageDataset):
 
 
 def _name_the_damaged(folder: Path) -> None:
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
     meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
     for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
         if not check_integrity(str(folder / name), md5):
@@ -231,40 +231,22 @@ def _name_the_damaged(folder: Path) -> None:
 
 
 def load_cifar10(
-    data_dir: str | os.PathLike,
-    *,
-    load_folder: Callable | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[ImageDataset, ImageDataset]:
-    """Training and test images, from the official files or from an image folder.
+    folder: str | os.PathLike, *, download: bool = False, progress: Progress | None = None
+) -> Images:
+    """CIFAR-10's training and test images, or other pictures in the same two folders.
 
     Args:
-        data_dir: a folder with ``cifar-10-batches-py`` (see :class:`Cifar10Dataset`), or one
-            with pictures in ``train/<class>/`` and ``test/<class>/``, of CIFAR-10 or of own classes.
-        load_folder: ``pictures.load_image_folder``, which reads the latter.
-        progress: called with the pictures decoded and their total.
-
-    Returns:
-        The source of an image folder is "CIFAR-10 (image folder)" where the classes are
-        CIFAR-10's, else "image folder".
+        folder: with the official files (``cifar-10-batches-py``) or their archive
+            (``cifar-10-python.tar.gz``), one of these two itself, or a folder for
+            :func:`load_folder`, with pictures in ``train/<class>/`` and ``test/<class>/``.
+        download: get the archive into the folder if none of these is there.
+        progress: called while downloading, in bytes, or decoding, in images.
 
     Raises:
-        DataError: as those two say, or neither is there.
+        DataError: nothing is there, a file is damaged, or no mirror gave the archive.
+        StorageError: the folder cannot be written.
     """
-    data_dir = Path(data_dir)
-    if (data_dir / CIFAR10.base_folder).is_dir():
-        return Cifar10Dataset(data_dir, train=True), Cifar10Dataset(data_dir, train=False)
-    if load_folder is None:
-        raise DataError(
-            f"{data_dir} has no {CIFAR10.base_folder}/; where it holds pictures in train/ and "
-            "test/, give load_folder=pictures.load_image_folder"
-        )
-    return tuple(
-        ImageDataset(
-            images,
-            targets,
-            classes,
-            "CIFAR-10 (image folder)" if classes == CIFAR10_CLASSES else "image folder",
-        )
-        for images, targets, classes in load_folder(data_dir, progress=progress)
-    )
+    place = prepare_cifar10(folder, download=download, progress=progress)
+    if (place / CIFAR10_FOLDER).is_dir():
+        return Cifar10Dataset(place, train=True), Cifar10Dataset(place, train=False)
+    return load_folder(place, progress=progress)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from onecycle.data.dataset import IMAGE_SIZE_PX, ImageDataset
+from onecycle.data.dataset import IMAGE_SIZE_PX, ImageDataset, Images
 
 
-def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
+def load_digits(num_test: int = 360) -> Images:
     """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 grey to 32x32 RGB. Offline.
 
     Args:
@@ -25,4 +25,6 @@ def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
     )
     images = large.round().to(torch.uint8).permute(0, 2, 3, 1).repeat(1, 1, 1, 3).numpy()
     everything = ImageDataset(images, digits.target, [str(k) for k in range(10)], "digits")
-    return everything.hold_out(num_test)
+    train, test = everything.hold_out(num_test)
+    test.name = "test images"
+    return train, test

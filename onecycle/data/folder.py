@@ -14,14 +14,13 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from onecycle.data.dataset import CIFAR10_CLASSES, IMAGE_SIZE_PX, ImageDataset, Images
 from onecycle.errors import DataError
 
-IMAGE_SIZE_PX = 32
 BACKGROUND = (255, 255, 255)
 MOST_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded; this one needs up to 1 GB of memory."""
@@ -35,17 +34,6 @@ DECODING = "2"
 
 Progress = Callable[[int, int], None]
 """Called with the images done and their total."""
-
-
-class FolderImages(NamedTuple):
-    """The training or the test images of a folder."""
-
-    data: np.ndarray
-    """(N, 32, 32, 3) uint8"""
-    targets: np.ndarray
-    """(N,) int64 class indices, 0..K-1"""
-    classes: tuple[str, ...]
-    """the K folder names, sorted"""
 
 
 def read_picture(file: str | os.PathLike | bytes) -> np.ndarray:
@@ -145,27 +133,26 @@ _TURNS = {
 """What undoes each orientation of EXIF; 1 is upright."""
 
 
-def load_image_folder(
-    data_dir: str | os.PathLike, *, progress: Progress | None = None
-) -> tuple[FolderImages, FolderImages]:
-    """Training and test images from ``train/<class>/*`` and ``test/<class>/*``, any two classes up.
+def load_folder(folder: str | os.PathLike, *, progress: Progress | None = None) -> Images:
+    """Images from the pictures in ``train/<class>/*`` and ``test/<class>/*``, of two classes or more.
 
     Every picture becomes 32x32 as :func:`read_picture` says. The decoded images are kept in one
-    file in ``data_dir``: a second start decodes none, and a folder in which a name, size or time of
+    file in ``folder``: a second start decodes none, and a folder in which a name, size or time of
     change differs is decoded again.
 
     Args:
-        data_dir: the folder with ``train/`` and ``test/``. Hidden files and those of other kinds
-            than ``SUFFIXES`` are passed over.
+        folder: with ``train/`` and ``test/``. Hidden files and those of other kinds than
+            ``SUFFIXES`` are passed over.
         progress: called while decoding, in images.
 
     Returns:
-        Training and test images, in the order of class and file name.
+        Training and test images, in the order of class and file name. Their source is "CIFAR-10
+        (image folder)" if the classes are CIFAR-10's, else "image folder".
 
     Raises:
         DataError: a part or class is missing or empty, or a picture cannot be read.
     """
-    data_dir = Path(data_dir)
+    data_dir = Path(folder)
     try:
         classes = _class_names(data_dir)
         files = {
@@ -184,7 +171,11 @@ def load_image_folder(
     if images is None:
         images = _decode(files, progress)
         _write_cache(data_dir / CACHE_FILE, fingerprint, images)
-    return tuple(FolderImages(images[split], labels[split], classes) for split in ("train", "test"))
+    source = "CIFAR-10 (image folder)" if classes == CIFAR10_CLASSES else "image folder"
+    train, test = (
+        ImageDataset(images[split], labels[split], classes, source) for split in ("train", "test")
+    )
+    return train, test
 
 
 def _class_names(data_dir: Path) -> tuple[str, ...]:

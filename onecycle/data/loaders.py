@@ -66,8 +66,10 @@ class EpochBatches:
         if self.batch_size < least:
             raise UsageError(f"batch_size is {self.batch_size}; it must be {least} or more")
         if self.train and self.batch_size > self.count:
+            fitting = max(2 ** (self.count // 8).bit_length() // 2, least)
             raise UsageError(
-                f"batch_size is {self.batch_size}, more than the {self.count} training images"
+                f"batch_size is {self.batch_size}, more than the {self.count} training images; try "
+                f"batch_size={fitting} (--batch-size {fitting})"
             )
         self.num_global = self.count // self.batch_size + (self.count % self.batch_size >= least)
 

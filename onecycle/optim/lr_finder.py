@@ -1,4 +1,9 @@
-"""The learning rate: range test and one-cycle schedule."""
+"""The range test: LRMAX and LRMIN from a sweep of the learning rate.
+
+The sweep is torch-lr-finder's, which is bent in four places: its bar cannot be switched off and
+writes a widget that repository pages refuse, it prints, it does not stop at a loss that is not finite,
+and it refuses loaders that are not torch's.
+"""
 
 from __future__ import annotations
 
@@ -83,57 +88,67 @@ def find_lr(
         Smith, "Cyclical Learning Rates for Training Neural Networks" (2015); the sweep is
         torch-lr-finder's.
     """
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        raise UsageError(
+            "the optimizer has a scheduler already; find the learning rate before you make one"
+        )
+    device = next(model.parameters()).device
+    batches = _Sized(loader)
+    with _global_randomness_kept(device):
+        model, optimizer = copy.deepcopy((model, optimizer))
+        try:
+            lrs, losses = _sweep(
+                model, optimizer, _FiniteLoss(criterion), batches, (start_lr, end_lr, num_steps),
+                autocast_dtype, on_step,
+            )  # fmt: skip
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"the memory of {device} does not hold {batches} in the range test; "
+                "lower batch_size, or give lr_max"
+            ) from error
+    return suggest_lr(lrs[: len(losses)], losses, ratio=ratio)
+
+
+def _sweep(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    criterion: nn.Module,
+    batches: _Sized,
+    rates: tuple[float, float, int],
+    dtype: torch.dtype,
+    on_step: Callable[[int, int], None] | None,
+) -> tuple[list[float], list[float]]:
+    """The learning rates and losses of torch-lr-finder's sweep, which changes model and optimizer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its tqdm warns in notebooks
         import torch_lr_finder  # here, so that training at a given rate does without it
 
     device, stdout = next(model.parameters()).device, sys.stdout
-    with _global_randomness_kept(device), contextlib.redirect_stdout(io.StringIO()):
-        model, optimizer = copy.deepcopy((model, optimizer))
+    start_lr, end_lr, num_steps = rates
+
+    def steps(numbers: range) -> Iterator[int]:
+        for number in numbers:
+            yield number
+            if on_step is not None:
+                with contextlib.redirect_stdout(stdout):
+                    on_step(number + 1, len(numbers))
+
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        mock.patch.object(torch_lr_finder.lr_finder, "tqdm", steps),
+        contextlib.suppress(_NotFinite),
+    ):
+        kind = device.type
+        amp = {"device_type": kind, "dtype": dtype, "enabled": dtype != torch.float32}
         finder = torch_lr_finder.LRFinder(
-            model,
-            optimizer,
-            _FiniteLoss(criterion),
-            device=device,
-            amp_backend="torch",
-            amp_config={
-                "device_type": device.type,
-                "dtype": autocast_dtype,
-                "enabled": autocast_dtype != torch.float32,
-            },
-            grad_scaler=torch.amp.GradScaler(device.type, enabled=autocast_dtype == torch.float16),
-        )
-
-        def steps(numbers: range) -> Iterator[int]:
-            for number in numbers:
-                yield number
-                if on_step is not None:
-                    with contextlib.redirect_stdout(stdout):
-                        on_step(number + 1, len(numbers))
-
-        batches = _Sized(loader)
-        # In place of its own bar, which cannot be switched off and whose widget a repository page
-        # refuses to show.
-        with mock.patch.object(torch_lr_finder.lr_finder, "tqdm", steps):
-            try:
-                finder.range_test(
-                    # It would refuse a loader that is none of torch's.
-                    torch_lr_finder.TrainDataLoaderIter(batches),
-                    start_lr=start_lr,
-                    end_lr=end_lr,
-                    num_iter=num_steps,
-                    smooth_f=0,
-                    non_blocking_transfer=device.type == "cuda",
-                )
-            except _NotFinite:
-                pass
-            except torch.OutOfMemoryError as error:
-                raise UsageError(
-                    f"the memory of {device} does not hold {batches} in the range test; "
-                    "lower batch_size, or give lr_max"
-                ) from error
-    losses = finder.history["loss"]
-    return suggest_lr(finder.history["lr"][: len(losses)], losses, ratio=ratio)
+            model, optimizer, criterion, device=device, amp_backend="torch", amp_config=amp,
+            grad_scaler=torch.amp.GradScaler(kind, enabled=dtype == torch.float16),
+        )  # fmt: skip
+        finder.range_test(
+            torch_lr_finder.TrainDataLoaderIter(batches), start_lr=start_lr, end_lr=end_lr,
+            num_iter=num_steps, smooth_f=0, non_blocking_transfer=kind == "cuda",
+        )  # fmt: skip
+    return finder.history["lr"], finder.history["loss"]
 
 
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float], *, ratio: float = 200.0) -> LRFinding:

@@ -1,4 +1,4 @@
-"""What a run is computed on: device, number format, and their description."""
+"""Where and how a training computes: device, number format, compiler, processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 import sysconfig
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,103 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.errors import UsageError
+from onecycle.training.group import Group
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PACKAGES = (
     "torch", "torchvision", "albumentations", "torch-lr-finder", "torchsummary", "numpy",
     "matplotlib", "scikit-learn",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where and how a training computes. ``Compute.choose()`` takes the fastest that is here.
+
+    Args:
+        device: where the network is.
+        precision: "float32", "bfloat16" or "float16" (cuda only), of the matrix products.
+        compile_mode: of ``torch.compile``; None: not compiled.
+        group: the processes that train together; None: this one alone.
+    """
+
+    device: torch.device
+    precision: str = "float32"
+    compile_mode: str | None = None
+    group: Group | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}"
+            )
+        if self.group is None:
+            object.__setattr__(self, "group", Group(self.device))
+
+    @classmethod
+    def choose(
+        cls,
+        device: str = "auto",
+        precision: str = "auto",
+        compile: str = "off",
+        group: Group | None = None,
+    ) -> Compute:
+        """What the words of :func:`get_device`, :func:`get_precision`, :func:`get_compile_mode` ask.
+
+        Args:
+            device: not looked at if there is a group, which has its own.
+            precision: auto, bfloat16, float16 or float32.
+            compile: off, default or reduce-overhead.
+            group: the processes that train together.
+
+        Raises:
+            UsageError: something is unknown, or not on this machine.
+        """
+        place = get_device(device) if group is None else group.device
+        return cls(place, get_precision(place, precision), get_compile_mode(place, compile), group)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Compute:
+        """Float32 on the device of a network, in one process."""
+        return cls(next(model.parameters()).device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return PRECISIONS[self.precision]
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.precision != "float32")
+
+    def place(self, batch: Tensor) -> Tensor:
+        """A batch on the device, images in the memory format of the network."""
+        return batch.to(
+            self.device,
+            # On mps such a copy can read memory that has been given away meanwhile.
+            non_blocking=self.device.type == "cuda",
+            memory_format=(
+                _memory_format(self.device) if batch.ndim == 4 else torch.preserve_format
+            ),
+        )
+
+    def place_model(self, model: nn.Module) -> nn.Module:
+        """A network on the device, in the memory format that is fastest there."""
+        return to_device(model, self.device)
+
+    def describe(self) -> dict[str, Any]:
+        """Versions, processor and settings that the figures of a run depend on, in plain data."""
+        is_cuda = self.device.type == "cuda"
+        return {
+            "device": self.device.type,
+            "device_name": torch.cuda.get_device_name(self.device) if is_cuda else _cpu_name(),
+            "precision": self.precision,
+            "compile_mode": self.compile_mode,
+            "num_processes": self.group.world_size,
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(terse=True),
+            "versions": {"python": platform.python_version(), **_versions()},
+        }
 
 
 def get_device(name: str = "auto") -> torch.device:
@@ -125,30 +217,7 @@ def _cpu_has_bfloat16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def describe_machine(
-    device: torch.device, precision: str, *, compile_mode: str | None = None, num_processes: int = 1
-) -> dict[str, Any]:
-    """Versions, processor and settings that a run's figures depend on.
-
-    Args:
-        device: where the network trains.
-        precision: of the matrix products.
-        compile_mode: see :func:`get_compile_mode`.
-        num_processes: how many train together.
-    """
-    return {
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "precision": precision,
-        "compile_mode": compile_mode,
-        "num_processes": num_processes,
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(terse=True),
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
-
-
-def _versions() -> dict[str, str | None]:
+def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -185,18 +254,3 @@ def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 def _memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
-def place(batch: Tensor, device: torch.device) -> Tensor:
-    return batch.to(
-        device,
-        # On mps such a copy can read memory that has been given away meanwhile.
-        non_blocking=device.type == "cuda",
-        memory_format=_memory_format(device) if batch.ndim == 4 else torch.preserve_format,
-    )
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")

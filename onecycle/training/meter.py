@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from onecycle.errors import DivergedError
 from onecycle.records import EpochRecord, History, StepRecord
+from onecycle.training.group import Group
 
 READ_EVERY = 49
 """Steps on a GPU between two readings of the losses: each waits for all work on the GPU. The 98 of
@@ -21,25 +21,6 @@ SKIPS_TOLERATED = 25
 """Steps in a row that float16's loss scaling may skip; each halves the scale."""
 
 
-class OneProcess:
-    """Stands in for a ``distributed.Group`` where there is one process."""
-
-    world_size = 1
-
-    def wrap(self, module: Any) -> Any:
-        """The module as it is."""
-        return module
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor as it is."""
-        return tensor
-
-    def align(self, model: Any) -> None:
-        """Nothing to align."""
-
-    def gather(self, outputs: Tensor, labels: Tensor, loader) -> tuple[Tensor, Tensor]:
-        """Both as they are."""
-        return outputs, labels
 
 
 class Meter:
@@ -52,7 +33,7 @@ class Meter:
         float16: gradients may overflow, up to a number of times in a row.
     """
 
-    def __init__(self, history: History, device: torch.device, group, *, float16: bool) -> None:
+    def __init__(self, history: History, device: torch.device, group: Group, *, float16: bool) -> None:
         self.history = history
         self.group = group
         self.float16 = float16

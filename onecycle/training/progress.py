@@ -1,4 +1,4 @@
-"""What a person sees while a network trains: a bar, and two lines an epoch."""
+"""What a person sees while a network trains: a bar, and two lines per epoch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from onecycle.records import EpochRecord, StepRecord
+
 
 @contextlib.contextmanager
-def progress_bar(
-    description: str, stream: TextIO | None = None
-) -> Iterator[Callable[[int, int], None]]:
-    """A bar to be moved by calls with (done, total); it goes when the block ends."""
-    with _bar(None, stream, desc=description, unit_scale=True, delay=1) as bar:
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, moved by calls with (done, total); it goes when the block ends."""
+    with _bar(None, desc=description, delay=1) as bar:
 
         def move(done: int, total: int) -> None:
             bar.total = total
@@ -24,28 +24,21 @@ def progress_bar(
         yield move
 
 
-def _bar(total: int | None, stream: TextIO | None, **options) -> tqdm:
+def _bar(total: int | None, **options) -> tqdm:
     return tqdm(
-        total=total,
-        file=stream or sys.stdout,
-        leave=False,
-        ascii=" #",
-        mininterval=0.5,
-        dynamic_ncols=True,
-        **options,
-    )
+        total=total, file=sys.stderr, leave=False, ascii=" #", mininterval=0.5,
+        dynamic_ncols=True, **options,
+    )  # fmt: skip
 
 
 class TrainingLog:
-    """Progress as a bar on the stream, and lines that stay on the stream and in ``lines``.
-
-    Its ``on_step`` and ``on_epoch`` are what the training loop calls.
+    """A callback of the training loop: a bar on standard error, and lines that stay in ``lines``.
 
     Args:
-        steps_per_epoch: optimizer steps an epoch.
+        steps_per_epoch: optimizer steps per epoch.
         num_test: images evaluated after each epoch.
         test_name: what they are called.
-        stream: where bar and lines go; None: standard output as it is when something is written.
+        stream: where the lines go; None: standard output as it is when a line is written.
     """
 
     def __init__(
@@ -53,7 +46,7 @@ class TrainingLog:
         steps_per_epoch: int,
         num_test: int,
         *,
-        test_name: str = "Test set",
+        test_name: str = "Test images",
         stream: TextIO | None = None,
     ) -> None:
         self.lines: list[str] = []
@@ -65,29 +58,31 @@ class TrainingLog:
         self._last = ""
 
     def state_dict(self) -> dict[str, object]:
-        """The lines so far, for a run that goes on later."""
+        """The lines so far, for a run that resumes later."""
         return {"lines": list(self.lines), "last": self._last}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take the lines from ``state_dict`` in place of those that were written since."""
+        """Take the lines of ``state_dict`` in place of those written since, and show them."""
+        before = self.lines
         self.lines, self._last = list(state["lines"]), state["last"]
+        if self.lines[: len(before)] != before:  # else they are on the stream already
+            self.show(*self.lines)
+
+    def show(self, *lines: str) -> None:
+        """Lines for the stream, which are no part of the log."""
+        for line in lines:
+            print(line, file=self._stream or sys.stdout, flush=True)
 
     def write(self, line: str = "") -> None:
         """A line for the stream and for the log file."""
         self.lines.append(line)
-        print(line, file=self._stream or sys.stdout, flush=True)
+        self.show(line)
 
-    def on_step(self, epoch: int, step, accuracy: float) -> None:
-        """Move the bar.
-
-        Args:
-            epoch: from 1.
-            step: a record with ``step`` (over all epochs, from 0), ``lr`` and ``loss``.
-            accuracy: 0..1, over the epoch so far.
-        """
+    def on_step(self, epoch: int, step: StepRecord, accuracy: float) -> None:
+        """Move the bar; ``accuracy`` is that of the epoch so far, 0..1."""
         batch = step.step - (epoch - 1) * self._steps_per_epoch
         if self._bar is None:
-            self._bar = _bar(self._steps_per_epoch, self._stream)
+            self._bar = _bar(self._steps_per_epoch)
         self._last = (
             f"EPOCH = {epoch} | LR = {step.lr:.6g} | Loss = {step.loss:.2f} | "
             f"Batch = {batch} | Accuracy = {100 * accuracy:.2f}"
@@ -95,19 +90,8 @@ class TrainingLog:
         self._bar.set_description_str(self._last, refresh=False)
         self._bar.update(batch + 1 - self._bar.n)
 
-    def close(self) -> None:
-        """Take the bar away, so that what is written next has a line of its own."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def on_epoch(self, record) -> None:
-        """Close the bar and write the epoch's lines.
-
-        Args:
-            record: with ``epoch``, ``train_accuracy``, ``train_seconds``, ``test_loss`` and
-                ``test_accuracy`` (0..1), the latter two None without test images.
-        """
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Close the bar and write the lines of the epoch."""
         self.close()
         line = (
             self._last or f"EPOCH = {record.epoch} | Accuracy = {100 * record.train_accuracy:.2f}"
@@ -120,3 +104,9 @@ class TrainingLog:
                 f"Accuracy: {correct}/{self._num_test} ({100 * record.test_accuracy:.2f}%)"
             )
         self.write()
+
+    def close(self) -> None:
+        """Take the bar away, so that the next line stands alone."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
 from onecycle.errors import StorageError, UsageError
+from onecycle.records import EpochRecord, StepRecord
 
 FLUSH_S = 10
 """At most so many seconds pass before TensorBoard can show a value."""
@@ -26,52 +27,34 @@ class Tracker(Protocol):
         """
 
 
-def track(
-    tracker: Tracker, steps_per_epoch: int
-) -> tuple[Callable[[int, Any, float], None], Callable[[Any], None]]:
-    """Callbacks of the training loop that pass its records on to a tracker.
+class TrackerCallback:
+    """A callback of the training loop that passes its records on to a tracker.
 
     After a step: ``lr`` and ``loss/step``. After an epoch, at its last step: ``loss/train``,
-    ``accuracy/train`` and, where there was an evaluation, ``loss/test`` and ``accuracy/test``.
-    Losses are in nats, accuracies 0..1.
+    ``accuracy/train`` and, if there was an evaluation, ``loss/test`` and ``accuracy/test``. Losses
+    are in nats, accuracies 0..1.
 
     Args:
         tracker: called with a dict and the step.
-        steps_per_epoch: optimizer steps an epoch.
-
-    Returns:
-        ``on_step(epoch, step, accuracy)``, for a record with ``step``, ``lr`` and ``loss``, and
-        ``on_epoch(record)``, for one with ``epoch`` (from 1) and the four values of an epoch.
+        steps_per_epoch: optimizer steps per epoch.
     """
 
-    def on_step(epoch: int, step: Any, accuracy: float) -> None:
-        tracker.log({"lr": step.lr, "loss/step": step.loss}, step.step)
+    def __init__(self, tracker: Tracker, steps_per_epoch: int) -> None:
+        self.tracker, self.steps_per_epoch = tracker, steps_per_epoch
 
-    def on_epoch(record: Any) -> None:
+    def on_step(self, epoch: int, step: StepRecord, accuracy: float) -> None:
+        """Pass a step on."""
+        self.tracker.log({"lr": step.lr, "loss/step": step.loss}, step.step)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Pass an epoch on."""
         values = {
             f"{quantity}/{split}": getattr(record, f"{split}_{quantity}")
             for quantity in ("loss", "accuracy")
             for split in ("train", "test")
         }
         known = {name: value for name, value in values.items() if value is not None}
-        tracker.log(known, record.epoch * steps_per_epoch - 1)
-
-    return on_step, on_epoch
-
-
-def call_all(*callbacks: Callable[..., Any] | None) -> Callable[..., None]:
-    """One callback that calls several, in their order.
-
-    Args:
-        callbacks: all take the same arguments; None is left out.
-    """
-    present = [callback for callback in callbacks if callback is not None]
-
-    def call(*values: Any) -> None:
-        for callback in present:
-            callback(*values)
-
-    return call
+        self.tracker.log(known, record.epoch * self.steps_per_epoch - 1)
 
 
 class TensorBoardTracker:
