@@ -10,10 +10,9 @@ import torch
 
 from onecycle.commands.common import say
 from onecycle.data.augmentation import get_test_batch_transform
-from onecycle.data.cifar10 import load_cifar10, prepare_cifar10
+from onecycle.data.cifar10 import load_cifar10
 from onecycle.data.dataset import ImageDataset
 from onecycle.data.digits import load_digits
-from onecycle.data.folder import load_image_folder
 from onecycle.data.loaders import ResidentLoader, fits_device, get_loader
 from onecycle.errors import UsageError
 from onecycle.recipe import Recipe
@@ -28,8 +27,7 @@ def load_dataset(args: argparse.Namespace) -> tuple[ImageDataset, ImageDataset]:
     if args.dataset == "digits":
         return load_digits()
     with progress_bar("CIFAR-10", sys.stderr) as progress:
-        folder = prepare_cifar10(args.data_dir, download=args.download, progress=progress)
-        return load_cifar10(folder, load_folder=load_image_folder, progress=progress)
+        return load_cifar10(args.data_dir, download=args.download, progress=progress)
 
 
 def load_images(args: argparse.Namespace) -> tuple[ImageDataset, ImageDataset, str]:
