@@ -19,7 +19,7 @@ from onecycle.data.download import (
     download_cifar10,
     unpack_cifar10,
 )
-from onecycle.data.folder import expected_layout, load_folder
+from onecycle.data.folder import load_folder, what_to_move
 from onecycle.errors import DataError
 
 
@@ -81,11 +81,12 @@ def prepare_cifar10(
         return archive.parent
     if not archive.is_file():
         if not download:
+            advice = what_to_move(path)
             raise DataError(
                 f"no CIFAR-10 in {path}: neither {CIFAR10_ARCHIVE} ({CIFAR10_BYTES:,} bytes, "
-                f"SHA-256 {CIFAR10_SHA256}) nor {CIFAR10_FOLDER}/ nor train/ and test/ with "
-                "pictures; give another folder (--data-dir) or allow the download (--download, "
-                f"or download=True). For your own classes, {expected_layout(path)}"
+                f"SHA-256 {CIFAR10_SHA256}) nor {CIFAR10_FOLDER}/ nor pictures in train/CLASS/ "
+                f"and test/CLASS/; {advice + ', ' if advice else ''}give another folder "
+                "(--data-dir) or allow the download (--download, or download=True)"
             )
         archive = download_cifar10(path, progress=progress)
     unpack_cifar10(archive)

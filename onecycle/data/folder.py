@@ -183,26 +183,27 @@ def load_folder(folder: str | os.PathLike, *, progress: Progress | None = None) 
     return train, test
 
 
-def expected_layout(folder: Path) -> str:
-    """How the pictures of a folder must be arranged, and what to move if only that is missing."""
-    text = "pictures are expected in train/CLASS/ and test/CLASS/"
+def what_to_move(folder: Path) -> str:
+    """Advice for a folder whose class folders are not in ``train/`` and ``test/``; else empty."""
     if (folder / "train").is_dir():
-        return f"{text}; move some pictures of every class there"
+        return "move some pictures of every class there"
     try:
         subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir())
         found = [f"{entry.name}/" for entry in subfolders if _picture_files(entry)]
     except OSError:
-        found = []
-    if len(found) > 1:
-        some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-        text += f"; move {some} into train/, then some pictures of each into test/CLASS/"
-    return text
+        return ""
+    if len(found) < 2:
+        return ""
+    some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+    return f"move {some} into train/ and then some pictures of each into test/CLASS/"
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     for split in ("train", "test"):
         if not (folder / split).is_dir():
-            raise DataError(f"{folder} has no folder {split}/: {expected_layout(folder)}")
+            expected = "pictures are expected in train/CLASS/ and test/CLASS/"
+            advice = "; ".join(filter(None, (expected, what_to_move(folder))))
+            raise DataError(f"{folder} has no folder {split}/: {advice}")
     names = {
         split: sorted(
             entry.name
