@@ -1,15 +1,22 @@
-"""Data sets and loaders, from the package ``onecycle``."""
+"""Face of ``onecycle.data``: the data sets and loaders under one name.
 
-from onecycle.data.cifar10 import Cifar10Dataset  # torchvision's CIFAR10 through a pipeline
-from onecycle.data.cifar10 import load_cifar10  # official files, or pictures in train/ and test/
-from onecycle.data.dataset import CIFAR10_CLASSES  # the ten names
-from onecycle.data.dataset import ImageDataset  # images in memory with labels and class names
-from onecycle.data.dataset import stratified_order  # every beginning holds the classes in proportion
-from onecycle.data.digits import load_digits  # handwritten digits, offline
-from onecycle.data.folder import load_folder  # own pictures in train/<class>/ and test/<class>/
-from onecycle.data.folder import read_picture  # one picture as an image for the network
-from onecycle.data.loaders import ResidentLoader  # batches made on the device
-from onecycle.data.loaders import get_loader  # batches loaded image by image, in processes
+ImageDataset: images in memory with labels, class names and source.
+load_cifar10: training and test images of CIFAR-10, downloaded if allowed.
+load_folder: your own pictures in train/CLASS/ and test/CLASS/.
+load_digits: scikit-learn's handwritten digits, offline.
+Cifar10Dataset: one split of CIFAR-10's official files.
+CIFAR10_CLASSES: its ten class names.
+read_picture: one picture file as a 32x32 image.
+stratified_order: a shuffled order that keeps the classes in their proportions.
+ResidentLoader: batches of images that are kept on the device, the fast way.
+get_loader: batches through a transform per image, with worker processes.
+"""
+
+from onecycle.data.cifar10 import Cifar10Dataset, load_cifar10
+from onecycle.data.dataset import CIFAR10_CLASSES, ImageDataset, stratified_order
+from onecycle.data.digits import load_digits
+from onecycle.data.folder import load_folder, read_picture
+from onecycle.data.loaders import ResidentLoader, get_loader
 
 __all__ = [
     "CIFAR10_CLASSES", "Cifar10Dataset", "ImageDataset", "ResidentLoader", "get_loader",

@@ -1,13 +1,14 @@
-"""The assignment's augmentation, image by image: albumentations pipelines.
+"""The assignment's augmentation as albumentations pipelines, which take one image.
 
-Its batched twin, which gives the same images many times faster, is in ``onecycle.data.augmentation``.
+``get_train_batch_transform`` and ``get_test_batch_transform`` do the same for whole batches on the
+device; they are in ``onecycle.data.augmentation`` and can be imported from here too.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onecycle.data.augmentation import (
     CUTOUT_SIZE_PX,
@@ -27,21 +28,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _albumentations() -> Any:
-    # It asks a server for its newest version at import unless this is set before.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations  # here, because it takes a second that most trainings do not need
-
-    return albumentations
-
-
 def get_train_aug_transform(
     mu: Sequence[float], sigma: Sequence[float], *, flip_probability: float = 0.5
 ) -> A.Compose:
-    """RandomCrop 32x32 after a black padding of 4, FlipLR, CutOut of one 8x8 hole, normalise.
+    """RandomCrop 32x32 after padding by 4 black pixels, FlipLR, CutOut of one 8x8 hole, normalise.
 
-    The hole is in every image and is filled with the mean, so that it is 0 after normalising; it
-    lies wholly inside the image.
+    Every image gets a hole. It lies completely inside the image and is filled with the mean, so
+    that it is 0 after normalisation.
 
     Args:
         mu: mean of each of the three channels, 0..1.
@@ -56,9 +49,8 @@ def get_train_aug_transform(
         Padding and crop: He et al., "Deep Residual Learning" (2015), section 4.2. CutOut:
         DeVries and Taylor, "Improved Regularization of CNNs with Cutout" (2017).
     """
-    A = _albumentations()
+    A, ToTensorV2 = _albumentations()
     import cv2
-    from albumentations.pytorch import ToTensorV2
 
     return A.Compose(
         [
@@ -74,7 +66,7 @@ def get_train_aug_transform(
                 num_holes_range=(1, 1),
                 hole_height_range=(CUTOUT_SIZE_PX, CUTOUT_SIZE_PX),
                 hole_width_range=(CUTOUT_SIZE_PX, CUTOUT_SIZE_PX),
-                # The pixels are still 0..255 here; a mean of 0..1 would be black.
+                # Pixels are still 0..255 here: a mean in 0..1 would be black.
                 fill=to_bytes(mu),
                 p=1.0,
             ),
@@ -85,7 +77,7 @@ def get_train_aug_transform(
 
 
 def get_test_aug_transform(mu: Sequence[float], sigma: Sequence[float]) -> A.Compose:
-    """Normalise and nothing else.
+    """Normalise, and nothing else.
 
     Args:
         mu: mean of each of the three channels, 0..1.
@@ -95,7 +87,15 @@ def get_test_aug_transform(mu: Sequence[float], sigma: Sequence[float]) -> A.Com
         A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
         (3, 32, 32) float32.
     """
-    A = _albumentations()
+    A, ToTensorV2 = _albumentations()
+    return A.Compose([A.Normalize(mean=tuple(mu), std=tuple(sigma)), ToTensorV2()])
+
+
+def _albumentations():
+    # Not at the top: the batched augmentation does not need it. It asks a server for its newest
+    # version at import unless this is set before.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
     from albumentations.pytorch import ToTensorV2
 
-    return A.Compose([A.Normalize(mean=tuple(mu), std=tuple(sigma)), ToTensorV2()])
+    return albumentations, ToTensorV2

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onecycle.data.dataset import IMAGE_SIZE_PX, LEAST_SIZE_PX
+from onecycle.data.dataset import CIFAR10_MEAN as CIFAR10_MEAN
+from onecycle.data.dataset import CIFAR10_STD as CIFAR10_STD
+from onecycle.data.dataset import IMAGE_SIZE_PX, SMALLEST_SIZE_PX, is_square
 from onecycle.errors import UsageError
 
 PADDING_PX = 4
@@ -18,16 +20,15 @@ CUTOUT_SIZE_PX = 8
 
 
 def to_bytes(mu: Sequence[float]) -> tuple[int, ...]:
-    """A colour of 0..1 as bytes."""
     return tuple(round(255 * channel) for channel in mu)
 
 
 def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constant") -> Tensor:
-    """All images with a border of 4, on the device, for :func:`augment_pixels` to crop from.
+    """All images with a border of 4 pixels, on the device, for :func:`augment_pixels` to crop.
 
     Args:
-        images: (N, S, S, 3) uint8.
-        device: where they stay.
+        images: (N, S, S, 3) uint8, S of 8 or more.
+        device: where the result stays; 4,800 bytes per image of 32x32.
         mode: "constant" for a black border, "reflect" for the image mirrored without its edge.
 
     Returns:
@@ -42,18 +43,16 @@ def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constan
 
 
 def _check_images(images: np.ndarray) -> None:
-    shape = images.shape
-    square = len(shape) == 4 and shape[1] == shape[2] >= LEAST_SIZE_PX and shape[3] == 3
-    if images.dtype != np.uint8 or not square:
+    if images.dtype != np.uint8 or not is_square(images.shape):
         raise UsageError(
-            f"the images are {images.dtype} of shape {shape}; they must be uint8, (N, S, S, 3) with "
-            f"S of {LEAST_SIZE_PX} or more"
+            f"the images are {images.dtype} of shape {images.shape}; they must be uint8, "
+            f"(N, S, S, 3) with S of {SMALLEST_SIZE_PX} or more"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """What chance decides for each of B images: (B,) tensors."""
+    """The random choices for each of B images of S x S pixels, as (B,) tensors."""
 
     top: Tensor
     """int64, the crop's first row in the padded image, 0..8."""
@@ -62,7 +61,7 @@ class Draws:
     flip: Tensor
     """bool, whether left and right are exchanged after the crop."""
     hole_top: Tensor
-    """int64, the hole's first row after crop and flip, 0..24 for a hole of 8 in 32 pixels."""
+    """int64, the hole's first row after crop and flip, 0..S - 8 for a hole of 8."""
     hole_left: Tensor
     """int64, its first column."""
 
@@ -107,19 +106,20 @@ def draw_augmentation(
     cutout_size_px: int = CUTOUT_SIZE_PX,
     size_px: int = IMAGE_SIZE_PX,
 ) -> Draws:
-    """Crop, flip and hole of each image, from (seed, epoch, image index) alone.
+    """Crop, flip and hole of each image, a function of (seed, epoch, image index) alone.
 
-    No generator has a state here, so that neither batch, batch size, order, process nor device
-    changes what an image gets, and any epoch can be drawn alone.
+    There is no generator with a state: batch size, order, process and device do not change what
+    an image gets, and any epoch can be drawn by itself.
 
     Args:
         seed: 0 or more.
         epoch: 0 or more.
         indices: (B,) int64 image indices, 0..2^32-1, on the device.
-        flip_probability: 0..1; not looked at where ``alternating_flip`` is.
-        alternating_flip: flip each image in every second epoch; which of them is drawn once.
-        cutout_size_px: side of the hole, 0..size_px.
-        size_px: side of an image.
+        flip_probability: 0..1; ignored with ``alternating_flip``.
+        alternating_flip: flip each image in every second epoch: random for the first epoch, then
+            in turns.
+        cutout_size_px: height and width of the hole, 0..S.
+        size_px: S, height and width of the images.
 
     Source:
         Alternating flip: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024).
@@ -149,14 +149,14 @@ def augment_pixels(
     *,
     cutout_size_px: int = CUTOUT_SIZE_PX,
 ) -> Tensor:
-    """Crop, flip and cut-out of a batch: what :func:`get_train_aug_transform` gives, as bytes.
+    """Crop, flip and cut-out of a batch, before normalisation.
 
     Args:
-        padded: (N, S + 8, S + 8, 3) uint8, of :func:`pad_images`.
+        padded: (N, S + 8, S + 8, 3) uint8, from :func:`pad_images`.
         indices: (B,) int64, which images.
         draws: of the B images.
         fill: (3,) uint8, the colour of the hole.
-        cutout_size_px: side of the hole, as it was for the draws; 0 for none.
+        cutout_size_px: height and width of the hole, the same as for the draws; 0 for none.
 
     Returns:
         (B, S, S, 3) uint8, a new tensor.
@@ -179,10 +179,10 @@ class BatchNormalize:
         mu: mean of each of the three channels, 0..1.
         sigma: standard deviation of each of the three channels, 0..1.
         device: of the images.
-        size_px: S, the side of an image.
+        size_px: S, height and width of the images.
 
     Attributes:
-        fill: (3,) uint8, the mean as bytes: the colour of the hole.
+        fill: (3,) uint8, the mean in 0..255: the colour of the hole.
     """
 
     def __init__(
@@ -218,27 +218,30 @@ def get_train_batch_transform(
     padding: str = "constant",
     resident: bool = True,
 ) -> Callable[[Tensor, int], Tensor]:
-    """The batched twin of ``get_train_aug_transform``.
+    """The training augmentation for whole batches of images that are kept on the device.
+
+    It does what the albumentations pipeline ``transformation.get_train_aug_transform`` does.
 
     Args:
-        images: (N, S, S, 3) uint8.
+        images: (N, S, S, 3) uint8, S of 8 or more; a padded copy goes to the device.
         mu: mean of each of the three channels, 0..1.
         sigma: standard deviation of each of the three channels, 0..1.
-        device: where indices and results are.
+        device: of the images and the results.
         seed: 0 or more.
         flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
-        alternating_flip: see :func:`draw_augmentation`.
-        cutout_size_px: side of the hole, 0..S; 0 for none.
-        padding: "constant" or "reflect", see :func:`pad_images`.
-        resident: a padded copy of all images goes to the device; if they do not fit there, each
-            batch is sent on its own, which is slower and gives the same.
+        alternating_flip: flip each image in every second epoch instead; ``flip_probability`` is
+            then ignored.
+        cutout_size_px: height and width of the hole, 0..S; 0 for none.
+        padding: "constant" for a black border, "reflect" for the image mirrored at its edge.
+        resident: keep all images on the device. If they do not fit there, each batch is sent on
+            its own, which is slower and gives the same.
 
     Returns:
-        ``transform(indices, epoch)``: (B,) int64 image indices on the device and the epoch's
-        number to (B, 3, S, S) float32 in channels_last order.
+        ``transform(indices, epoch)``, which takes (B,) int64 image indices on the device and the
+        number of the epoch, and gives (B, 3, S, S) float32 in channels_last order.
 
     Raises:
-        UsageError: a number is out of its range.
+        UsageError: a number is out of its range, or the images are of another shape or type.
     """
     _check_images(images)
     size = images.shape[1]
@@ -251,7 +254,7 @@ def get_train_batch_transform(
 
     @lru_cache(maxsize=1)
     def draws_of(epoch: int) -> Tensor:
-        # Of all images at once: on a GPU 50 launches per epoch in place of 50 per batch.
+        # For all images at once: on a GPU 50 kernel launches per epoch instead of per batch.
         draws = draw_augmentation(
             seed, epoch, torch.arange(len(images), device=device),
             flip_probability=flip_probability, alternating_flip=alternating_flip,
@@ -281,7 +284,21 @@ def get_test_batch_transform(
     device: torch.device,
     resident: bool = True,
 ) -> Callable[[Tensor, int], Tensor]:
-    """Normalise and nothing else: arguments and result of :func:`get_train_batch_transform`."""
+    """The test transform for whole batches: it normalises and does nothing else.
+
+    Args:
+        images: (N, S, S, 3) uint8, S of 8 or more; a copy goes to the device.
+        mu: mean of each of the three channels, 0..1.
+        sigma: standard deviation of each of the three channels, 0..1.
+        device: of the images and the results.
+        resident: see :func:`get_train_batch_transform`.
+
+    Returns:
+        ``transform(indices, epoch)``, as of :func:`get_train_batch_transform`.
+
+    Raises:
+        UsageError: the images are of another shape or type.
+    """
     _check_images(images)
     on_device = torch.from_numpy(images).to(device) if resident else None
     normalize = BatchNormalize(mu, sigma, device, images.shape[1])

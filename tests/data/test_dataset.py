@@ -8,13 +8,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits as load_sklearn_digits
 from torchvision.datasets import CIFAR10
+from torchvision.transforms import v2
 
-from onecycle.data.augmentation import CIFAR10_MEAN, CIFAR10_STD
-from onecycle.data.cifar10 import CIFAR10_CLASSES, Cifar10Dataset, load_cifar10
-from onecycle.data.dataset import ImageDataset, stratified_order
+from onecycle.data.cifar10 import Cifar10Dataset, load_cifar10
+from onecycle.data.dataset import (
+    CIFAR10_CLASSES,
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    ImageDataset,
+    get_stats,
+    stratified_order,
+)
 from onecycle.data.digits import load_digits
+from onecycle.data.folder import load_folder
 from onecycle.errors import DataError, UsageError
 from transformation import get_test_aug_transform, get_train_aug_transform
 
@@ -193,7 +202,8 @@ def test_order_is_shuffled_within_a_class():
 @pytest.mark.parametrize(
     "images, labels, found",
     [
-        (np.zeros((3, 28, 28, 3), np.uint8), [0, 1, 2], r"uint8 .*\(3, 28, 28, 3\)"),
+        (np.zeros((3, 28, 32, 3), np.uint8), [0, 1, 2], r"uint8 .*\(3, 28, 32, 3\)"),
+        (np.zeros((3, 7, 7, 3), np.uint8), [0, 1, 2], r"\(3, 7, 7, 3\) .* 8 pixels or more"),
         (np.zeros((3, 32, 32), np.uint8), [0, 1, 2], r"uint8 .*\(3, 32, 32\)"),
         (np.zeros((3, 3, 32, 32), np.uint8), [0, 1, 2], r"uint8 .*\(3, 3, 32, 32\)"),
         (np.zeros((3, 32, 32, 3), np.float32), [0, 1, 2], r"float32 .*\(3, 32, 32, 3\)"),
@@ -203,7 +213,7 @@ def test_order_is_shuffled_within_a_class():
         (np.zeros((3, 32, 32, 3), np.uint8), [0, -1, 2], r"image 1 has label -1; .*0\.\.2"),
     ],
     ids=[
-        "size", "grey", "channels first", "type", "empty", "fewer labels", "label above",
+        "not square", "too small", "grey", "channels first", "type", "empty", "fewer labels", "label above",
         "label below",
     ],
 )  # fmt: skip
@@ -230,6 +240,47 @@ def test_an_item_with_the_test_transform_is_the_normalised_image():
     assert label == 1
     expected = (images[2] / 255 - CIFAR10_MEAN) / CIFAR10_STD
     np.testing.assert_allclose(image.permute(1, 2, 0), expected, atol=1e-5)
+
+
+def test_an_item_with_a_torchvision_transform_is_what_that_gives():
+    images = noise(3)
+    image, label = ImageDataset(images, [2, 0, 1], "abc", "noise", v2.ToImage())[2]
+    assert torch.equal(image, torch.from_numpy(images[2]).permute(2, 0, 1))
+    assert label == 1
+
+
+@pytest.mark.parametrize("size", [8, 24, 48])
+def test_images_of_any_square_size_are_a_data_set(size):
+    images = np.random.default_rng(0).integers(0, 256, (6, size, size, 3), np.uint8)
+    whole = ImageDataset(images, [0, 1] * 3, "ab", "mine")
+    assert [part.size_px for part in (whole, *whole.hold_out(2))] == [size] * 3
+    assert np.array_equal(whole[3][0], images[3])
+
+
+def test_mean_and_std_are_those_of_the_images():
+    images = ImageDataset(noise(40), [0, 1] * 20, "ab", "mine")
+    part = images.sample(10)
+    for given in (images, part, part.with_transform(None)):
+        np.testing.assert_allclose(given.mean, given.data.mean((0, 1, 2)) / 255, rtol=1e-12)
+        np.testing.assert_allclose(given.std, given.data.std((0, 1, 2)) / 255, rtol=1e-12)
+        assert (given.mean, given.std) == get_stats(given.data)
+    assert part.mean != images.mean
+
+
+@pytest.mark.parametrize("source", ["CIFAR-10", "CIFAR-10 (image folder)"])
+def test_of_cifar10_mean_and_std_are_the_published_ones_for_every_part(source):
+    images = ImageDataset(noise(40), [0, 1] * 20, "ab", source)
+    for given in (images, images.sample(10), *images.hold_out(10), images.with_transform(None)):
+        assert (given.mean, given.std) == (CIFAR10_MEAN, CIFAR10_STD)
+
+
+def test_parts_keep_the_name_and_only_held_out_images_have_another():
+    mine = ImageDataset(noise(8), [0, 1] * 4, "ab", "mine", name="my images")
+    rest, held_out = mine.hold_out(2)
+    parts = mine, rest, mine.sample(4), mine.subset([1, 2]), mine.with_transform(None)
+    assert {part.name for part in parts} == {"my images"}
+    assert held_out.name == held_out.sample(1).name == "held-out training images"
+    assert [part.name for part in load_digits()] == ["test images", "test images"]
 
 
 @pytest.mark.parametrize("pipeline", [get_train_aug_transform, get_test_aug_transform])
@@ -377,22 +428,24 @@ def test_load_cifar10_takes_the_official_layout(official):
         assert part.source == "CIFAR-10"
 
 
-def folder_reader(classes):
-    """Stands for the reader of image folders; its images are noise, one a class."""
-
-    def load_folder(data_dir, *, progress=None):
-        progress(2, 2)
-        targets = np.arange(len(classes))
-        return [(noise(len(classes), seed), targets, tuple(classes)) for seed in (0, 1)]
-
-    return load_folder
+def write_pictures(root, classes):
+    """One training picture of noise per class, and one to test on; returns both as arrays."""
+    pixels = {split: noise(len(classes), seed) for seed, split in enumerate(("train", "test"))}
+    for split, images in pixels.items():
+        for name, image in zip(classes, images, strict=True):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            Image.fromarray(image).save(folder / "1.png")
+    return pixels
 
 
 def test_load_cifar10_prefers_the_official_files_to_pictures_beside_them(official):
-    parts = load_cifar10(official.root, load_folder=folder_reader(CIFAR10_CLASSES))
+    write_pictures(official.root, CIFAR10_CLASSES)
+    parts = load_cifar10(official.root)
     assert [part.source for part in parts] == ["CIFAR-10", "CIFAR-10"]
 
 
+@pytest.mark.parametrize("load", [load_cifar10, load_folder])
 @pytest.mark.parametrize(
     "classes, source",
     [
@@ -403,24 +456,16 @@ def test_load_cifar10_prefers_the_official_files_to_pictures_beside_them(officia
     ],
     ids=["its ten", "nine of them", "another tenth", "one more"],
 )
-def test_only_the_ten_class_names_of_cifar10_make_a_folder_cifar10(tmp_path, classes, source):
+def test_only_the_ten_class_names_of_cifar10_make_a_folder_cifar10(tmp_path, classes, source, load):
+    pixels = write_pictures(tmp_path, classes)
     seen = []
-    parts = load_cifar10(
-        str(tmp_path),
-        load_folder=folder_reader(classes),
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    for seed, part in enumerate(parts):
-        assert np.array_equal(part.data, noise(len(classes), seed))
-        assert (part.classes, part.source) == (tuple(classes), source)
-    assert seen == [(2, 2)]
-
-
-@pytest.mark.parametrize("name", ["", "not there"])
-def test_load_cifar10_refuses_a_folder_without_the_official_files(tmp_path, name):
-    with pytest.raises(DataError, match="load_folder") as caught:
-        load_cifar10(tmp_path / name)
-    assert str(tmp_path / name) in str(caught.value)
+    parts = load(str(tmp_path), progress=lambda done, total: seen.append((done, total)))
+    for split, part in zip(("train", "test"), parts, strict=True):
+        assert np.array_equal(part.data, pixels[split])
+        assert part.targets.tolist() == list(range(len(classes)))
+        assert (part.classes, part.source, part.name) == (tuple(classes), source, "test images")
+    count = 2 * len(classes)
+    assert seen == [(done, count) for done in range(1, count + 1)]
 
 
 def test_a_part_knows_where_its_images_were_in_the_whole():

@@ -1,5 +1,9 @@
+import os
 import random
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import albumentations as A
 import cv2
@@ -8,9 +12,8 @@ import pytest
 import torch
 from scipy.stats import binom, chi2_contingency, chisquare
 
+import transformation
 from onecycle.data.augmentation import (
-    CIFAR10_MEAN,
-    CIFAR10_STD,
     BatchNormalize,
     Draws,
     augment_pixels,
@@ -19,10 +22,21 @@ from onecycle.data.augmentation import (
     get_train_batch_transform,
     pad_images,
 )
+from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from onecycle.errors import UsageError
 from transformation import get_test_aug_transform, get_train_aug_transform
 
 CPU = torch.device("cpu")
+
+
+def python(code):
+    """Runs the code in a process of its own, without the variable that the pipelines set."""
+    root = Path(__file__).resolve().parents[2]
+    environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True
+    )
+
 
 # A blue that no pixel of the coordinate image has marks the hole: 0.9 * 255, rounded.
 MEAN, HOLE = (0.9, 0.9, 0.9), 230
@@ -153,7 +167,23 @@ def test_test_pipeline_only_normalises():
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-5)
 
 
-# The batched twin
+def test_importing_leaves_the_environment_and_albumentations_alone():
+    done = python(
+        "import os, sys; before = dict(os.environ); import onecycle, data, transformation\n"
+        "assert dict(os.environ) == before and 'albumentations' not in sys.modules\n"
+        "transformation.get_test_aug_transform((0.5,) * 3, (0.3,) * 3)\n"
+        "assert os.environ['NO_ALBUMENTATIONS_UPDATE'] == '1'\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_batched_transforms_can_be_imported_beside_the_pipelines():
+    assert transformation.get_train_batch_transform is get_train_batch_transform
+    assert transformation.get_test_batch_transform is get_test_batch_transform
+    assert (transformation.CIFAR10_MEAN, transformation.CIFAR10_STD) == (CIFAR10_MEAN, CIFAR10_STD)
+
+
+# Whole batches
 
 
 def random_images(count, seed=0):
@@ -238,6 +268,39 @@ def test_cutout_changes_a_square_of_its_size_and_nothing_else(size):
     assert (changed.sum((1, 2)) == size**2).all()
     assert (cut[changed] == FILL).all()
     assert ((changed.sum(1) > 0).sum(1) == size).all()  # so many columns, each of them whole
+
+
+@pytest.mark.parametrize(("size", "hole"), [(8, 8), (24, 5), (48, 8)])
+def test_images_of_another_size_are_cropped_flipped_and_cut_out_in_it(size, hole):
+    images = np.random.default_rng(0).integers(0, 256, (300, size, size, 3), np.uint8)
+    make = get_train_batch_transform
+    transform = make(images, MEAN, CIFAR10_STD, device=CPU, seed=4, cutout_size_px=hole)
+    indices = torch.arange(300)
+    draws = draw_augmentation(4, 2, indices, cutout_size_px=hole, size_px=size)
+    assert int(draws.hole_top.max()) == int(draws.hole_left.max()) == size - hole
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    expected = []
+    for i in range(300):
+        top, left, flip, y, x = (int(getattr(draws, field)[i]) for field in FIELDS)
+        image = padded[i, top : top + size, left : left + size]
+        image = image[:, ::-1].copy() if flip else image.copy()
+        image[y : y + hole, x : x + hole] = HOLE
+        expected.append((image / 255 - MEAN) / CIFAR10_STD)
+    found = transform(indices, 2).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    plain = get_test_batch_transform(images, MEAN, CIFAR10_STD, device=CPU)(indices, 0)
+    np.testing.assert_allclose(
+        plain.permute(0, 2, 3, 1), (images / 255 - MEAN) / CIFAR10_STD, atol=1e-5
+    )
+
+
+def test_a_hole_may_be_as_large_as_the_image_and_no_larger():
+    images = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 3), np.uint8)
+    mean = tuple(np.array(HOLE) / 255 for _ in range(3))
+    transform = get_train_batch_transform(images, mean, CIFAR10_STD, device=CPU, cutout_size_px=24)
+    assert transform(torch.arange(5), 0).abs().max() < 1e-6
+    with pytest.raises(UsageError, match="cutout_size_px is 25; it must be from 0 to 24"):
+        get_train_batch_transform(images, mean, CIFAR10_STD, device=CPU, cutout_size_px=25)
 
 
 def test_images_stay_as_they_are_and_the_result_is_their_own():
@@ -371,6 +434,9 @@ def test_batched_options_out_of_range_are_refused(options, message):
 
 @pytest.mark.parametrize("make", [get_train_batch_transform, get_test_batch_transform])
 def test_images_of_another_size_or_type_are_refused(make):
-    for images in (np.zeros((2, 64, 64, 3), np.uint8), random_images(2) / np.float32(255)):
-        with pytest.raises(UsageError, match="they must be uint8, .N, 32, 32, 3"):
+    for images in (
+        np.zeros((2, 32, 64, 3), np.uint8), np.zeros((2, 7, 7, 3), np.uint8),
+        np.zeros((2, 3, 32, 32), np.uint8), random_images(2) / np.float32(255),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="they must be uint8, .N, S, S, 3. with S of 8"):
             make(images, CIFAR10_MEAN, CIFAR10_STD, device=CPU)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from onecycle.data import folder as pictures
-from onecycle.data.folder import CACHE_FILE, load_image_folder, read_picture
+from onecycle.data.folder import CACHE_FILE, load_folder, read_picture
 from onecycle.errors import DataError
 
 ANIMALS = ("cat", "dog", "emu")
@@ -60,7 +60,7 @@ def write_folder(root, classes=ANIMALS, per_class=2, suffix=".png"):
 def folder(tmp_path):
     """A small image folder, loaded once, so that the decoded images are kept."""
     pixels = write_folder(tmp_path)
-    return SimpleNamespace(root=tmp_path, pixels=pixels, loaded=load_image_folder(tmp_path))
+    return SimpleNamespace(root=tmp_path, pixels=pixels, loaded=load_folder(tmp_path))
 
 
 # One picture
@@ -297,7 +297,7 @@ def test_folder_gives_exact_pixels_and_labels_in_the_order_of_sorted_names(tmp_p
     pixels = write_folder(tmp_path, classes=("zebra", "Ant", "bee"))
     # Ant, bee, zebra: the first written comes last.
     order = [2, 3, 4, 5, 0, 1]
-    for split, part in zip(("train", "test"), load_image_folder(tmp_path), strict=True):
+    for split, part in zip(("train", "test"), load_folder(tmp_path), strict=True):
         assert part.classes == ("Ant", "bee", "zebra")
         assert np.array_equal(part.targets, [0, 0, 1, 1, 2, 2])
         assert np.array_equal(part.data, pixels[split][order])
@@ -306,11 +306,11 @@ def test_folder_gives_exact_pixels_and_labels_in_the_order_of_sorted_names(tmp_p
 def test_names_with_spaces_and_foreign_letters_work_and_are_kept(tmp_path, monkeypatch):
     classes = ("große Katze", "犬 (いぬ)")
     pixels = write_folder(tmp_path / "mes données", classes, suffix=" été 1.png")
-    train, test = load_image_folder(tmp_path / "mes données")
+    train, test = load_folder(tmp_path / "mes données")
     assert train.classes == test.classes == classes
     assert np.array_equal(train.data, pixels["train"])
     no_decoding(monkeypatch)
-    assert same_images(load_image_folder(tmp_path / "mes données")[0], train)
+    assert same_images(load_folder(tmp_path / "mes données")[0], train)
 
 
 def test_a_name_that_no_results_file_can_hold_is_refused(tmp_path):
@@ -318,7 +318,7 @@ def test_a_name_that_no_results_file_can_hold_is_refused(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "cat").rename(os.fsdecode(os.fsencode(tmp_path / split) + b"/c\xe9t"))
     with pytest.raises(DataError, match="not UTF-8; rename it"):
-        load_image_folder(tmp_path)
+        load_folder(tmp_path)
 
 
 def test_hidden_and_other_files_are_ignored(tmp_path):
@@ -327,7 +327,7 @@ def test_hidden_and_other_files_are_ignored(tmp_path):
         (tmp_path / "train" / "cat" / name).write_bytes(b"no picture")
     (tmp_path / "test" / ".ipynb_checkpoints").mkdir()
     (tmp_path / "train" / "labels.csv").write_text("cat, dog, emu")
-    train, test = load_image_folder(tmp_path)
+    train, test = load_folder(tmp_path)
     assert train.classes == test.classes == ANIMALS
     assert np.array_equal(train.data, pixels["train"])
     assert np.array_equal(test.data, pixels["test"])
@@ -336,25 +336,25 @@ def test_hidden_and_other_files_are_ignored(tmp_path):
 def test_progress_counts_the_pictures_of_both_parts(tmp_path):
     write_folder(tmp_path)
     seen = []
-    load_image_folder(tmp_path, progress=lambda done, total: seen.append((done, total)))
+    load_folder(tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(done, 12) for done in range(1, 13)]
 
 
 def test_second_load_decodes_nothing(folder, monkeypatch):
     no_decoding(monkeypatch)
-    for part, again in zip(folder.loaded, load_image_folder(folder.root), strict=True):
+    for part, again in zip(folder.loaded, load_folder(folder.root), strict=True):
         assert same_images(part, again)
         assert part.classes == again.classes
     (folder.root / CACHE_FILE).unlink()
     with pytest.raises(AssertionError, match="is decoded"):
-        load_image_folder(folder.root)
+        load_folder(folder.root)
 
 
 def test_folder_can_be_moved_with_its_decoded_images(folder, tmp_path_factory, monkeypatch):
     moved = tmp_path_factory.mktemp("elsewhere") / "pictures"
     folder.root.rename(moved)
     no_decoding(monkeypatch)
-    assert same_images(load_image_folder(moved)[0], folder.loaded[0])
+    assert same_images(load_folder(moved)[0], folder.loaded[0])
 
 
 def change_pixels(cat, dog):
@@ -390,9 +390,9 @@ def test_a_change_in_the_folder_is_noticed(folder, split, change):
     if not cat.parent.exists():
         other = folder.root / {"train": "test", "test": "train"}[split]
         (other / "cat").rename(other / "tiger")
-    seen = load_image_folder(folder.root)
+    seen = load_folder(folder.root)
     (folder.root / CACHE_FILE).unlink()
-    for part, fresh in zip(seen, load_image_folder(folder.root), strict=True):
+    for part, fresh in zip(seen, load_folder(folder.root), strict=True):
         assert same_images(part, fresh)
         assert part.classes == fresh.classes
     changed = seen[split == "test"]
@@ -433,15 +433,15 @@ def bare_array(good):
 def test_damaged_kept_images_are_decoded_anew_and_kept_again(folder, monkeypatch, damage):
     kept = folder.root / CACHE_FILE
     kept.write_bytes(damage(kept.read_bytes()))
-    for part, again in zip(folder.loaded, load_image_folder(folder.root), strict=True):
+    for part, again in zip(folder.loaded, load_folder(folder.root), strict=True):
         assert same_images(part, again)
     no_decoding(monkeypatch)
-    assert same_images(load_image_folder(folder.root)[0], folder.loaded[0])
+    assert same_images(load_folder(folder.root)[0], folder.loaded[0])
 
 
 def test_no_flipped_byte_in_the_kept_images_does_harm(tmp_path):
     write_folder(tmp_path, classes=("cat", "dog"), per_class=1)
-    loaded = load_image_folder(tmp_path)
+    loaded = load_folder(tmp_path)
     kept = tmp_path / CACHE_FILE
     good = kept.read_bytes()
     # Every fifth byte of the first headers and of the table at the end, a few in between.
@@ -453,7 +453,7 @@ def test_no_flipped_byte_in_the_kept_images_does_harm(tmp_path):
         damaged[place] ^= 1 << place % 8
         kept.write_bytes(damaged)
         try:
-            again = load_image_folder(tmp_path)
+            again = load_folder(tmp_path)
             if not all(map(same_images, loaded, again)):
                 harm[place] = "other images"
         except Exception as error:  # noqa: BLE001 - of any kind, it must not reach the user
@@ -477,7 +477,7 @@ def test_where_images_cannot_be_kept_only_a_warning_comes(tmp_path, monkeypatch,
     pixels = write_folder(tmp_path)
     prevent(tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match="not kept") as warned:
-        train, test = load_image_folder(tmp_path)
+        train, test = load_folder(tmp_path)
     assert str(tmp_path / CACHE_FILE) in str(warned[0].message)
     assert np.array_equal(train.data, pixels["train"])
     assert np.array_equal(test.data, pixels["test"])
@@ -489,7 +489,7 @@ def test_nothing_but_the_kept_images_is_written(tmp_path):
     write_folder(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_image_folder(tmp_path)
+        load_folder(tmp_path)
     assert {entry.name for entry in tmp_path.iterdir()} == {"train", "test", CACHE_FILE}
 
 
@@ -504,15 +504,30 @@ def test_a_class_that_only_one_part_has_is_refused_by_name(tmp_path, split):
     write_folder(tmp_path)
     remove_class(tmp_path, split, "dog")
     with pytest.raises(DataError, match="dog") as caught:
-        load_image_folder(tmp_path)
+        load_folder(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "cat" not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_class_folders_in_the_wrong_place_are_named_with_the_layout_that_is_expected(tmp_path):
+    write_folder(tmp_path / "pictures", classes=(*ANIMALS, "fox"))
+    (tmp_path / "pictures" / "train" / "empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        load_folder(tmp_path / "pictures" / "train")
+    assert str(caught.value) == (
+        f"{tmp_path / 'pictures' / 'train'} has no folder train/: pictures are expected in "
+        "train/CLASS/ and test/CLASS/; move cat/, dog/, emu/, ... into train/ and then some "
+        "pictures of each into test/CLASS/"
+    )
+    for other in ("", "missing"):
+        with pytest.raises(DataError, match="no folder train/: .*test/CLASS/$"):
+            load_folder(tmp_path / other)
 
 
 def test_a_single_class_is_refused(tmp_path):
     write_folder(tmp_path, classes=("cat",))
     with pytest.raises(DataError, match="train/ has 1 classes"):
-        load_image_folder(tmp_path)
+        load_folder(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -520,7 +535,7 @@ def test_a_missing_part_is_refused(tmp_path, split):
     write_folder(tmp_path / "pictures")
     (tmp_path / "pictures" / split).rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=f"no folder {split}/") as raised:
-        load_image_folder(tmp_path / "pictures")
+        load_folder(tmp_path / "pictures")
     assert ("move some pictures of every class there" in str(raised.value)) == (split == "test")
 
 
@@ -531,7 +546,7 @@ def test_an_empty_class_is_refused_by_name(tmp_path, split):
     (tmp_path / split / "dog").mkdir()
     (tmp_path / split / "dog" / ".hidden.png").touch()
     with pytest.raises(DataError) as caught:
-        load_image_folder(tmp_path)
+        load_folder(tmp_path)
     assert str(tmp_path / split / "dog") in str(caught.value)
 
 
@@ -561,7 +576,7 @@ def test_an_unreadable_picture_is_refused_by_name(folder, damage):
     file = folder.root / "test" / "dog" / "003.png"
     damage(file)
     with pytest.raises(DataError) as caught:
-        load_image_folder(folder.root)
+        load_folder(folder.root)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -571,6 +586,6 @@ def test_a_mended_folder_loads_after_an_error(folder):
     good = file.read_bytes()
     file.write_bytes(b"junk")
     with pytest.raises(DataError):
-        load_image_folder(folder.root)
+        load_folder(folder.root)
     file.write_bytes(good)
-    assert same_images(load_image_folder(folder.root)[0], folder.loaded[0])
+    assert same_images(load_folder(folder.root)[0], folder.loaded[0])
