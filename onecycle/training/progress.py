@@ -14,7 +14,7 @@ from onecycle.records import EpochRecord, StepRecord
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, moved by calls with (done, total); it goes when the block ends."""
+    """A bar on standard error (a notebook's output), moved by calls with (done, total); it goes when the block ends."""
     with _bar(None, desc=description, delay=1) as bar:
 
         def move(done: int, total: int) -> None:
@@ -25,14 +25,16 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _bar(total: int | None, **options) -> tqdm:
+    # Standard error is a red box in a notebook, and would stay in its file.
+    in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
     return tqdm(
-        total=total, file=sys.stderr, leave=False, ascii=" #", mininterval=0.5,
+        total=total, file=sys.stdout if in_notebook else sys.stderr, leave=False, ascii=" #", mininterval=0.5,
         dynamic_ncols=True, **options,
     )  # fmt: skip
 
 
 class TrainingLog:
-    """A callback of the training loop: a bar on standard error, and lines that stay in ``lines``.
+    """A callback of the training loop: a bar, and lines that stay in ``lines``.
 
     Args:
         steps_per_epoch: optimizer steps per epoch.

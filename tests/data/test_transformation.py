@@ -440,3 +440,20 @@ def test_images_of_another_size_or_type_are_refused(make):
     ):  # fmt: skip
         with pytest.raises(UsageError, match="they must be uint8, .N, S, S, 3. with S of 8"):
             make(images, CIFAR10_MEAN, CIFAR10_STD, device=CPU)
+
+
+@pytest.mark.parametrize("padding", ["constant", "reflect"])
+def test_images_that_stay_off_the_device_are_augmented_the_same(padding):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    normal, cpu = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.2)), torch.device("cpu")
+    indices = torch.tensor([3, 19, 0, 3])
+    for make, options in (
+        (get_train_batch_transform, {"seed": 5, "padding": padding}),
+        (get_test_batch_transform, {}),
+    ):
+        there, sent = (
+            make(images, *normal, device=cpu, resident=resident, **options)(indices, 2)
+            for resident in (True, False)
+        )
+        assert torch.equal(there, sent) and there.stride() == sent.stride()
