@@ -1,4 +1,4 @@
-"""The assignment's augmentation of a whole batch at once, on the device."""
+"""The assignment's augmentation for whole batches, on the device."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ CUTOUT_SIZE_PX = 8
 
 
 def to_bytes(mu: Sequence[float]) -> tuple[int, ...]:
+    """A colour of 0..1 as 0..255, rounded."""
     return tuple(round(255 * channel) for channel in mu)
 
 
@@ -71,10 +72,10 @@ _GOLDEN = 0x9E3779B9
 
 
 def _mix(word: Tensor | int) -> Tensor | int:
-    """A permutation of 0..2^32-1 that looks random.
+    """A hash: a permutation of 0..2^32-1 that looks random.
 
-    Both factors are below 2^31, so that no product leaves int64 and every device, and a compiler,
-    computes the same.
+    Both factors are below 2^31, so that no product overflows int64 and every device and compiler
+    gives the same result.
 
     Source:
         Constants: Wellons, "Hash Prospector" (2018-2022).
@@ -90,7 +91,7 @@ def _random_words(seed: int, epoch: int, indices: Tensor, count: int) -> Tensor:
     """(count, B) int64 of 0..2^32-1, a function of seed, epoch, image index and row alone."""
     key = _mix(_mix(seed + _GOLDEN & _WORD) ^ (seed >> 32 & _WORD))
     words = _mix(indices + key & _WORD)
-    # Keyed twice: with one key, a seed could be another one shifted by some images.
+    # The key is used twice: with one use, a seed could equal another seed shifted by some images.
     words = _mix((words ^ _mix(key ^ _GOLDEN)) + epoch & _WORD)
     rows = torch.arange(1, count + 1, device=indices.device)[:, None] * _GOLDEN
     return _mix(words + rows & _WORD)
@@ -131,7 +132,7 @@ def draw_augmentation(
         flip = (_random_words(seed, 0, indices, 3)[2] >> 31) + epoch & 1 == 1
     else:
         flip = words[2] < round(flip_probability * 2**32)
-    # The upper bits of a product, not a remainder, which a GPU computes slowly.
+    # The upper bits of a product, because a remainder is slow on a GPU.
     return Draws(
         top=words[0] * offsets >> 32,
         left=words[1] * offsets >> 32,
