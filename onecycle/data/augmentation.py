@@ -43,12 +43,14 @@ def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constan
     return torch.from_numpy(np.pad(images, border, mode=mode)).to(device)
 
 
-def _check_images(images: np.ndarray) -> None:
+def _check_images(images: np.ndarray) -> int:
+    """Their height and width."""
     if images.dtype != np.uint8 or not is_square(images.shape):
         raise UsageError(
             f"the images are {images.dtype} of shape {images.shape}; they must be uint8, "
             f"(N, S, S, 3) with S of {SMALLEST_SIZE_PX} or more"
         )
+    return images.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +231,7 @@ def get_train_batch_transform(
         device: of the images and the results.
         seed: 0 or more.
         flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
-        alternating_flip: flip each image in every second epoch instead; ``flip_probability`` is
-            then ignored.
+        alternating_flip: flip in every second epoch instead; ``flip_probability`` is ignored.
         cutout_size_px: height and width of the hole, 0..S; 0 for none.
         padding: "constant" for a black border, "reflect" for the image mirrored at its edge.
 
@@ -241,8 +242,7 @@ def get_train_batch_transform(
     Raises:
         UsageError: a number is out of its range, or the images are of another shape or type.
     """
-    _check_images(images)
-    size = images.shape[1]
+    size = _check_images(images)
     if not 0 <= flip_probability <= 1:
         raise UsageError(f"flip_probability is {flip_probability}; it must be from 0 to 1")
     if not 0 <= cutout_size_px <= size:
@@ -287,7 +287,7 @@ def get_test_batch_transform(
     Raises:
         UsageError: the images are of another shape or type.
     """
-    _check_images(images)
+    size = _check_images(images)
     resident = torch.from_numpy(images).to(device)
-    normalize = BatchNormalize(mu, sigma, device, images.shape[1])
+    normalize = BatchNormalize(mu, sigma, device, size)
     return lambda indices, epoch: normalize(resident[indices])
