@@ -1,4 +1,4 @@
-"""Face of ``onecycle.data``: the data sets and loaders under one name.
+"""Data sets and loaders, from the package ``onecycle``.
 
 ImageDataset: images in memory with labels, class names and source.
 load_cifar10: training and test images of CIFAR-10, downloaded if allowed.

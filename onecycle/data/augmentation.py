@@ -1,4 +1,4 @@
-"""The assignment's augmentation of a whole batch at once, on the device."""
+"""The assignment's augmentation for whole batches, on the device."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ CUTOUT_SIZE_PX = 8
 
 
 def to_bytes(mu: Sequence[float]) -> tuple[int, ...]:
+    """A colour of 0..1 as 0..255, rounded."""
     return tuple(round(255 * channel) for channel in mu)
 
 
@@ -42,12 +43,14 @@ def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constan
     return torch.from_numpy(np.pad(images, border, mode=mode)).to(device)
 
 
-def _check_images(images: np.ndarray) -> None:
+def _check_images(images: np.ndarray) -> int:
+    """Their height and width."""
     if images.dtype != np.uint8 or not is_square(images.shape):
         raise UsageError(
             f"the images are {images.dtype} of shape {images.shape}; they must be uint8, "
             f"(N, S, S, 3) with S of {SMALLEST_SIZE_PX} or more"
         )
+    return images.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,10 @@ _GOLDEN = 0x9E3779B9
 
 
 def _mix(word: Tensor | int) -> Tensor | int:
-    """A permutation of 0..2^32-1 that looks random.
+    """A hash: a permutation of 0..2^32-1 that looks random.
 
-    Both factors are below 2^31, so that no product leaves int64 and every device, and a compiler,
-    computes the same.
+    Both factors are below 2^31, so that no product overflows int64 and every device and compiler
+    gives the same result.
 
     Source:
         Constants: Wellons, "Hash Prospector" (2018-2022).
@@ -90,7 +93,7 @@ def _random_words(seed: int, epoch: int, indices: Tensor, count: int) -> Tensor:
     """(count, B) int64 of 0..2^32-1, a function of seed, epoch, image index and row alone."""
     key = _mix(_mix(seed + _GOLDEN & _WORD) ^ (seed >> 32 & _WORD))
     words = _mix(indices + key & _WORD)
-    # Keyed twice: with one key, a seed could be another one shifted by some images.
+    # The key is used twice: with one use, a seed could equal another seed shifted by some images.
     words = _mix((words ^ _mix(key ^ _GOLDEN)) + epoch & _WORD)
     rows = torch.arange(1, count + 1, device=indices.device)[:, None] * _GOLDEN
     return _mix(words + rows & _WORD)
@@ -131,7 +134,7 @@ def draw_augmentation(
         flip = (_random_words(seed, 0, indices, 3)[2] >> 31) + epoch & 1 == 1
     else:
         flip = words[2] < round(flip_probability * 2**32)
-    # The upper bits of a product, not a remainder, which a GPU computes slowly.
+    # The upper bits of a product, because a remainder is slow on a GPU.
     return Draws(
         top=words[0] * offsets >> 32,
         left=words[1] * offsets >> 32,
@@ -229,8 +232,7 @@ def get_train_batch_transform(
         device: of the images and the results.
         seed: 0 or more.
         flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
-        alternating_flip: flip each image in every second epoch instead; ``flip_probability`` is
-            then ignored.
+        alternating_flip: flip in every second epoch instead; ``flip_probability`` is ignored.
         cutout_size_px: height and width of the hole, 0..S; 0 for none.
         padding: "constant" for a black border, "reflect" for the image mirrored at its edge.
         resident: keep all images on the device. If they do not fit there, each batch is sent on
@@ -243,8 +245,7 @@ def get_train_batch_transform(
     Raises:
         UsageError: a number is out of its range, or the images are of another shape or type.
     """
-    _check_images(images)
-    size = images.shape[1]
+    size = _check_images(images)
     if not 0 <= flip_probability <= 1:
         raise UsageError(f"flip_probability is {flip_probability}; it must be from 0 to 1")
     if not 0 <= cutout_size_px <= size:
@@ -299,13 +300,7 @@ def get_test_batch_transform(
     Raises:
         UsageError: the images are of another shape or type.
     """
-    _check_images(images)
-    on_device = torch.from_numpy(images).to(device) if resident else None
-    normalize = BatchNormalize(mu, sigma, device, images.shape[1])
-
-    def transform(indices: Tensor, epoch: int) -> Tensor:
-        if on_device is not None:
-            return normalize(on_device[indices])
-        return normalize(torch.from_numpy(images[indices.cpu().numpy()]).to(device))
-
-    return transform
+    size = _check_images(images)
+    resident = torch.from_numpy(images).to(device)
+    normalize = BatchNormalize(mu, sigma, device, size)
+    return lambda indices, epoch: normalize(resident[indices])

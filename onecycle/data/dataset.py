@@ -185,19 +185,19 @@ def is_square(shape: tuple[int, ...]) -> bool:
 
 
 def stratified_order(targets: np.ndarray, seed: int = 0) -> np.ndarray:
-    """A shuffled order in which every beginning holds the classes in their proportions.
+    """A shuffled order whose first n images have the classes in their proportions, for any n.
 
     Args:
         targets: (N,) class indices.
-        seed: another seed, another order.
+        seed: of the order.
 
     Returns:
-        (N,) indices, each once. Of each class, the first n hold its share of n to within a few.
+        (N,) indices, each once. The first n contain each class in proportion, to within a few.
     """
     rng = np.random.default_rng(seed)
     shuffled, place = rng.permutation(len(targets)), np.empty(len(targets))
     labels = rng.permutation(np.unique(targets))
-    for turn, label in enumerate(labels):  # the classes take turns, evenly spread over the order
+    for turn, label in enumerate(labels):  # spread each class evenly over the order
         members = shuffled[targets[shuffled] == label]
         place[members] = (np.arange(len(members)) + (turn + 0.5) / len(labels)) / len(members)
     return np.argsort(place, kind="stable")
@@ -210,9 +210,10 @@ def get_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
         images: (N, H, W, 3) uint8.
 
     Returns:
-        Two triples, 0..1; a deviation is 1/255 at least, because images are divided by it.
+        Mean and standard deviation, three values each, 0..1. A deviation is at least 1/255,
+        because images are divided by it.
     """
-    # From histograms: exact, and without a wider copy of all images at once.
+    # From histograms: exact, and without a float copy of all images.
     levels, counts = np.arange(256) / 255, np.zeros((3, 256), np.int64)
     for part in np.array_split(images, len(images) // 4096 + 1):
         counts += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(3)]

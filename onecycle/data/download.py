@@ -126,8 +126,7 @@ def unpack_cifar10(archive: Path) -> None:
             f"{CIFAR10_SHA256}; delete it and download it again"
         )
     try:
-        # Unpacked elsewhere and then renamed, so that an interrupted unpacking is not taken for
-        # a complete one.
+        # Unpacked elsewhere and then renamed: an interrupted unpacking never looks complete.
         with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as folder:
             with tarfile.open(archive) as tar:
                 # Python before 3.11.4 has no filter; the digest has already vouched for the content.

@@ -58,7 +58,7 @@ def read_picture(file: str | os.PathLike | bytes) -> np.ndarray:
     stream = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
         with warnings.catch_warnings():
-            # Of a limit that ours replaces, and of odd metadata, which spoil no pixel.
+            # Warnings about Pillow's size limit, which ours replaces, and about odd metadata.
             warnings.simplefilter("ignore")
             with _open(stream) as picture:
                 return np.asarray(_to_rgb(picture))
@@ -90,9 +90,9 @@ def _open(stream: str | os.PathLike | io.BytesIO) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where four times ours is left.
+    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as that is four times our size.
     picture.draft(None, (4 * IMAGE_SIZE_PX, 4 * IMAGE_SIZE_PX))
-    is_16_bits = picture.format in ("PNG", "PPM")  # a PPM's are scaled to all 16 by Pillow
+    is_16_bits = picture.format in ("PNG", "PPM")  # Pillow scales a PPM's to 16
     picture.load()
     picture = _upright(picture)
     if picture.mode.startswith("I;16") or (picture.mode == "I" and is_16_bits):
@@ -121,7 +121,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # metadata that cannot be read spoils no pixel
+    except Exception:  # unreadable metadata does not affect the pixels
         turn = None
     return picture if turn is None else picture.transpose(turn)
 
@@ -135,7 +135,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each orientation of EXIF; 1 is upright."""
+"""What undoes each EXIF orientation; 1 is upright."""
 
 
 def load_folder(folder: str | os.PathLike, *, progress: Progress | None = None) -> Images:
@@ -277,7 +277,7 @@ def _read_cache(
             if str(stored["fingerprint"]) != fingerprint:
                 return None
             images = {split: stored[split] for split in labels}
-    except Exception:  # absent, or damaged in any way: decoding anew costs seconds and is right
+    except Exception:  # missing, or damaged in any way: the pictures are decoded again
         return None
     for split, found in images.items():
         shape = (len(labels[split]), IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3)

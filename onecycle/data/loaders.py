@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from onecycle.data.workers import (
-    Reporting,
-    checked,
+    ReportingDataset,
+    checked_batches,
     collate,
     name_worker_errors,
     seed_transform,
@@ -190,7 +190,7 @@ class SeededLoader(_Epochs, DataLoader):
     def __init__(self, dataset: Dataset, batches: EpochBatches, **options) -> None:
         self.batches = batches
         super().__init__(
-            Reporting(dataset),
+            ReportingDataset(dataset),
             batch_sampler=batches,
             generator=torch.Generator(),
             worker_init_fn=seed_worker,
@@ -211,7 +211,7 @@ class SeededLoader(_Epochs, DataLoader):
         if self.num_workers:
             name_worker_errors()
         self.batches.set_epoch(epoch + 1)
-        return checked(iterator, epoch, start)
+        return checked_batches(iterator, epoch, start)
 
 
 def get_loader(

@@ -1,21 +1,9 @@
-import os
-import pickle
-import socket
-from hashlib import md5
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits as load_sklearn_digits
-from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
-from onecycle.data.cifar10 import Cifar10Dataset, load_cifar10
 from onecycle.data.dataset import (
-    CIFAR10_CLASSES,
     CIFAR10_MEAN,
     CIFAR10_STD,
     ImageDataset,
@@ -23,7 +11,6 @@ from onecycle.data.dataset import (
     stratified_order,
 )
 from onecycle.data.digits import load_digits
-from onecycle.data.folder import load_folder
 from onecycle.errors import DataError, UsageError
 from transformation import get_test_aug_transform, get_train_aug_transform
 
@@ -53,103 +40,6 @@ def numbers(images):
 
 def same_images(one, other):
     return np.array_equal(one.data, other.data) and np.array_equal(one.targets, other.targets)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_digits()
-
-
-@pytest.fixture
-def official(tmp_path, monkeypatch):
-    """The official layout in miniature: 5 batches of 4 images, 3 test images, 10 classes."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    images = {"train": noise(20, seed=0), "test": noise(3, seed=1)}
-    labels = {"train": shuffled_labels([2] * 10), "test": np.array([9, 0, 5])}
-
-    def write(name, content):
-        (folder / name).write_bytes(pickle.dumps(content))
-        return name, md5((folder / name).read_bytes()).hexdigest()
-
-    def batch(split, part):
-        # A row is the red plane, the green one, the blue one, each line by line.
-        rows = images[split][part].transpose(0, 3, 1, 2).reshape(-1, 3072)
-        return {"data": rows, "labels": labels[split][part].tolist()}
-
-    train = [
-        write(f"data_batch_{i + 1}", batch("train", slice(4 * i, 4 * i + 4))) for i in range(5)
-    ]
-    name, digest = write("batches.meta", {"label_names": list(CIFAR10_CLASSES)})
-    monkeypatch.setattr(CIFAR10, "train_list", train)
-    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batch("test", slice(None)))])
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": digest})
-    return SimpleNamespace(root=tmp_path, folder=folder, images=images, labels=labels)
-
-
-# The digits
-
-
-def test_digits_are_split_1437_to_360(digits):
-    train, test = digits
-    for part, count in ((train, 1437), (test, 360)):
-        assert len(part) == count
-        assert part.data.shape == (count, 32, 32, 3)
-        assert part.data.dtype == np.uint8
-        assert part.classes == tuple("0123456789")
-        assert part.source == "digits"
-
-
-def test_digits_have_each_class_in_its_proportion_in_both_parts(digits):
-    whole = np.bincount(load_sklearn_digits().target)
-    counts = [np.bincount(part.targets) for part in digits]
-    assert np.array_equal(sum(counts), whole)
-    assert np.abs(counts[1] - whole * 360 / 1797).max() < 1
-
-
-def test_no_digit_is_in_both_parts_or_twice(digits):
-    images = np.concatenate([part.data for part in digits])
-    assert len({image.tobytes() for image in images}) == 1797
-
-
-def test_digits_are_scikit_learns_enlarged_in_grey_with_their_labels(digits):
-    images = np.concatenate([part.data for part in digits])
-    labels = np.concatenate([part.targets for part in digits])
-    assert images.min() == 0
-    assert images.max() == 255
-    assert np.array_equal(images, images[..., :1].repeat(3, axis=-1))
-
-    def standardised(rows):
-        rows = rows.reshape(1797, 64) - rows.reshape(1797, 64).mean(axis=1, keepdims=True)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    source = load_sklearn_digits()
-    small = images[..., 0].reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4))
-    likeness = standardised(small) @ standardised(source.images).T
-    # Enlarging smooths, so a few digits come closest to a near twin; none leaves its class.
-    assert likeness.max(axis=1).min() > 0.95
-    assert np.array_equal(source.target[likeness.argmax(axis=1)], labels)
-    assert len(set(likeness.argmax(axis=1))) > 1780
-    assert small.mean() == pytest.approx(source.images.mean() * 255 / 16, rel=0.01)
-
-
-def test_digits_are_the_same_each_time_without_a_network(digits, monkeypatch):
-    def fail(*_, **__):
-        raise AssertionError("a socket is opened")
-
-    monkeypatch.setattr(socket, "socket", fail)
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    np.random.seed(5)
-    torch.manual_seed(5)
-    for part, again in zip(digits, load_digits(), strict=True):
-        assert same_images(part, again)
-
-
-def test_another_number_of_test_digits_can_be_had():
-    train, test = load_digits(num_test=100)
-    assert (len(train), len(test)) == (1697, 100)
-    with pytest.raises(UsageError, match="1797 of 1,797"):
-        load_digits(num_test=1797)
 
 
 # The stratified order
@@ -357,115 +247,6 @@ def test_hold_out_splits_completely_in_proportion_and_always_the_same():
 def test_hold_out_out_of_range_is_refused(count):
     with pytest.raises(UsageError, match=rf"{count} of 10 .*from 1 to 9\b"):
         numbered_images([5, 5]).hold_out(count)
-
-
-# The official files
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_official_files_give_images_labels_and_classes(official, split):
-    dataset = Cifar10Dataset(official.root, train=split == "train")
-    assert np.array_equal(dataset.data, official.images[split])
-    assert np.array_equal(dataset.targets, official.labels[split])
-    assert dataset.classes == CIFAR10_CLASSES
-    assert dataset.source == "CIFAR-10"
-    image, label = dataset[1]
-    assert np.array_equal(image, official.images[split][1])
-    assert label == official.labels[split][1]
-
-
-def test_official_images_pass_through_the_transform(official):
-    transform = get_test_aug_transform(CIFAR10_MEAN, CIFAR10_STD)
-    dataset = Cifar10Dataset(str(official.root), train=False, transform=transform)
-    expected = (official.images["test"] / 255 - CIFAR10_MEAN) / CIFAR10_STD
-    images = torch.stack([image for image, _ in dataset])
-    np.testing.assert_allclose(images.permute(0, 2, 3, 1), expected, atol=1e-5)
-    assert np.array_equal(dataset.data, official.images["test"])
-
-
-def flip_a_byte(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [flip_a_byte, Path.unlink], ids=["flipped byte", "missing"])
-@pytest.mark.parametrize("name", ["data_batch_1", "data_batch_5", "test_batch", "batches.meta"])
-def test_a_damaged_or_missing_official_file_is_refused_by_name(official, name, damage):
-    damage(official.folder / name)
-    for train in (True, False):
-        with pytest.raises(DataError) as caught:
-            Cifar10Dataset(official.root, train=train)
-        assert str(official.folder / name) in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-class Payload:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
-
-
-@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
-def test_a_file_with_another_digest_is_never_unpickled(official, tmp_path, name):
-    marker = tmp_path / "unpickled"
-    (official.folder / name).write_bytes(pickle.dumps(Payload(marker)))
-    with pytest.raises(DataError, match=name):
-        load_cifar10(official.root)
-    assert not marker.exists()
-    # The payload does work: loading the file would have shown.
-    pickle.loads((official.folder / name).read_bytes())
-    assert marker.is_dir()
-
-
-def test_load_cifar10_takes_the_official_layout(official):
-    for split, part in zip(("train", "test"), load_cifar10(official.root), strict=True):
-        assert np.array_equal(part.data, official.images[split])
-        assert part.source == "CIFAR-10"
-
-
-def write_pictures(root, classes):
-    """One training picture of noise per class, and one to test on; returns both as arrays."""
-    pixels = {split: noise(len(classes), seed) for seed, split in enumerate(("train", "test"))}
-    for split, images in pixels.items():
-        for name, image in zip(classes, images, strict=True):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            Image.fromarray(image).save(folder / "1.png")
-    return pixels
-
-
-def test_load_cifar10_prefers_the_official_files_to_pictures_beside_them(official):
-    write_pictures(official.root, CIFAR10_CLASSES)
-    parts = load_cifar10(official.root)
-    assert [part.source for part in parts] == ["CIFAR-10", "CIFAR-10"]
-
-
-@pytest.mark.parametrize("load", [load_cifar10, load_folder])
-@pytest.mark.parametrize(
-    "classes, source",
-    [
-        (CIFAR10_CLASSES, "CIFAR-10 (image folder)"),
-        (CIFAR10_CLASSES[:9], "image folder"),
-        ((*CIFAR10_CLASSES[:9], "tram"), "image folder"),
-        ((*CIFAR10_CLASSES, "unicorn"), "image folder"),
-    ],
-    ids=["its ten", "nine of them", "another tenth", "one more"],
-)
-def test_only_the_ten_class_names_of_cifar10_make_a_folder_cifar10(tmp_path, classes, source, load):
-    pixels = write_pictures(tmp_path, classes)
-    seen = []
-    parts = load(str(tmp_path), progress=lambda done, total: seen.append((done, total)))
-    for split, part in zip(("train", "test"), parts, strict=True):
-        assert np.array_equal(part.data, pixels[split])
-        assert part.targets.tolist() == list(range(len(classes)))
-        assert (part.classes, part.source, part.name) == (tuple(classes), source, "test images")
-    count = 2 * len(classes)
-    assert seen == [(done, count) for done in range(1, count + 1)]
 
 
 def test_a_part_knows_where_its_images_were_in_the_whole():

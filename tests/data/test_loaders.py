@@ -393,7 +393,7 @@ def test_a_data_set_that_raises_names_the_image(num_workers):
 
 
 def test_a_worker_that_dies_is_named_with_a_way_out():
-    match = r"(?s)worker.*(killed|exited).*take fewer workers, or --workers 0"
+    match = r"(?s)worker.*(killed|exited).*use fewer workers, or none \(--workers 0"
     assert seen_before(broken(die, 2), WorkerError, match) <= 2
 
 
@@ -406,7 +406,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named_too(error, monk
         raise error
 
     monkeypatch.setattr(iterator, "_next_data", break_off)
-    match = f"batch 0: DataLoader worker exited: {error.__name__}; .*take fewer workers"
+    match = f"batch 0: DataLoader worker exited: {error.__name__}; .*use fewer workers"
     assert seen_before(broken(hang, 1), WorkerError, match) == 0
 
 
