@@ -105,7 +105,8 @@ class Recipe:
                 raise UsageError(f"{name} is {value}; it must be {allowed}")
         if self.optimizer == "muon" and self.weight_decay:
             raise UsageError(
-                f"weight_decay is {self.weight_decay}; it must be 0, muon has no decay"
+                f"weight_decay is {self.weight_decay}; it must be 0 with optimizer muon, "
+                "which has no decay"
             )
 
 

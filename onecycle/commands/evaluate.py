@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecycle.commands.common import custom_resnet
-from onecycle.commands.options import add_data, add_device, check_data
+from onecycle.commands.options import add_data, add_device, check_data, check_weights
 from onecycle.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused without torch."""
+    check_weights(args.weights)
     check_data(args)
     args.out = Path(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecycle.commands.common import custom_resnet
-from onecycle.errors import CheckpointError, UsageError
+from onecycle.commands.options import check_weights
+from onecycle.errors import UsageError
 from onecycle.files import write_file
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused without torch."""
-    if not Path(args.weights).exists():
-        raise CheckpointError(f"{args.weights} does not exist")
+    check_weights(args.weights)
 
 
 def kept(args: argparse.Namespace) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
-from onecycle.errors import UsageError
+from onecycle.errors import CheckpointError, UsageError
 from onecycle.recipe import PRESETS, Recipe, describe, read_recipe, type_of
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
@@ -99,6 +100,16 @@ def check_data(args: argparse.Namespace, most: Mapping[str, int | None] | None =
         if value is not None and not 1 <= value <= high:
             allowed = "1 or more" if high == math.inf else f"from 1 to {high:,}"
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
+
+
+def check_weights(file: str | os.PathLike) -> None:
+    """Refuse a file of weights that is not there.
+
+    Raises:
+        CheckpointError: it is missing.
+    """
+    if not os.path.exists(file):
+        raise CheckpointError(f"{file} does not exist; give a .safetensors file of the network")
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecycle.commands.common import complain, custom_resnet
-from onecycle.errors import CheckpointError, DataError, StorageError, UsageError
+from onecycle.commands.options import check_weights
+from onecycle.errors import DataError, StorageError, UsageError
 from onecycle.files import to_csv, to_json, write_file
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def check(args: argparse.Namespace) -> None:
         if not WEIGHTS.exists():
             raise UsageError("name the weights: --weights FILE.safetensors, as a training writes")
         args.weights = WEIGHTS
-    elif not args.weights.exists():
-        raise CheckpointError(f"{args.weights} does not exist")
+    check_weights(args.weights)
 
 
 def check_writable(file: Path) -> None:

@@ -169,15 +169,16 @@ def train(args: argparse.Namespace, group: Group) -> int:
         run.command = args.command_line
         tracker = add_tracker(run, stack) if args.tensorboard and run.is_first else None
         run.find_lr()
-        if not run.is_complete and run.checkpoint.source is None:
-            say(f"new run in {run.folder}")
-            run.log.write(run.summary())
-        run.fit()
-        if not run.is_complete:
-            return tell_how_to_resume(run, args)
-        run.save()
-        if tracker is not None:
-            tracker.log_figures(run.figures(), run.total_steps - 1)
+        if not run.is_complete:  # else it was finished before
+            if run.checkpoint.source is None:
+                say(f"new run in {run.folder}")
+                run.log.write(run.summary())
+            run.fit()
+            if not run.is_complete:
+                return tell_how_to_resume(run, args)
+            run.save()
+            if tracker is not None:
+                tracker.log_figures(run.figures(), run.total_steps - 1)
     if run.is_first:
         print(f"Open {run.folder / 'report.html'}", flush=True)
     return 0
