@@ -238,5 +238,3 @@ def _global_randomness_kept(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-

@@ -1,10 +1,10 @@
-"""The helpers of a run: seed, statistics, summary, train and test loops, predictions."""
+"""Training, evaluation and prediction."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,25 +12,34 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from onecycle.errors import DivergedError, UsageError
+from onecycle.modules import eval_mode
 from onecycle.records import EpochRecord, History, Predictions, StepRecord
-from onecycle.training.compute import autocast, place
-from onecycle.training.meter import Meter, OneProcess, not_saved
+from onecycle.training.checkpoint import Checkpoint
+from onecycle.training.compute import Compute
+from onecycle.training.meter import Meter, not_saved
+from onecycle.training.step import Step
 
 
-class _Objective(nn.Module):
-    """Forward pass and loss as one module, to be compiled and distributed as one."""
+class Callback(Protocol):
+    """What :func:`fit` calls; either method may be missing. A KeyboardInterrupt stops the training."""
 
-    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.criterion = criterion
+    def on_step(self, epoch: int, step: StepRecord, accuracy: float) -> None:
+        """Called after each step whose loss was read: on cuda after every 49th step and the last of
+        an epoch, elsewhere after every step.
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(images)
-        with torch.no_grad():
-            plain = F.cross_entropy(output.float(), labels)
-            correct = (output.argmax(1) == labels).sum()
-        return self.criterion(output, labels), torch.stack([plain, correct.float()])
+        Args:
+            epoch: from 1.
+            step: its number, learning rate and loss.
+            accuracy: training accuracy of the epoch so far, 0..1.
+        """
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Called after each epoch and its evaluation."""
+
+
+def never() -> bool:
+    """Always False: a training that nothing stops."""
+    return False
 
 
 def fit(
@@ -42,124 +51,67 @@ def fit(
     criterion: nn.Module,
     *,
     epochs: int,
-    precision: str = "float32",
-    compile_mode: str | None = None,
-    group: Any = None,
-    checkpoint: Any = None,
-    stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[int, StepRecord, float], None] | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
+    compute: Compute | None = None,
+    checkpoint: Checkpoint | None = None,
+    callbacks: Sequence[Callback] = (),
+    stop: Callable[[], bool] = never,
 ) -> History:
     """Train, and evaluate after each epoch.
 
     Args:
-        model: (N, 3, 32, 32) -> (N, K) log-probabilities or logits, on its device.
-        train_loader: training batches; told each epoch's number, and how many of its batches to
-            leave out, by ``set_epoch(epoch, start)`` where it has that.
+        model: (N, 3, H, W) -> (N, K) log-probabilities or logits, on its device.
+        train_loader: batches of images and labels. If it has ``set_epoch(epoch, start)``, that is
+            called before each epoch with its number from 1 and how many batches to skip.
         test_loader: the images to evaluate on; None: no evaluation.
         optimizer: of the model's parameters.
-        scheduler: stepped after every batch but the last, so that it gives
-            ``epochs * len(train_loader)`` rates.
+        scheduler: stepped after every batch but the last, so it gives
+            ``epochs * len(train_loader)`` learning rates.
         criterion: loss to minimise, of (output, labels): a mean over the batch.
-        epochs: 1 or more.
-        precision: "float32", "bfloat16" or "float16" (cuda only).
-        compile_mode: of ``torch.compile``, for forward pass and loss together; None: not compiled.
-        group: the processes that train together, see ``distributed.Group``; None: this one alone.
-        checkpoint: restored from at the beginning and saved to, see ``checkpoint.Checkpoint``;
-            ``train_loader`` needs ``set_epoch`` then.
-        stop: asked after a step whose loss was read and, of a single process, during evaluation;
-            True ends the training there. So does a KeyboardInterrupt out of a callback.
-        on_step: called with (epoch from 1, step, accuracy of the epoch so far) after each step
-            whose loss was read: on cuda after every 49th and an epoch's last, else after each.
-        on_epoch: called after each evaluation.
+        epochs: passes over the training images, 1 or more.
+        compute: device, precision, compilation and group; None: the model's device, float32.
+        checkpoint: restored from at the beginning and saved to; ``train_loader`` needs
+            ``set_epoch`` then.
+        callbacks: objects with ``on_step(epoch, step, accuracy)``, ``on_epoch(record)`` or both,
+            see :class:`Callback`.
+        stop: asked after each step whose loss was read and, in a single process, during evaluation;
+            True ends the training there, and so does a KeyboardInterrupt out of a callback.
 
     Returns:
         A record of every step and epoch that is done: fewer than ``epochs`` after a stop. Called
-        again with the checkpoint, it goes on from there.
+        again with the checkpoint, ``fit`` resumes there.
 
     Raises:
         DivergedError: a loss or a gradient is not finite.
-        UsageError: the GPU's memory does not hold a batch; or the arguments do not go together.
+        UsageError: the arguments do not fit together, or a batch does not fit the GPU's memory.
     """
-    device = next(model.parameters()).device
-    group = group or OneProcess()
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    objective = group.wrap(_Objective(model, criterion))
-    if compile_mode is not None:
-        # Two batch shapes, each compiled for itself: the last batch of an epoch is smaller.
-        objective = torch.compile(objective, mode=compile_mode, dynamic=False)
-    history = History()
-    parts = {
-        "model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler,
-        "history": history,
-    }  # fmt: skip
+    compute = _compute_for(model, compute)
+    _check_arguments(model, train_loader, optimizer, scheduler, checkpoint, callbacks)
+    step = Step(model, criterion, optimizer, scheduler, compute)
+    training = _Training(step, train_loader, test_loader, epochs, checkpoint, callbacks, stop)
     if checkpoint is not None:
-        if not hasattr(train_loader, "set_epoch"):
-            raise UsageError(
-                "a run that is saved goes on within an epoch, which this train_loader cannot: give "
-                "one with set_epoch, as get_loader makes it"
-            )
-        checkpoint.restore(parts)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    num_steps = len(train_loader)
-    _check_schedule(scheduler, epochs, num_steps)
-    meter = Meter(history, device, group, float16=scaler.is_enabled())
-    size = None
-    try:
-        while len(history.epochs) < epochs:
-            epoch = len(history.epochs) + 1
-            start = len(history.steps) - (epoch - 1) * num_steps
-            model.train()
-            meter.start()
-            for index, (images, labels) in enumerate(_batches(train_loader, epoch, start), start):
-                images, labels = place(images, device), place(labels, device)
-                size = len(labels) if group.world_size == 1 else train_loader.global_batch(index)
-                share = len(labels) / size
-                lr = optimizer.param_groups[0]["lr"]
+        checkpoint.restore(training.parts)
+    _check_schedule(scheduler, epochs, len(train_loader))
+    training.run()
+    return training.history
 
-                with autocast(device, precision):
-                    loss, measured = objective(images, labels)
-                optimizer.zero_grad()
-                # A group takes the mean of its gradients; this makes it that of the whole batch.
-                scaler.scale(loss * (share * group.world_size)).backward()
-                norm = torch.nn.utils.get_total_norm(
-                    [p.grad for p in parameters if p.grad is not None]
-                )
-                scaler.step(optimizer)
-                scaler.update()
-                last = index == num_steps - 1
-                if not (last and epoch == epochs):  # one more would leave the schedule
-                    scheduler.step()
 
-                meter.note(lr, size, share, measured, norm)
-                if meter.is_full or last:
-                    stopping = meter.read(epoch, stop())
-                    if on_step is not None:
-                        _call(on_step, epoch, history.steps[-1], meter.accuracy)
-                    if stopping:
-                        raise _Stopped
-                    _save(checkpoint, parts)
-
-            group.align(model)
-            begun = time.perf_counter()
-            tested = _test(model, test_loader, precision, group, stop)
-            record = meter.end_epoch(*tested, time.perf_counter() - begun)
-            if on_epoch is not None:
-                _call(on_epoch, record)
-            done = len(history.epochs) == epochs
-            saved = _save(checkpoint, parts, epoch_end=True, now=done)
-            if group.world_size == 1 and stop():  # it came meanwhile, perhaps during the save
-                if not saved:
-                    _save(checkpoint, parts, now=True)
-                break
-    except _Stopped:
-        _save(checkpoint, parts, now=True)
-    except torch.OutOfMemoryError as error:
-        batch = "a batch" if size is None else f"batches of {size}"
+def _check_arguments(model, train_loader, optimizer, scheduler, checkpoint, callbacks) -> None:
+    if scheduler is None:
+        raise UsageError("scheduler is None; give one, for example one_cycle(optimizer, ...)")
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    if not any(id(p) in trained for group in optimizer.param_groups for p in group["params"]):
         raise UsageError(
-            f"the memory of {device} does not hold {batch}; lower batch_size"
-        ) from error
-    return history
+            "the optimizer holds none of the model's trainable parameters; make it from this "
+            "model's parameters()"
+        )
+    if checkpoint is not None and not hasattr(train_loader, "set_epoch"):
+        raise UsageError(
+            "a run with a checkpoint resumes within an epoch, which this train_loader cannot do; "
+            "give one with set_epoch, such as get_loader makes"
+        )
+    for callback in callbacks:
+        if not (hasattr(callback, "on_step") or hasattr(callback, "on_epoch")):
+            raise UsageError(f"the callback {callback!r} has neither on_step nor on_epoch")
 
 
 def _check_schedule(scheduler, epochs: int, num_steps: int) -> None:
@@ -167,81 +119,212 @@ def _check_schedule(scheduler, epochs: int, num_steps: int) -> None:
     if not num_steps or total != epochs * num_steps:
         raise UsageError(
             f"{epochs} epochs of {num_steps} batches are {epochs * num_steps} steps, and the "
-            f"schedule has {total}: make it with as many, of one batch or more an epoch"
+            f"schedule has {total}; make both the same, with one batch or more per epoch"
         )
 
 
 class _Stopped(Exception):
-    """The training is to end here, at a place from which it can go on."""
+    """The training ends here, at a place where it can resume."""
 
 
-def _save(checkpoint, parts: dict[str, Any], **when: bool) -> bool:
-    try:
-        return checkpoint is not None and bool(checkpoint.save(parts, **when))
-    except DivergedError as error:  # it knows the value, not the place
-        raise not_saved(parts["history"], error) from error
+class _Training:
+    """A training in progress: what :func:`fit` gets, and what it has measured so far."""
+
+    def __init__(
+        self,
+        step: Step,
+        train_loader: Any,
+        test_loader: Any,
+        epochs: int,
+        checkpoint: Any,
+        callbacks: Sequence[Any],
+        stop: Callable[[], bool],
+    ) -> None:
+        self.step = step
+        self.compute = step.compute
+        self.train_loader = train_loader
+        self.test_loader = test_loader
+        self.epochs = epochs
+        self.checkpoint = checkpoint
+        self.callbacks = callbacks
+        self.stop = stop
+        self.history = History()
+        self.meter = Meter(self.history, self.compute)
+        self.parts = {**step.parts, "history": self.history}
+        self.batch_size: int | None = None
+
+    def run(self) -> None:
+        """Train to the end, or until a stop."""
+        try:
+            while len(self.history.epochs) < self.epochs:
+                self._train_epoch()
+                if self._end_epoch():
+                    break
+        except _Stopped:
+            self._save(now=True)
+        except torch.OutOfMemoryError as error:
+            batch = "a batch" if self.batch_size is None else f"batches of {self.batch_size}"
+            raise UsageError(
+                f"the memory of {self.compute.device} does not hold {batch}; lower batch_size"
+            ) from error
+
+    def _train_epoch(self) -> None:
+        """The steps of an epoch, or the rest of them."""
+        num_steps, group = len(self.train_loader), self.compute.group
+        epoch = len(self.history.epochs) + 1
+        start = len(self.history.steps) - (epoch - 1) * num_steps
+        self.step.model.train()
+        self.meter.start()
+        for index, batch in enumerate(self._batches(epoch, start), start):
+            images, labels = (self.compute.place(part) for part in batch)
+            is_alone = group.world_size == 1
+            size = len(labels) if is_alone else self.train_loader.global_batch(index)
+            self.batch_size = size
+            share, lr = len(labels) / size, self.step.lr
+            is_last = index == num_steps - 1
+            measured, norm = self.step(
+                images, labels, share=share, is_last=is_last and epoch == self.epochs
+            )
+            self.meter.note(lr, size, share, measured, norm)
+            if self.meter.is_full or is_last:
+                self._read(epoch)
+
+    def _batches(self, epoch: int, start: int) -> Iterable[tuple[Tensor, Tensor]]:
+        if hasattr(self.train_loader, "set_epoch"):
+            self.train_loader.set_epoch(epoch, start)
+        return self.train_loader if start < len(self.train_loader) else ()
+
+    def _read(self, epoch: int) -> None:
+        """Read the measurements; call, stop and save by them."""
+        is_stopping = self.meter.read(epoch, self.stop())
+        self._call("on_step", epoch, self.history.steps[-1], self.meter.accuracy)
+        if is_stopping:
+            raise _Stopped
+        self._save()
+
+    def _end_epoch(self) -> bool:
+        """Evaluate, record and save; whether the training stops here."""
+        self.compute.group.align(self.step.model)
+        begin = time.perf_counter()
+        loss, accuracy = self._evaluate()
+        record = self.meter.end_epoch(loss, accuracy, time.perf_counter() - begin)
+        self._call("on_epoch", record)
+        is_done = len(self.history.epochs) == self.epochs
+        is_saved = self._save(epoch_end=True, now=is_done)
+        # The wish to stop may have come in a callback or during the save.
+        is_stopping = self.compute.group.world_size == 1 and self.stop()
+        if is_stopping and not is_saved:
+            self._save(now=True)
+        return is_stopping
+
+    def _evaluate(self) -> tuple[float | None, float | None]:
+        if self.test_loader is None:
+            return None, None
+        try:
+            return _loss_and_accuracy(
+                *_log_probabilities(self.step.model, self.test_loader, self.compute, stop=self.stop)
+            )
+        except KeyboardInterrupt:
+            raise _Stopped from None
+
+    def _save(self, **when: bool) -> bool:
+        """Whether it was saved."""
+        try:
+            return self.checkpoint is not None and bool(self.checkpoint.save(self.parts, **when))
+        except DivergedError as error:  # it names the value; add the step
+            raise not_saved(self.history, error) from error
+
+    def _call(self, name: str, *values: Any) -> None:
+        try:
+            for callback in self.callbacks:
+                if hasattr(callback, name):
+                    getattr(callback, name)(*values)
+        except KeyboardInterrupt:
+            raise _Stopped from None
 
 
-def _call(callback: Callable, *args) -> None:
-    try:
-        callback(*args)
-    except KeyboardInterrupt:
-        raise _Stopped from None
+def evaluate(
+    model: nn.Module, loader: DataLoader, *, compute: Compute | None = None
+) -> tuple[float, float]:
+    """Mean loss and accuracy of a network.
+
+    Args:
+        model: on its device; it keeps its mode.
+        loader: batches of images and labels.
+        compute: device, precision and group; None: the model's device, float32.
+
+    Returns:
+        Mean cross-entropy per image, in nats, and accuracy, 0..1, over all images of ``loader``.
+
+    Raises:
+        UsageError: the loader has no image.
+    """
+    compute = _compute_for(model, compute)
+    return _loss_and_accuracy(*_log_probabilities(model, loader, compute))
 
 
-def _batches(loader, epoch: int, start: int):
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(epoch, start)
-    return loader if start < len(loader) else ()
+def predict(
+    model: nn.Module,
+    loader: DataLoader,
+    *,
+    compute: Compute | None = None,
+    mirrored: bool = False,
+) -> Predictions:
+    """Probabilities of every class for all images.
+
+    Args:
+        model: (N, 3, H, W) -> (N, K) log-probabilities or logits, on its device; it keeps its mode.
+        loader: batches of images and labels, in a fixed order.
+        compute: device, precision and the group that shares the images; None: the model's device,
+            float32.
+        mirrored: predict from each image and its mirror image as well (flip TTA), see
+            ``Predictions.mirrored``.
+
+    Returns:
+        Probabilities, (N, K), and labels, (N,), in the order of ``loader``.
+    """
+    compute = _compute_for(model, compute)
+    views, labels = _log_probabilities(model, loader, compute, mirrored=mirrored)
+    both = F.softmax(views.mean(0), dim=1).numpy() if mirrored else None
+    return Predictions(views[0].exp().numpy(), labels.numpy(), both)
 
 
-def _test(model, loader, precision, group, stop) -> tuple[float | None, float | None]:
-    if loader is None:
-        return None, None
-    try:
-        return _loss_and_accuracy(
-            *_log_probabilities(model, loader, precision, group=group, stop=stop)
+def _compute_for(model: nn.Module, compute: Compute | None) -> Compute:
+    own = Compute.of(model)
+    if compute is not None and compute.device.type != own.device.type:
+        raise UsageError(
+            f"the model is on {own.device} and compute.device is {compute.device}; "
+            "call compute.place_model(model) before you make the optimizer"
         )
-    except KeyboardInterrupt:
-        raise _Stopped from None
-
-
-
-
-
-
-
-
+    return compute or own
 
 
 @torch.no_grad()
 def _log_probabilities(
-    model, loader, precision: str, *, mirrored: bool = False, group=None, stop=lambda: False
+    model: nn.Module,
+    loader: Any,
+    compute: Compute,
+    *,
+    mirrored: bool = False,
+    stop: Callable[[], bool] = never,
 ) -> tuple[Tensor, Tensor]:
     """(V, N, K) float32 log-probabilities and (N,) labels of all images, on the CPU.
 
     V is 1, or 2 with the mirror images.
     """
-    device, group = next(model.parameters()).device, group or OneProcess()
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    outputs, targets = [], []
-    try:
+    group, outputs, targets = compute.group, [], []
+    with eval_mode(model):
         for images, labels in loader:
-            images = place(images, device)
+            images = compute.place(images)
             views = (images, images.flip(3)) if mirrored else (images,)
-            with autocast(device, precision):
+            with compute.autocast():
                 outputs.append(torch.cat([model(view).float() for view in views], dim=1))
             targets.append(labels)
             if group.world_size == 1 and stop():
                 raise _Stopped
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not outputs:  # a process of a group may have no share
         outputs, targets = [torch.empty(0, 1 + mirrored)], [torch.empty(0, dtype=torch.int64)]
-    outputs, targets = torch.cat(outputs), torch.cat(targets)
-    outputs, targets = group.gather(outputs, targets, loader)
+    outputs, targets = group.gather(torch.cat(outputs), torch.cat(targets), loader)
     views = torch.stack(outputs.cpu().chunk(1 + mirrored, dim=1))
     return F.log_softmax(views, dim=2), targets.cpu()
 
@@ -252,32 +335,3 @@ def _loss_and_accuracy(views: Tensor, labels: Tensor) -> tuple[float, float]:
     log_probabilities = views[0].double()
     loss = F.nll_loss(log_probabilities, labels).item()
     return loss, (log_probabilities.argmax(1) == labels).double().mean().item()
-
-
-def evaluate(
-    model: nn.Module, loader: DataLoader, *, precision: str = "float32"
-) -> tuple[float, float]:
-    """Mean cross-entropy per image, in nats, and accuracy, 0..1, over all images of ``loader``."""
-    return _loss_and_accuracy(*_log_probabilities(model, loader, precision))
-
-
-def predict(
-    model: nn.Module,
-    loader: DataLoader,
-    *,
-    precision: str = "float32",
-    mirrored: bool = False,
-    group: Any = None,
-) -> Predictions:
-    """Probabilities of every class for all images of ``loader``, in its order.
-
-    Args:
-        model: on its device; left in the mode it is in.
-        loader: batches of images and labels, in a fixed order.
-        precision: "float32", "bfloat16" or "float16" (cuda only).
-        mirrored: look at the mirror images too, see ``Predictions.mirrored``.
-        group: the processes among which ``loader`` shares the images, see ``distributed.Group``.
-    """
-    views, labels = _log_probabilities(model, loader, precision, mirrored=mirrored, group=group)
-    both = F.softmax(views.mean(0), dim=1).numpy() if mirrored else None
-    return Predictions(views[0].exp().numpy(), labels.numpy(), both)
