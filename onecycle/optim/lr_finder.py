@@ -253,5 +253,3 @@ def _global_randomness_kept(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
