@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -10,8 +9,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from onecycle.errors import DivergedError, UsageError
 from onecycle.modules import eval_mode
@@ -46,10 +44,10 @@ def never() -> bool:
 
 def fit(
     model: nn.Module,
-    train_loader: Iterable,
-    test_loader: Iterable | None,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
+    train_loader: DataLoader,
+    test_loader: DataLoader | None,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
     criterion: nn.Module,
     *,
     epochs: int,
@@ -322,7 +320,7 @@ def _log_probabilities(
             with compute.autocast():
                 outputs.append(torch.cat([model(view).float() for view in views], dim=1))
             targets.append(labels)
-            if compute.group.world_size == 1 and stop():
+            if group.world_size == 1 and stop():
                 raise _Stopped
     if not outputs:  # a process of a group may have no share
         outputs, targets = [torch.empty(0, 1 + mirrored)], [torch.empty(0, dtype=torch.int64)]
