@@ -1,21 +1,30 @@
-"""What a person sees while a network trains: a bar, and two lines an epoch."""
+"""What a person sees during a training: a bar, and two lines per epoch."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from onecycle.records import EpochRecord, StepRecord
+
 
 @contextlib.contextmanager
-def progress_bar(
-    description: str, stream: TextIO | None = None
-) -> Iterator[Callable[[int, int], None]]:
-    """A bar to be moved by calls with (done, total); it goes when the block ends."""
-    with _bar(None, stream, desc=description, unit_scale=True, delay=1) as bar:
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error for work of more than a second; gone when the block ends.
+
+    Args:
+        description: what is done, in front of the bar.
+
+    Returns:
+        A function of (done, total) that moves the bar.
+    """
+    # Without the numbers, which may be bytes as well as steps.
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with _bar(None, desc=description, delay=1, bar_format=form) as bar:
 
         def move(done: int, total: int) -> None:
             bar.total = total
@@ -24,10 +33,11 @@ def progress_bar(
         yield move
 
 
-def _bar(total: int | None, stream: TextIO | None, **options) -> tqdm:
+def _bar(total: int | None, **options: Any) -> tqdm:
     return tqdm(
         total=total,
-        file=stream or sys.stdout,
+        file=sys.stderr,
+        disable=sys.stderr is None,  # it was closed
         leave=False,
         ascii=" #",
         mininterval=0.5,
@@ -37,15 +47,13 @@ def _bar(total: int | None, stream: TextIO | None, **options) -> tqdm:
 
 
 class TrainingLog:
-    """Progress as a bar on the stream, and lines that stay on the stream and in ``lines``.
-
-    Its ``on_step`` and ``on_epoch`` are what the training loop calls.
+    """A callback of ``fit``: a bar on standard error, and lines on standard output and in ``lines``.
 
     Args:
-        steps_per_epoch: optimizer steps an epoch.
+        steps_per_epoch: optimizer steps per epoch.
         num_test: images evaluated after each epoch.
-        test_name: what they are called.
-        stream: where bar and lines go; None: standard output as it is when something is written.
+        test_name: what these images are called.
+        stream: where the lines go; None: standard output.
     """
 
     def __init__(
@@ -53,7 +61,7 @@ class TrainingLog:
         steps_per_epoch: int,
         num_test: int,
         *,
-        test_name: str = "Test set",
+        test_name: str = "Test images",
         stream: TextIO | None = None,
     ) -> None:
         self.lines: list[str] = []
@@ -64,55 +72,42 @@ class TrainingLog:
         self._bar: tqdm | None = None
         self._last = ""
 
-    def state_dict(self) -> dict[str, object]:
-        """The lines so far, for a run that goes on later."""
+    def state_dict(self) -> dict[str, Any]:
+        """The lines so far, for a run that resumes later."""
         return {"lines": list(self.lines), "last": self._last}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take the lines from ``state_dict`` in place of those that were written since."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the lines by those of ``state_dict``."""
         self.lines, self._last = list(state["lines"]), state["last"]
 
     def write(self, line: str = "") -> None:
-        """A line for the stream and for the log file."""
+        """Write a line, and keep it for the log file."""
+        self.close()
         self.lines.append(line)
         print(line, file=self._stream or sys.stdout, flush=True)
 
-    def on_step(self, epoch: int, step, accuracy: float) -> None:
-        """Move the bar.
-
-        Args:
-            epoch: from 1.
-            step: a record with ``step`` (over all epochs, from 0), ``lr`` and ``loss``.
-            accuracy: 0..1, over the epoch so far.
-        """
-        batch = step.step - (epoch - 1) * self._steps_per_epoch
-        if self._bar is None:
-            self._bar = _bar(self._steps_per_epoch, self._stream)
-        self._last = (
-            f"EPOCH = {epoch} | LR = {step.lr:.6g} | Loss = {step.loss:.2f} | "
-            f"Batch = {batch} | Accuracy = {100 * accuracy:.2f}"
-        )
-        self._bar.set_description_str(self._last, refresh=False)
-        self._bar.update(batch + 1 - self._bar.n)
-
     def close(self) -> None:
-        """Take the bar away, so that what is written next has a line of its own."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def on_epoch(self, record) -> None:
-        """Close the bar and write the epoch's lines.
-
-        Args:
-            record: with ``epoch``, ``train_accuracy``, ``train_seconds``, ``test_loss`` and
-                ``test_accuracy`` (0..1), the latter two None without test images.
-        """
-        self.close()
-        line = (
-            self._last or f"EPOCH = {record.epoch} | Accuracy = {100 * record.train_accuracy:.2f}"
+    def on_step(self, epoch: int, step: StepRecord, accuracy: float) -> None:
+        """Move the bar; it shows the epoch's accuracy so far, 0..1, in percent."""
+        batch = step.step - (epoch - 1) * self._steps_per_epoch
+        self._last = (
+            f"EPOCH = {epoch} | LR = {step.lr:.6g} | Loss = {step.loss:.2f} | "
+            f"Batch = {batch} | Accuracy = {100 * accuracy:.2f}"
         )
-        self.write(f"{line} | {record.train_seconds:.1f} s")
+        if self._bar is None:
+            self._bar = _bar(self._steps_per_epoch)
+        self._bar.set_description_str(self._last, refresh=False)
+        self._bar.update(batch + 1 - self._bar.n)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Write the epoch's lines: its last step, and the evaluation if there was one."""
+        without_steps = f"EPOCH = {record.epoch} | Accuracy = {100 * record.train_accuracy:.2f}"
+        self.write(f"{self._last or without_steps} | {record.train_seconds:.1f} s")
         if record.test_accuracy is not None:
             correct = round(record.test_accuracy * self._num_test)
             self.write(
