@@ -34,10 +34,13 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _bar(total: int | None, **options: Any) -> tqdm:
+    # Standard error is a red box in a notebook, and would stay in its file.
+    in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
+    stream = sys.stdout if in_notebook else sys.stderr
     return tqdm(
         total=total,
-        file=sys.stderr,
-        disable=sys.stderr is None,  # it was closed
+        file=stream,
+        disable=stream is None,  # it was closed
         leave=False,
         ascii=" #",
         mininterval=0.5,
@@ -77,19 +80,20 @@ class TrainingLog:
         return {"lines": list(self.lines), "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the lines by those of ``state_dict``."""
+        """Replace the lines by those of ``state_dict``, and show them if they are new here."""
+        before = self.lines
         self.lines, self._last = list(state["lines"]), state["last"]
-        if self.lines[: len(before)] != before:  # else they are on the stream already
+        if self.lines[: len(before)] != before or not before:
             self.show(*self.lines)
 
     def show(self, *lines: str) -> None:
-        """Lines for the stream, which are no part of the log."""
+        """Show lines that are no part of the log."""
+        self.close()
         for line in lines:
             print(line, file=self._stream or sys.stdout, flush=True)
 
     def write(self, line: str = "") -> None:
         """Write a line, and keep it for the log file."""
-        self.close()
         self.lines.append(line)
         self.show(line)
 
@@ -122,9 +126,3 @@ class TrainingLog:
                 f"Accuracy: {correct}/{self._num_test} ({100 * record.test_accuracy:.2f}%)"
             )
         self.write()
-
-    def close(self) -> None:
-        """Take the bar away, so that the next line stands alone."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
