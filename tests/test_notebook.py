@@ -1,14 +1,12 @@
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
+from notebooks import code_cells, small_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "S10_Assignment.ipynb"
@@ -19,21 +17,28 @@ def committed():
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def code(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+def test_it_is_short_and_only_calls_the_library(committed):
+    cells = code_cells(committed)
+    lines = [line for cell in cells for line in cell.source.splitlines() if line.strip()]
+    assert len(cells) <= 20
+    assert all(len(cell.source.strip().splitlines()) <= 6 for cell in cells)
+    assert sum(line.lstrip().startswith(("import ", "from ")) for line in lines) <= 6
+    assert not [line for line in lines if re.match(r"\s*(def|class|for|while) ", line)]
 
 
-def test_it_only_calls_the_modules(committed):
-    for cell in code(committed):
-        assert not re.search(r"^\s*(def|class|for|while) ", cell.source, re.MULTILINE)
-        assert len(cell.source.splitlines()) <= 32
+def test_a_sentence_over_each_cell_says_how_long_it_takes(committed):
+    kinds = [cell.cell_type for cell in committed.cells]
+    assert kinds == ["markdown", *["markdown", "code"] * len(code_cells(committed))]
+    time = r"second|minute|hour|nothing|Change them"
+    for text, cell in zip(committed.cells[1::2], code_cells(committed), strict=True):
+        assert re.search(time, text.source), cell.source
 
 
 def test_it_was_run_from_top_to_bottom_without_an_error(committed):
-    assert [cell.execution_count for cell in code(committed)] == list(
-        range(1, len(code(committed)) + 1)
+    assert [cell.execution_count for cell in code_cells(committed)] == list(
+        range(1, len(code_cells(committed)) + 1)
     )
-    outputs = [output for cell in code(committed) for output in cell.outputs]
+    outputs = [output for cell in code_cells(committed) for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 10
@@ -47,78 +52,58 @@ def test_a_repository_page_can_show_it(committed):
 
 def test_badge_and_package_name_the_same_repository(committed):
     text = "\n".join(cell.source for cell in committed.cells)
-    (package,) = re.findall(r'REPOSITORY = "https://github\.com/(.+?)"', text)
-    (badge,) = re.findall(r"colab\.research\.google\.com/github/(.+?)/blob/", text)
-    readme = re.findall(
-        r"colab\.research\.google\.com/github/(.+?)/blob/", (ROOT / "README.md").read_text("utf-8")
-    )
-    assert {package} == {badge} == set(readme)
-
-
-STOPPED = """
-write = TrainingLog.on_epoch
-
-def write_and_stop(self, record):
-    write(self, record)
-    raise KeyboardInterrupt
-
-TrainingLog.on_epoch = write_and_stop
-"""
+    (package,) = re.findall(r"git\+https://github\.com/([\w./-]+)", text)
+    badge = r"colab\.research\.google\.com/github/(.+?)/blob/"
+    readme = re.findall(badge, (ROOT / "README.md").read_text("utf-8"))
+    assert {package} == set(re.findall(badge, text)) == set(readme)
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """The notebook run small, in a checkout whose files were moved into another folder.
-
-    It is interrupted after the first epoch, and run once more in a new kernel.
-    """
+    """The notebook run small: interrupted, run again in a new kernel, and once more when finished."""
     folder = tmp_path_factory.mktemp("it's a notebook")
-    for path in [NOTEBOOK, *ROOT.glob("*.py")]:
-        shutil.copy(path, folder)
-    for package in ("checkpoint", "models", "report"):
-        shutil.copytree(ROOT / package, folder / package)
-    settings = {
-        "DATASET": "digits", "EPOCHS": "2", "BATCH_SIZE": "16", "FINDER_STEPS": "30",
-        "LIMIT_TRAIN": "160", "LIMIT_TEST": "60", "OUT": "run",
-    }  # fmt: skip
-    stopped = nbformat.read(NOTEBOOK, as_version=4)
-    place = next(i for i, c in enumerate(stopped.cells) if "import TrainingLog" in c.source)
-    stopped.cells.insert(place + 1, nbformat.v4.new_code_cell(STOPPED))
-    nbformat.write(stopped, folder / "stopped.ipynb")
-    whole = nbformat.read(NOTEBOOK, as_version=4)
-    (training,) = (cell.source for cell in code(whole) if "history = fit(" in cell.source)
-    again = f"try:\n{textwrap.indent(training, '    ')}\nexcept OSError as error:\n    print(error)"
-    whole.cells.append(nbformat.v4.new_code_cell(again))
-    nbformat.write(whole, folder / NOTEBOOK.name)
-    for name in ("stopped.ipynb", NOTEBOOK.name):
-        subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "run_notebook.py"), str(folder / name)],
-            env={**os.environ, **settings},
-            check=True,
-        )
-    return folder
+    executed = []
+    for stopped in (True, False, False):
+        notebook = small_notebook(NOTEBOOK, folder / "run", stopped=stopped)
+        with pytest.MonkeyPatch.context() as patch:
+            path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+            patch.setenv("PYTHONPATH", path.rstrip(os.pathsep))
+            NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}).execute()
+        executed.append(notebook)
+    return folder, executed
 
 
-def test_it_runs_small_and_shows_every_figure(executed):
-    notebook = nbformat.read(executed / NOTEBOOK.name, as_version=4)
-    outputs = [output for cell in code(notebook) for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 10
-    text = "".join(output.get("text", "") for output in outputs)
-    assert "Total params: 6,575,370" in text
-    assert text.count("EPOCH = 1 | LR = ") == text.count("EPOCH = 2 | LR = ") == 1
-    assert "run holds a finished run already" in text  # the training cell, run once more
-    assert text.count("Test set: Average loss: ") == 2 and text.count("LRMAX = ") == 1
+def outputs_of(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
 
 
-def test_it_says_where_it_was_stopped(executed):
-    notebook = nbformat.read(executed / "stopped.ipynb", as_version=4)
-    text = "".join(output.get("text", "") for c in code(notebook) for output in c.outputs)
-    assert "EPOCH = 1 | LR = " in text and "EPOCH = 2" not in text
-    assert "It was stopped: run the training cell again" in text
+def text_of(notebook):
+    return "".join(output.get("text", "") for output in outputs_of(notebook))
+
+
+def test_it_resumes_and_shows_every_figure(executed):
+    _, (stopped, resumed, _) = executed
+    assert text_of(stopped).count("EPOCH = 1 | LR = ") == 1
+    assert "EPOCH = 2" not in text_of(stopped)
+    assert "resuming from" in text_of(resumed)
+    # With the lines from before the interruption.
+    assert all(f"\nEPOCH = {n} | LR = " in text_of(resumed) for n in (1, 2))
+    assert "Total params: 6,575,370" in text_of(resumed)
+    assert sum("image/png" in output.get("data", {}) for output in outputs_of(resumed)) == 10
+    assert not [output for output in outputs_of(resumed) if output.get("name") == "stderr"]
+
+
+def test_a_second_run_all_shows_the_finished_run(executed):
+    _, (_, resumed, again) = executed
+    assert text_of(again).count("already complete (2 of 2 epochs)") == 2  # and the last cell's
+    assert sum("image/png" in output.get("data", {}) for output in outputs_of(again)) == 10
+    said = [re.findall(r"\d+\.\d\d% right; .*", text_of(each)) for each in (resumed, again)]
+    assert said[0] == said[1] != []
 
 
 def test_it_writes_the_run(executed):
-    results = json.loads((executed / "run" / "results.json").read_text("utf-8"))
+    folder, _ = executed
+    results = json.loads((folder / "run" / "results.json").read_text("utf-8"))
     assert results["data"]["source"] == "digits"
     assert results["recipe"]["epochs"] == len(results["history"]) == 2
-    assert len(list((executed / "run" / "figures").glob("*.png"))) == 10
+    assert len(list((folder / "run" / "figures").glob("*.png"))) == 10
