@@ -1,4 +1,8 @@
-"""The assignment's augmentation, image by image: albumentations pipelines."""
+"""The assignment's augmentation as albumentations pipelines, which take one image.
+
+``get_train_batch_transform`` and ``get_test_batch_transform`` do the same for whole batches on the
+device; they are in ``onecycle.data.augmentation`` and can be imported from here too.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,36 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-# albumentations asks a server for its newest version at import unless this is set before.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-from onecycle.data.augmentation import CUTOUT_SIZE_PX, IMAGE_SIZE_PX, PADDING_PX, to_bytes
+from onecycle.data.augmentation import (
+    CUTOUT_SIZE_PX,
+    PADDING_PX,
+    get_test_batch_transform,
+    get_train_batch_transform,
+    to_bytes,
+)
+from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD, IMAGE_SIZE_PX
 
 if TYPE_CHECKING:
     import albumentations as A
+
+__all__ = [
+    "CIFAR10_MEAN", "CIFAR10_STD", "get_test_aug_transform", "get_test_batch_transform",
+    "get_train_aug_transform", "get_train_batch_transform",
+]  # fmt: skip
 
 
 def get_train_aug_transform(
     mu: Sequence[float], sigma: Sequence[float], *, flip_probability: float = 0.5
 ) -> A.Compose:
-    """RandomCrop 32x32 after a black padding of 4, FlipLR, CutOut of one 8x8 hole, normalise.
+    """RandomCrop 32x32 after padding by 4 black pixels, FlipLR, CutOut of one 8x8 hole, normalise.
 
-    The hole is in every image and is filled with the mean, so that it is 0 after normalising; it
-    lies wholly inside the image.
+    Every image gets a hole. It lies completely inside the image and is filled with the mean, so
+    that it is 0 after normalisation.
 
     Args:
         mu: mean of each of the three channels, 0..1.
         sigma: standard deviation of each of the three channels, 0..1.
-        flip_probability: 0..1; 0 where mirroring changes what an image shows, as with digits.
+        flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
 
     Returns:
         A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
@@ -36,9 +49,8 @@ def get_train_aug_transform(
         Padding and crop: He et al., "Deep Residual Learning" (2015), section 4.2. CutOut:
         DeVries and Taylor, "Improved Regularization of CNNs with Cutout" (2017).
     """
-    import albumentations as A  # here, so that the batched path does without it
+    A, ToTensorV2 = _albumentations()
     import cv2
-    from albumentations.pytorch import ToTensorV2
 
     return A.Compose(
         [
@@ -54,7 +66,7 @@ def get_train_aug_transform(
                 num_holes_range=(1, 1),
                 hole_height_range=(CUTOUT_SIZE_PX, CUTOUT_SIZE_PX),
                 hole_width_range=(CUTOUT_SIZE_PX, CUTOUT_SIZE_PX),
-                # The pixels are still 0..255 here; a mean of 0..1 would be black.
+                # Pixels are still 0..255 here: a mean in 0..1 would be black.
                 fill=to_bytes(mu),
                 p=1.0,
             ),
@@ -65,7 +77,7 @@ def get_train_aug_transform(
 
 
 def get_test_aug_transform(mu: Sequence[float], sigma: Sequence[float]) -> A.Compose:
-    """Normalise and nothing else.
+    """Normalise, and nothing else.
 
     Args:
         mu: mean of each of the three channels, 0..1.
@@ -75,7 +87,15 @@ def get_test_aug_transform(mu: Sequence[float], sigma: Sequence[float]) -> A.Com
         A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
         (3, 32, 32) float32.
     """
-    import albumentations as A
+    A, ToTensorV2 = _albumentations()
+    return A.Compose([A.Normalize(mean=tuple(mu), std=tuple(sigma)), ToTensorV2()])
+
+
+def _albumentations():
+    # Not at the top: the batched augmentation does not need it. It asks a server for its newest
+    # version at import unless this is set before.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
     from albumentations.pytorch import ToTensorV2
 
-    return A.Compose([A.Normalize(mean=tuple(mu), std=tuple(sigma)), ToTensorV2()])
+    return albumentations, ToTensorV2

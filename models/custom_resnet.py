@@ -1,4 +1,4 @@
-"""The assignment's network: a small ResNet for 32x32 images."""
+"""The assignment's network, a small ResNet for 32x32 images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from onecycle.results.weights import WeightsFile
 
 
-
 class _ConvBlock(nn.Sequential):
-    """Conv 3x3 (stride 1, padding 1) >> MaxPool2D where asked for >> BN >> ReLU."""
+    """Conv 3x3 (stride 1, padding 1) >> MaxPool2D if wanted >> BN >> ReLU."""
 
     def forward(self, images: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -26,9 +25,9 @@ class _ConvBlock(nn.Sequential):
         return images
 
     def _bias_is_idle(self) -> bool:
-        """Whether it is frozen, and the BN behind it about to take it away."""
+        """Whether it is frozen and the BN behind it cancels it now."""
         if tuple(self._modules) not in (("conv", "bn", "relu"), ("conv", "pool", "bn", "relu")):
-            return False  # a part of a block, or one with more in it
+            return False  # a slice of a block, or a block with additional layers
         bias, bn = self.conv.bias, self.bn
         frozen = bias is not None and not bias.requires_grad
         plain = type(self.conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d
@@ -36,8 +35,8 @@ class _ConvBlock(nn.Sequential):
         return frozen and plain and running and bn.training
 
     def _without_bias(self, images: Tensor) -> Tensor:
-        # The images would have to be read and written once more for it. It counts in BN's running
-        # mean alone.
+        # Adding the bias would read and write the activations once more, for nothing but its part
+        # in BN's running mean.
         conv, bn = self.conv, self.bn
         x = conv._conv_forward(images, conv.weight, None)
         if hasattr(self, "pool"):
@@ -59,13 +58,11 @@ def _conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> _
     return block
 
 
-
-
 class ResidualLayer(nn.Module):
     """X = Conv >> MaxPool2D >> BN >> ReLU, then Add(X, ResBlock(X)).
 
-    The ResBlock is Conv-BN-ReLU-Conv-BN-ReLU: its last ReLU comes before the addition, as the
-    assignment writes it.
+    The ResBlock is Conv-BN-ReLU-Conv-BN-ReLU. Its last ReLU is before the addition, as in the
+    assignment.
 
     Args:
         in_channels: channels of the input.
@@ -87,16 +84,16 @@ class ResidualLayer(nn.Module):
 
 
 class CustomResNet(nn.Module):
-    """The custom ResNet of the assignment; 6,575,370 parameters for ten classes.
+    """The assignment's custom ResNet for 32x32 images; 6,575,370 parameters for ten classes.
 
     PrepLayer 64 >> Layer1 128 (residual) >> Layer2 256 >> Layer3 512 (residual) >> MaxPool 4 >>
     FC >> SoftMax.
 
-    The SoftMax is given as log-probabilities: ``CrossEntropyLoss`` has the same value and gradient
-    on them as on the logits, because log-softmax is idempotent. On probabilities it has not.
+    The SoftMax gives log-probabilities. ``CrossEntropyLoss`` has the same value and gradient on
+    them as on the logits, because log-softmax is idempotent; on probabilities it would not.
 
     Args:
-        num_classes: K, the number of classes, 1 or more.
+        num_classes: K, 1 or more.
 
     Raises:
         ValueError: ``num_classes`` is below 1.
@@ -120,22 +117,25 @@ class CustomResNet(nn.Module):
 
     @classmethod
     def from_pretrained(cls, weights: str | os.PathLike | WeightsFile) -> CustomResNet:
-        """The network with the weights of a file, on the CPU and ready to classify (``eval()``).
+        """The network with the weights of a file, on the CPU and in evaluation mode.
 
         Args:
-            weights: a safetensors file, or what :func:`load_weights` read from one, which also
-                has its class names, mean and standard deviation.
+            weights: a safetensors file, or what ``load_weights`` read from one; that also has the
+                class names, the mean and the standard deviation.
+
+        Returns:
+            A network for as many classes as the file has.
 
         Raises:
-            CheckpointError: the file is missing, damaged, foreign or of another network.
+            CheckpointError: the file is missing or damaged, or has no weights of this network.
             UsageError: the package safetensors is not installed.
         """
-        # Here, so that the network itself needs torch alone.
+        # Imported here, because the network itself needs only torch.
         from onecycle.results.weights import WeightsFile, check_fit, load_weights
 
         if not isinstance(weights, WeightsFile):
             weights = load_weights(weights)
-        with torch.device("meta"):  # no weights are drawn, so no seed moves
+        with torch.device("meta"):  # draws no weights, so that no random state changes
             model = cls(num_classes=len(weights.classes))
         check_fit(weights, model.state_dict())
         copies = {name: value.clone() for name, value in weights.state_dict.items()}
@@ -143,18 +143,18 @@ class CustomResNet(nn.Module):
         return model.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify a batch.
+        """Classify a batch of images.
 
         Args:
-            images: (N, 3, 32, 32) float, channel-normalised.
+            images: (N, 3, 32, 32) float, normalised by channel.
 
         Returns:
-            (N, K) log-probabilities, float32 or wider also under autocast.
+            (N, K) log-probabilities, float32 or wider, also under autocast.
         """
         x = self.prep_layer(images)
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
         logits = self.fc(self.flatten(self.max_pool(x)))
-        # A log-softmax in half precision would round the small probabilities away.
+        # In half precision, log-softmax would round small probabilities to 0.
         return self.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))

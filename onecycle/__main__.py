@@ -1,4 +1,8 @@
-import sys
-from importlib import import_module
+"""``python -m onecycle``: the command line without an installation."""
 
-sys.exit(import_module(f"onecycle.commands.{sys.argv[1]}").main(sys.argv[2:]))
+import sys
+
+from onecycle.commands import main
+
+if __name__ == "__main__":  # not in the loader's processes, which import this again
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, as tables or as JSON, in a folder for one run alone."""
+"""Files of a run: written completely or not at all, as CSV or JSON; a lock for its folder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """All of the content or nothing: what was there before stays until the new file is whole.
+    """Write a file completely or not at all: an earlier file stays until the new one is complete.
 
     Args:
-        file: in a folder that is there.
-        content: the new file's.
+        file: its folder exists.
+        content: of the new file.
 
     Raises:
-        OSError: it cannot be written; what was there stays, and nothing else is left.
+        OSError: it cannot be written; an earlier file is unchanged, and no other file is left.
     """
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
@@ -43,23 +43,23 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """Wait until a file or folder is on the drive, where the drive can be asked to.
+    """Wait until a file or folder is on the disk (fsync), if the file system supports that.
 
     Raises:
-        OSError: it is not, and will not be.
+        OSError: it could not be written.
     """
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what mounted drives say
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of mounted drives without fsync
             raise
 
 
 def write_file(file: Path, content: bytes) -> None:
-    """:func:`write_whole`, with an error that names the file.
+    """:func:`write_whole` with a typed error that names the file.
 
     Raises:
-        StorageError: it cannot be written; what was there stays.
+        StorageError: it cannot be written; an earlier file is unchanged.
     """
     try:
         write_whole(file, content)
@@ -68,44 +68,44 @@ def write_file(file: Path, content: bytes) -> None:
 
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> bytes:
-    """Rows as a table; file names that are no text keep their bytes."""
+    """Rows as CSV in UTF-8; file names that are not UTF-8 keep their bytes."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def to_json(value: Any) -> bytes:
-    """Plain data as JSON.
+    """Plain data as indented JSON.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: a number is NaN or infinite.
     """
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
 
 
 @contextlib.contextmanager
 def lock_folder(folder: str | os.PathLike) -> Iterator[str | None]:
-    """Keep other processes out of the folder of a run while the block lasts.
+    """Keep other runs out of a folder inside the block.
 
-    The operating system gives the lock free when its process ends, however it ends.
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Args:
-        folder: exists.
+        folder: of the run; it exists.
 
     Yields:
-        None, or a line of warning where the folder cannot be locked (Windows, some mounted
-        drives) and a second run would go unnoticed.
+        None, or a warning if the folder cannot be locked (Windows, some mounted drives), so that
+        a second run would not be noticed.
 
     Raises:
-        StorageError: another run has the folder, or it cannot be written.
+        StorageError: another run uses the folder, or it cannot be written.
     """
     file = Path(folder) / LOCK_FILE
-    held: list[int] = []  # emptied when the number no longer stands for this file
+    held: list[int] = []  # the open file; empty when the lock is no longer this process's
     warning = None
     try:
         held.append(_open_locked(file))
     except _Unsupported as error:
-        warning = f"{folder} cannot be locked ({error}): start no second run in it"
+        warning = f"{folder} cannot be locked ({error}): do not start a second run in it"
     except StorageError:
         raise
     except OSError as error:
@@ -116,12 +116,12 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[str | None]:
             os.close(held.pop())
 
     if held:
-        # A loader worker that outlives a killed run must not keep the folder locked.
+        # A loader worker that survives a killed run must not keep the folder locked.
         os.register_at_fork(after_in_child=forget)
     try:
         yield warning
     finally:
-        if held:  # else nothing was locked, or this is a forked child
+        if held:  # not if nothing was locked, or in a forked child
             with contextlib.suppress(OSError):
                 file.unlink()
             forget()
@@ -158,7 +158,7 @@ def _open_locked(file: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its owner took the file away meanwhile
+        os.close(descriptor)  # its owner deleted the file meanwhile
 
 
 def _is_still(file: Path, descriptor: int) -> bool:
@@ -174,4 +174,4 @@ def _refusal(file: Path) -> str:
         who = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
-    return f"{file.parent} is in use by {who}: wait for it, stop it, or name another folder"
+    return f"{file.parent} is in use by {who}: wait for it, stop it, or use another folder (--out)"

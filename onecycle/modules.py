@@ -1,10 +1,11 @@
-"""What can be done with any network."""
+"""Helpers for any network."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -12,15 +13,20 @@ from torch import Tensor, nn
 
 
 def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> str:
-    """torchsummary's table of the layers. The model and the random numbers stay as they are.
+    """Table of the layers with output shapes and parameter counts, by torchsummary.
+
+    Neither the model nor the state of the random number generators changes.
 
     Args:
         model: on any device.
         input_size: (C, H, W) of one image.
-    """
-    from torchsummary import summary  # here, so that training does without it
 
-    # torchsummary runs a batch in the mode it finds, which would move BN's statistics.
+    Returns:
+        The table, lines of text.
+    """
+    from torchsummary import summary  # here, because training does not need it
+
+    # A copy in evaluation mode: torchsummary runs a batch, which would change BN's statistics.
     twin = copy.deepcopy(model).cpu().float().eval()
     text = io.StringIO()
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(text):
@@ -29,42 +35,66 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
 
 
 def freeze_idle_biases(model: nn.Module) -> None:
-    """Leave the biases of convolutions in front of a BN as they are, in place, and out of training.
+    """Exclude biases from training that a BN right behind their convolution cancels, in place.
 
-    In training the BN behind a convolution takes away what its bias adds, so that it has no gradient
-    but rounding errors. Names, shapes and number of the parameters stay, as does what the network
-    computes. In ``CustomResNet``, forward hooks of these convolutions and of their BN are not called
-    in training.
+    A BN subtracts the mean of the batch, and with it the bias: its gradient is nothing but rounding
+    errors. The bias keeps its value and its place in the ``state_dict``, and the network computes
+    the same as before. In ``CustomResNet``, forward hooks of these convolutions and of their BN are
+    not called in training.
 
     Args:
-        model: any network; convolutions are looked for in its ``nn.Sequential`` parts, a pooling
-            between convolution and BN included.
+        model: any network. A bias is frozen only if its plain ``nn.Conv2d`` is everywhere in an
+            ``nn.Sequential`` (or a subclass, if that calls its layers in their order) and an
+            ``nn.BatchNorm2d`` follows there, directly or behind an ``nn.MaxPool2d``.
 
     Source:
         Ioffe and Szegedy, "Batch Normalization" (2015), section 3.2.
     """
-    for block in model.modules():
-        if not isinstance(block, nn.Sequential):
-            continue
-        layers = [layer for layer in block if not isinstance(layer, nn.MaxPool2d)]
-        for layer, following in zip(layers, layers[1:]):
-            is_idle = isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d)
-            if is_idle and layer.bias is not None:
-                layer.bias.requires_grad_(False)
+    followers: dict[nn.Module, list[nn.Module | None]] = {}  # a layer may be at several places
+    for parent in model.modules():
+        layers, behind = list(parent.children()), []
+        if isinstance(parent, nn.Sequential):
+            layers = [layer for layer in parent if type(layer) is not nn.MaxPool2d]
+            behind = layers[1:]
+        for layer, following in itertools.zip_longest(layers, behind):
+            followers.setdefault(layer, []).append(following)
+    with _in_mode(model, training=True):
+        idle = {
+            layer
+            for layer, behind in followers.items()
+            if type(layer) is nn.Conv2d and all(map(_takes_batch_statistics, behind))
+        }
+    others = (layer for layer in model.modules() if layer not in idle)
+    used = {parameter for layer in others for parameter in layer.parameters(recurse=False)}
+    for layer in idle:
+        if layer.bias is not None and layer.bias not in used:
+            layer.bias.requires_grad_(False)
+
+
+def _takes_batch_statistics(layer: nn.Module | None) -> bool:
+    # A BN that stays in evaluation mode subtracts its running mean, which does not contain the
+    # bias; one without running statistics always subtracts that of the batch.
+    return type(layer) is nn.BatchNorm2d and (layer.training or layer.running_mean is None)
 
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; then each module is in the mode that it was in."""
+    """Evaluation mode inside the block; afterwards each module is in its own mode again."""
+    with _in_mode(model, training=False):
+        yield
+
+
+@contextlib.contextmanager
+def _in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def probabilities(output: Tensor) -> Tensor:
-    """(..., K) float32 probabilities from logits or log-probabilities, which give the same."""
+    """(..., K) float32 probabilities from (..., K) logits or log-probabilities."""
     return output.float().softmax(-1)

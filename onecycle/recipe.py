@@ -1,11 +1,15 @@
-"""What a run is: the recipe, its bounds and its presets."""
+"""What is trained and how: every number of a run, with its meaning and its bounds."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from onecycle.errors import UsageError
 
@@ -13,115 +17,227 @@ PEAK_SHARE = 5 / 24
 """Where the assignment's one cycle has its peak, as a share of the epochs."""
 
 
+def setting(
+    default: Any,
+    about: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open: bool = False,
+) -> Any:
+    """A field with its meaning and its bounds, from which options, help and checks are made.
+
+    Args:
+        default: its value if none is given.
+        about: what it means; if the default is None, what that stands for is in parentheses.
+        low: least value.
+        high: greatest value.
+        open: whether the bounds themselves are excluded.
+    """
+    return field(default=default, metadata={"about": about, "low": low, "high": high, "open": open})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What is trained and how, to be varied with ``replace``.
+    """What is trained and how. Change it with ``dataclasses.replace``.
 
     Epochs, peak and batch size are the assignment's. Decay, beta2, label smoothing and LRMAX / LRMIN
-    are ours, against overfitting.
+    are ours, against overfitting. Options, help and checks are made from the fields: a new one needs
+    no other place.
+
+    Raises:
+        UsageError: a value is of another type or out of its bounds.
     """
 
-    epochs: int = 24
-    """Passes over the training images, 1 or more."""
-    peak_epoch: float | None = None
-    """Epochs until the rate is at LRMAX, above 0 and below ``epochs``; None: 5/24 of them."""
-    batch_size: int = 512
-    """Images a step, 2 or more."""
-    lr_max: float | None = None
-    """LRMAX, the rate at the peak; None: found by the range test."""
-    lr_min: float | None = None
-    """LRMIN, the rate of the first and the last step; None: LRMAX / ``lr_ratio``."""
-    lr_ratio: float = 200.0
-    """LRMAX / LRMIN where LRMIN is not given, above 1."""
-    finder_start_lr: float = 1e-5
-    """First rate of the range test."""
-    finder_end_lr: float = 0.1
-    """Last rate of the range test."""
-    finder_steps: int = 100
-    """Steps of the range test, 20 or more."""
-    weight_decay: float = 0.4
-    """Decoupled decay of the weights (not of biases and BN): a step takes rate * decay of them."""
-    beta1: float = 0.9
-    """Adam's decay of the gradient's mean, 0..1."""
-    beta1_at_peak: float | None = None
-    """The same at LRMAX, from ``beta1`` and back as the rate goes; None: not cycled."""
-    beta2: float = 0.99
-    """Adam's decay of the squared gradient's mean, 0..1."""
-    label_smoothing: float = 0.1
-    """CrossEntropyLoss: the share of the target spread over all classes, 0..1."""
-    flip_probability: float = 0.5
-    """How often FlipLR mirrors a training image, 0..1."""
-    alternating_flip: bool = False
-    """Whether each image is mirrored in every second epoch instead."""
-    cutout_size_px: int = 8
-    """Side of the hole in a training image, 0..32."""
-    padding: str = "constant"
-    """What a training image is padded with: "constant" for black, "reflect" for itself."""
-    optimizer: str = "adam"
-    """The assignment's "adam", or "muon" on a network prepared for it, which has no decay."""
-    seed: int = 0
-    """Of weights, order and augmentation."""
+    # fmt: off
+    epochs: int = setting(24, "passes over the training images", low=1, high=100_000)
+    peak_epoch: float | None = setting(
+        None, "epochs until the peak learning rate (5/24 of all)", low=0, open=True)
+    batch_size: int = setting(512, "images per step", low=2, high=1_000_000)
+    lr_max: float | None = setting(
+        None, "LRMAX, the peak learning rate (found by a range test)", low=0, high=100, open=True)
+    lr_min: float | None = setting(
+        None, "LRMIN, the first and last learning rate (LRMAX / lr_ratio)",
+        low=0, high=100, open=True)
+    lr_ratio: float = setting(200.0, "LRMAX / LRMIN if lr_min is not given", low=1, open=True)
+    finder_start_lr: float = setting(
+        1e-5, "first learning rate of the range test", low=0, high=100, open=True)
+    finder_end_lr: float = setting(0.1, "last learning rate of the range test", low=0, high=100)
+    finder_steps: int = setting(100, "steps of the range test", low=20, high=1_000_000)
+    weight_decay: float = setting(
+        0.4, "decoupled weight decay; biases and batch norm have none", low=0, high=100)
+    beta1: float = setting(
+        0.9, "decay of the optimizer's running mean of gradients", low=0, high=0.9999999)
+    beta1_at_peak: float | None = setting(
+        None, "beta1 at the peak, moved in step with the learning rate (beta1 is constant)",
+        low=0, high=0.9999999)
+    beta2: float = setting(
+        0.99, "decay of Adam's running mean of squared gradients", low=0, high=0.9999999)
+    label_smoothing: float = setting(
+        0.1, "share of each target that is spread over all classes", low=0, high=0.9999999)
+    flip_probability: float = setting(
+        0.5, "how often a training image is mirrored", low=0, high=1)
+    alternating_flip: bool = setting(
+        False, "mirror each training image in every second epoch instead")
+    cutout_size_px: int = setting(
+        8, "side of the square that is cut out of a training image, in pixels", low=0, high=32)
+    padding: Literal["constant", "reflect"] = setting(
+        "constant", "border of a training image before the crop: black, or its own reflection")
+    optimizer: Literal["adam", "muon"] = setting(
+        "adam", "the assignment's Adam, or Muon with an initialisation of its own")
+    seed: int = setting(
+        0, "random seed of weights, image order and augmentation", low=0, high=2**32 - 1)
+    # fmt: on
 
     @property
     def peak(self) -> float:
-        """Epochs until the rate is at LRMAX."""
+        """Epochs until the learning rate is at LRMAX."""
         return self.epochs * PEAK_SHARE if self.peak_epoch is None else self.peak_epoch
 
     def __post_init__(self) -> None:
-        # name: (least, most, are the bounds themselves allowed)
-        ranges = {
-            "epochs": (1, 100_000, True),
-            "peak_epoch": (0, self.epochs, False),
-            "batch_size": (2, 1_000_000, True),
-            "lr_max": (0, 100, False),
-            "lr_min": (0, self.lr_max or 100, False),
-            "lr_ratio": (1, math.inf, False),
-            "finder_start_lr": (0, self.finder_end_lr, False),
-            "finder_end_lr": (0, 100, True),
-            "finder_steps": (20, 1_000_000, True),
-            "weight_decay": (0, 100, True),
-            "beta1": (0, 0.9999999, True),
-            "beta1_at_peak": (0, self.beta1, True),
-            "beta2": (0, 0.9999999, True),
-            "label_smoothing": (0, 0.9999999, True),
-            "flip_probability": (0, 1, True),
-            "cutout_size_px": (0, 32, True),
-            "seed": (0, 2**32 - 1, True),
-        }
-        choices = {"padding": ("constant", "reflect"), "optimizer": ("adam", "muon")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}"
-                )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and not isinstance(value, int):
-                raise UsageError(f"{field.name} is {value}; it must be a whole number")
-        for name, (least, most, closed) in ranges.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            inside = least <= value <= most if closed else least < value < most
-            if not inside:  # NaN is never inside
-                between = "from {} to {}" if closed else "above {} and below {}"
-                raise UsageError(f"{name} is {value}; it must be {between.format(least, most)}")
+        for each in fields(self):
+            _check(each.name, getattr(self, each.name), TYPES[each.name], each.metadata)
+        for name, limit in _BELOW.items():
+            value, high = getattr(self, name), getattr(self, limit)
+            limits = self.__dataclass_fields__[name].metadata | {"high": high}
+            if value is not None and high is not None and not _is_inside(value, limits):
+                allowed = bounds({**limits, "high": f"{limit} ({high})"})
+                raise UsageError(f"{name} is {value}; it must be {allowed}")
         if self.optimizer == "muon" and self.weight_decay:
             raise UsageError(
-                f"weight_decay is {self.weight_decay}; it must be 0, muon has no decay"
+                f"weight_decay is {self.weight_decay}; it must be 0 with optimizer muon, "
+                "which has no decay"
             )
 
 
+_BELOW = {
+    "peak_epoch": "epochs",
+    "lr_min": "lr_max",
+    "finder_start_lr": "finder_end_lr",
+    "beta1_at_peak": "beta1",
+}
+"""Fields that another one bounds."""
+
+
+def type_of(hint: Any) -> tuple[Any, bool]:
+    """A field's type without None, and whether it may be None."""
+    if get_origin(hint) is Literal or not get_args(hint):
+        return hint, False
+    (kind,) = (each for each in get_args(hint) if each is not type(None))
+    return kind, True
+
+
+TYPES = {name: type_of(hint) for name, hint in get_type_hints(Recipe).items()}
+
+
+def bounds(limits: Mapping[str, Any]) -> str:
+    """The bounds of a :func:`setting` in words; nothing if it has none."""
+    low, high, is_open = limits["low"], limits["high"], limits["open"]
+    if low == -math.inf:
+        return ""
+    if high == math.inf:
+        return f"above {low}" if is_open else f"{low} or more"
+    return f"above {low} and below {high}" if is_open else f"from {low} to {high}"
+
+
+def describe(setting: Field) -> str:
+    """What a field means, its default and its bounds, in a line for help and documents."""
+    default = setting.default
+    shown = "" if default is None or isinstance(default, bool) else f" ({default})"
+    limits = bounds(setting.metadata)
+    return f"{setting.metadata['about']}{shown}{'; ' if limits else ''}{limits}"
+
+
+Recipe.__doc__ += "\n    Args:\n" + "".join(
+    f"        {each.name}: {describe(each)}.\n" for each in fields(Recipe)
+)
+
+
+def _is_inside(value: float, limits: Mapping[str, Any]) -> bool:
+    low, high = limits["low"], limits["high"]  # NaN is never inside
+    is_inside = low < value < high if limits["open"] else low <= value <= high
+    return is_inside and value < math.inf
+
+
+def _check(name: str, value: Any, types: tuple[Any, bool], limits: Mapping[str, Any]) -> None:
+    kind, may_be_none = types
+    if value is None and may_be_none:
+        return
+    if choices := get_args(kind):
+        allowed, is_right = " or ".join(choices), isinstance(value, str) and value in choices
+    elif kind is bool:
+        allowed, is_right = "True or False", isinstance(value, bool)
+    else:
+        allowed = "a whole number" if kind is int else "a number"
+        is_right = isinstance(value, int if kind is int else (int, float))
+        is_right &= not isinstance(value, bool)  # which Python takes for 0 or 1
+    if not is_right:
+        shown = textwrap.shorten(repr(value), 60, placeholder=" ...")
+        raise UsageError(f"{name} is {shown}; it must be {allowed}")
+    if kind in (int, float) and not _is_inside(value, limits):
+        raise UsageError(f"{name} is {value}; it must be {bounds(limits)}")
+
+
+def as_data(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, with the peak that follows from the epochs filled in."""
+    return asdict(recipe) | {"peak_epoch": recipe.peak}
+
+
 def with_later_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored recipe, and of fields that came after it what they were then: their defaults."""
+    """A stored recipe; fields that are newer than it have their defaults, which were true then."""
     return asdict(Recipe()) | stored
+
+
+def read_recipe(file: str | os.PathLike, base: Recipe = Recipe()) -> Recipe:  # noqa: B008
+    """A recipe from a file.
+
+    Args:
+        file: TOML or JSON with some fields of a recipe, or ``results.json`` of a run.
+        base: gives the fields that the file does not name; a run's ``results.json`` is complete.
+
+    Raises:
+        UsageError: the file cannot be read, or a field is unknown or has a value that it may not
+            have; the message names the file, the field and what is allowed.
+    """
+    file = Path(file)
+    stored = _read_mapping(file)
+    if isinstance(stored.get("recipe"), dict):
+        stored = with_later_fields(stored["recipe"])
+    names = [each.name for each in fields(Recipe)]
+    for name in stored:
+        if name not in names:
+            raise UsageError(f"{file} has {name!r}, which no recipe has; it has {', '.join(names)}")
+    try:
+        recipe = replace(base, **stored)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+    # What as_data filled in: the peak moves with the epochs again.
+    follows = recipe.peak == recipe.epochs * PEAK_SHARE
+    return replace(recipe, peak_epoch=None) if follows else recipe
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    import tomllib  # here, since most commands read no recipe
+
+    try:
+        text = file.read_text("utf-8")
+        content = tomllib.loads(text) if file.suffix.lower() == ".toml" else json.loads(text)
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # also of the encoding
+        kind = "TOML" if file.suffix.lower() == ".toml" else "JSON (a TOML file ends in .toml)"
+        said = " ".join(str(error).split())
+        raise UsageError(f"the recipe {file} is not {kind}: {said}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f'the recipe {file} must have fields, such as {{"epochs": 24}}')
+    return content
 
 
 PRESETS = {
     "assignment": Recipe(),
-    # Mirroring changes what a digit is; small enough for two minutes on two cores.
+    # No mirroring, which changes what a digit is. Small enough for two minutes on two cores.
     "digits": Recipe(epochs=8, batch_size=64, finder_steps=40, flip_probability=0.0),
-    # Outside the assignment: its network, and whatever learns in the fewest epochs.
+    # Outside the assignment: its network, and a training that learns in the fewest epochs.
     "speedrun": Recipe(
         epochs=8,
         optimizer="muon",

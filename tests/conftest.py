@@ -1,4 +1,3 @@
-import functools
 import os
 import shutil
 import signal
@@ -16,15 +15,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in 
 def same_random_numbers():
     """What a test draws without a seed is the same alone, after others, and in each run."""
     set_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def saved_after_each_epoch(monkeypatch):
-    """The tests' epochs take milliseconds; others are saved after each that ends 10 s later."""
-    from onecycle import training_run
-
-    every = functools.partial(training_run.Checkpoint, epoch_every_s=0.0)
-    monkeypatch.setattr(training_run, "Checkpoint", every)
 
 
 @pytest.fixture(scope="session")

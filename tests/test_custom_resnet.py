@@ -1,5 +1,8 @@
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +12,9 @@ from torch import nn
 
 from models import CustomResNet
 from models.custom_resnet import CustomResNet as from_its_module
-from onecycle.data.dataset import ImageDataset
 from onecycle.modules import freeze_idle_biases
-from onecycle.recipe import PRESETS
-from onecycle.training_parts import make_optimizer
+from onecycle.optim.adam import get_optimizer
+from onecycle.optim.muon import get_speedrun_optimizer, prepare_network
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,19 @@ def images(count):
 
 def test_both_import_lines_give_the_same_class():
     assert CustomResNet is from_its_module
+
+
+def test_importing_the_network_needs_torch_alone():
+    """Neither the library nor anything else that torch does not import by itself."""
+    code = (
+        "import sys, torch, torch.nn.functional; before = set(sys.modules)\n"
+        "from models import CustomResNet; CustomResNet()\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before} - {'torch'}\n"
+        "assert new <= {'models', *sys.stdlib_module_names}, new"
+    )
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_parameter_count():
@@ -132,13 +147,16 @@ def test_the_network_can_be_scripted(model):
         torch.testing.assert_close(scripted(images(2)), model(images(2)))
 
 
-@pytest.mark.parametrize("preset", ["assignment", "speedrun"])
-def test_training_leaves_out_the_biases_that_do_nothing(preset):
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_no_optimizer_trains_the_biases_that_do_nothing(name):
     model = CustomResNet()
-    noise = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    data = ImageDataset(noise, np.arange(8), tuple("abcdefghij"), "noise")
-    normal = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    optimizer = make_optimizer(PRESETS[preset], model, data, normal, lr=0.001)
+    freeze_idle_biases(model)
+    if name == "adam":
+        optimizer = get_optimizer(model, lr=0.001, weight_decay=0.1, betas=(0.9, 0.99))
+    else:
+        noise = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+        prepare_network(model, noise, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        optimizer = get_speedrun_optimizer(model, lr=0.001, betas=(0.9, 0.99))
     trained = {p for group in optimizer.param_groups for p in group["params"]}
     names = {name for name, p in model.named_parameters() if p in trained}
     assert not {name for name in names if name.endswith("conv.bias")}

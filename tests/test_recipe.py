@@ -1,10 +1,16 @@
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from onecycle.errors import UsageError
-from onecycle.recipe import PRESETS, Recipe
+from onecycle.recipe import PRESETS, Recipe, as_data, describe, read_recipe, with_later_fields
+
+ROOT = Path(__file__).resolve().parent.parent
+NUMBERS = [f.name for f in dataclasses.fields(Recipe) if f.name not in
+           ("padding", "optimizer", "alternating_flip")]  # fmt: skip
 
 
 def test_the_assignments_numbers():
@@ -44,9 +50,55 @@ def test_digits_are_not_mirrored_and_stay_small():
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):
     with pytest.raises(
-        UsageError, match=rf"^{field} is {value}; it must be (from|above) .* (to|and) "
+        UsageError,
+        match=rf"^{field} is {value}; it must be (from .* to|above) [\w.]+( and below )?",
     ):
         Recipe(**{field: value})
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("value", ["12", [1, 2], True, 1j, {"a": "\n"}], ids=str)
+def test_what_is_no_number_is_refused(field, value):
+    with pytest.raises(UsageError, match=rf"^{field} is .*; it must be a (whole )?number$"):
+        Recipe(**{field: value})
+
+
+@pytest.mark.parametrize("value", [0, 1, "yes", None, math.nan])
+def test_a_switch_is_true_or_false(value):
+    with pytest.raises(UsageError, match="^alternating_flip is .*; it must be True or False$"):
+        Recipe(alternating_flip=value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"epochs": 6, "peak_epoch": 6}, "peak_epoch is 6; it must be above 0 and below epochs (6)"),
+        ({"lr_max": 0.1, "lr_min": 0.2}, "lr_min is 0.2; it must be above 0 and below lr_max (0.1)"),
+        ({"finder_start_lr": 0.1},
+         "finder_start_lr is 0.1; it must be above 0 and below finder_end_lr (0.1)"),
+        ({"beta1": 0.8, "beta1_at_peak": 0.9},
+         "beta1_at_peak is 0.9; it must be from 0 to beta1 (0.8)"),
+    ],
+)  # fmt: skip
+def test_a_field_that_another_bounds_names_it(fields, said):
+    with pytest.raises(UsageError) as error:
+        Recipe(**fields)
+    assert str(error.value) == said
+
+
+def test_every_field_says_what_it_means_and_may_be():
+    for field in dataclasses.fields(Recipe):
+        assert f"{field.name}: {describe(field)}." in Recipe.__doc__
+        assert ("(" in field.metadata["about"]) >= (field.default is None)
+    assert describe(dataclasses.fields(Recipe)[0]) == (
+        "passes over the training images (24); from 1 to 100000"
+    )
+
+
+@pytest.mark.parametrize("value", [None, 3, ["adam"]])
+def test_what_is_no_word_is_no_choice(value):
+    with pytest.raises(UsageError, match="^optimizer is .*; it must be adam or muon$"):
+        Recipe(optimizer=value)
 
 
 @pytest.mark.parametrize("field", ["padding", "optimizer"])
@@ -79,3 +131,72 @@ def test_lrmin_is_below_lrmax():
     with pytest.raises(UsageError, match="lr_min is 0.01"):
         Recipe(lr_max=0.01, lr_min=0.01)
     Recipe(lr_max=0.01, lr_min=0.001)
+
+
+def test_plain_data_has_the_peak_that_follows():
+    assert as_data(Recipe(epochs=48))["peak_epoch"] == 10
+    assert as_data(Recipe(peak_epoch=3))["peak_epoch"] == 3
+    assert with_later_fields({"epochs": 3}) == dataclasses.asdict(Recipe(epochs=3))
+
+
+@pytest.mark.parametrize("recipe", [*PRESETS.values(), Recipe(epochs=7, peak_epoch=3.5)])
+def test_a_recipe_comes_back_from_the_results_of_a_run(tmp_path, recipe):
+    (tmp_path / "results.json").write_text(json.dumps({"recipe": as_data(recipe), "data": {}}))
+    assert read_recipe(tmp_path / "results.json") == recipe
+
+
+def test_a_published_recipe_can_be_read():
+    assert read_recipe(ROOT / "results" / "cifar10" / "results.json") == Recipe()
+
+
+def test_fields_that_are_newer_than_a_run_have_their_defaults(tmp_path):
+    stored = as_data(PRESETS["digits"])
+    del stored["beta1_at_peak"], stored["batch_size"]
+    (tmp_path / "results.json").write_text(json.dumps({"recipe": stored}))
+    recipe = read_recipe(tmp_path / "results.json", PRESETS["digits"])
+    assert recipe == dataclasses.replace(PRESETS["digits"], batch_size=512)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("r.toml", "epochs = 12\nlr_max = 1"), ("r.json", '{"epochs": 12, "lr_max": 1}'),
+     ("r.TOML", "[recipe]\nepochs = 12\nlr_max = 1"), ("recipe", '{"epochs": 12, "lr_max": 1}')],
+)  # fmt: skip
+def test_a_file_may_name_some_fields(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_recipe(tmp_path / name) == Recipe(epochs=12, lr_max=1)
+
+
+def test_fields_that_a_file_does_not_name_are_those_of_the_base(tmp_path):
+    (tmp_path / "r.toml").write_text("epochs = 4")
+    digits = PRESETS["digits"]
+    assert read_recipe(tmp_path / "r.toml", digits) == dataclasses.replace(digits, epochs=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("r.toml", b"epoch = 3", "has 'epoch', which no recipe has; it has epochs, peak_epoch,"),
+        ("r.toml", b"epochs = '3'", "epochs is '3'; it must be a whole number"),
+        ("r.toml", b"epochs = 2000000", "epochs is 2000000; it must be from 1 to 100000"),
+        ("r.toml", b"epochs = 3\npeak_epoch = 5", "peak_epoch is 5; it must be above 0 and below epochs"),
+        ("r.toml", b"epochs = 3\nepochs = 4", "is not TOML: "),
+        ("r.json", b"epochs = 3", "is not JSON (a TOML file ends in .toml): "),
+        ("r.json", b"\xff\xfe", "is not JSON"),
+        ("r.json", b"[" * 100_000, "is not JSON"),
+        ("r.json", b"[24]", 'must have fields, such as {"epochs": 24}'),
+        ("r.json", b'{"recipe": {"epochs": null}}', "epochs is None; it must be a whole number"),
+        ("gone.json", None, "No such file"),
+        (".", None, "Is a directory"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_recipe_is_named_with_the_field_and_what_is_allowed(
+    tmp_path, name, content, said
+):
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        read_recipe(file)
+    assert str(file) in str(error.value) and said in str(error.value)
+    assert "\n" not in str(error.value)

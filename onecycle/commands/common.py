@@ -1,4 +1,4 @@
-"""What the command lines share: their parser, and how an error ends one."""
+"""What the commands share: their parser, and how an error ends one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onecycle.errors import RunError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from models import CustomResNet
+
+INTERRUPTED = 130
+TERMINATED = 143
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,37 +26,58 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UsageError(message)
 
-    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
-        args = super().parse_args(argv)
-        for name, value in vars(args).items():
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
             if value == []:  # argparse makes this of --name=--
                 self.error(f"argument --{name.replace('_', '-')}: expected one argument")
-        return args
+        return parsed
 
 
 def complain(line: object) -> None:
-    """A line on standard error, behind the name of the program."""
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    """Print a line on standard error, after the name of the program."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    print(f"{name}: {line}", file=sys.stderr)
 
 
 def say(line: object) -> None:
-    """The same from the first process of a group alone, and no part of a run's log."""
+    """:func:`complain`, but of a group of processes the first alone."""
     if int(os.environ.get("RANK", "0")) == 0:
         complain(line)
 
 
-def command_of(script: str, argv: list[str] | None) -> str:
+def command_of(arguments: Sequence[str]) -> str:
     """The command line as a person types it, in letters that every file can hold."""
-    command = shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)])
+    command = shlex.join(["onecycle", *arguments])
     return command.encode("utf-8", "backslashreplace").decode()
 
 
-def run_command(run: Callable[[], int | None], *, kept: str) -> int:
-    """Run a program; its exit code, where an error is one line and not a traceback.
+def custom_resnet() -> type[CustomResNet]:
+    """The network of the folder ``models``, imported when it is needed.
+
+    Raises:
+        UsageError: another folder of that name is found first.
+    """
+    try:
+        from models import CustomResNet
+    except ImportError as error:
+        if error.name and error.name.partition(".")[0] == "models":
+            reason = f"{error}; run the command in a folder that has no models of its own"
+            raise UsageError(f"the network is not found: {reason}") from error
+        raise
+    return CustomResNet
+
+
+def run_command(run: Callable[[], int | None], *, kept: str | Callable[[], str]) -> int:
+    """Run a program; an error is one line and an exit code, not a traceback.
 
     Args:
         run: gives the exit code; None is 0.
-        kept: what an interruption leaves behind.
+        kept: what an interruption leaves behind, or a function that finds out.
+
+    Returns:
+        The exit code.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -62,8 +90,8 @@ def run_command(run: Callable[[], int | None], *, kept: str) -> int:
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):  # Python would flush it once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        complain(f"standard output was closed; {kept}")
+        complain(f"standard output was closed; {kept if isinstance(kept, str) else kept()}")
         return StorageError.exit_code
     except KeyboardInterrupt:
-        complain(f"interrupted; {kept}")
-        return 130
+        complain(f"interrupted; {kept if isinstance(kept, str) else kept()}")
+        return INTERRUPTED

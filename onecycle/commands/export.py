@@ -1,45 +1,76 @@
-#!/usr/bin/env python3
-"""Write trained weights as an ONNX model: export_onnx.py WEIGHTS OUT.onnx.
-
-Its input "images" is (N, 3, 32, 32) float32, channel-normalised, for any N; its output
-"log_probabilities" is (N, K). The metadata holds the class names, mean and standard deviation.
-"""
+"""onecycle export: trained weights as an ONNX model for other programs."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib
 import io
 import json
-import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from onecycle.commands.common import custom_resnet
+from onecycle.commands.options import check_weights
+from onecycle.errors import UsageError
+from onecycle.files import write_file
 
-import torch
+if TYPE_CHECKING:
+    from onecycle.results.weights import WeightsFile
 
-from models import CustomResNet
-from onecycle.errors import RunError, StorageError, UsageError
-from onecycle.files import write_whole
-from onecycle.results.weights import WeightsFile, load_weights
-
+ABOUT = (
+    'Export weights as an ONNX model. Its input "images" is (N, 3, 32, 32) float32, '
+    'channel-normalised, for any N; its output "log_probabilities" is (N, K). The metadata holds '
+    "class names, mean and standard deviation."
+)
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript")
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of the network")
+    parser.add_argument("file", metavar="FILE", type=Path, help="the .onnx file to write")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what can be refused without torch."""
+    check_weights(args.weights)
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What is there after an interruption."""
+    return "nothing is written"
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write the ONNX model; the exit code."""
+    from onecycle.results.weights import load_weights
+
+    content = export(load_weights(args.weights)).SerializeToString()
+    write_file(args.file, content)
+    print(f"{args.file}: {len(content):,} bytes")
+    return 0
+
+
 def export(weights: WeightsFile) -> Any:
-    """The network as an ONNX ``ModelProto``; it holds no path of this machine."""
+    """The network as an ONNX ``ModelProto``; it holds no path of this machine.
+
+    Raises:
+        UsageError: a package that the export needs is not installed.
+    """
     for package in PACKAGES:
         try:
-            __import__(package)
+            importlib.import_module(package)
         except ImportError as error:
             raise UsageError(f"the export needs {package}: pip install {package}") from error
-    model = CustomResNet.from_pretrained(weights)
+    import torch
+
+    model = custom_resnet().from_pretrained(weights)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # of the exporter's own parts that will go
-        # Two images: of one, the exporter would take N for the constant 1.
+        warnings.simplefilter("ignore")  # of parts of the exporter that will be removed
+        # Two images: for one, the exporter would take N for the constant 1.
         proto = torch.onnx.export(
             model,
             (torch.zeros(2, 3, 32, 32),),
@@ -58,25 +89,3 @@ def export(weights: WeightsFile) -> Any:
     for name in ("classes", "mean", "std", "source"):
         proto.metadata_props.add(key=name, value=json.dumps(getattr(weights, name)))
     return proto
-
-
-def main(argv: list[str]) -> int:
-    """Run the command line; the exit code."""
-    try:
-        if len(argv) != 2:
-            raise UsageError("give the file of weights and the .onnx file to write")
-        out = Path(argv[1])
-        content = export(load_weights(argv[0])).SerializeToString()
-        try:
-            write_whole(out, content)
-        except OSError as error:
-            raise StorageError(f"cannot write {out}: {error.strerror}") from error
-    except RunError as error:
-        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{out}: {len(content):,} bytes")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,168 +1,205 @@
-#!/usr/bin/env python3
-"""Train the custom ResNet from the command line; see ``python train.py --help``."""
+"""onecycle train: from images to a report."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
-import sys
+import math
+import shlex
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from onecycle.commands.common import Parser, command_of, complain, run_command
+from onecycle.commands.common import INTERRUPTED, TERMINATED, complain, custom_resnet, say
+from onecycle.commands.options import (
+    add_compute,
+    add_data,
+    add_recipe,
+    check_data,
+    choose_recipe,
+)
 from onecycle.errors import CheckpointError, RunError, UsageError, WorkerError
-from onecycle.files import lock_folder
-from onecycle.recipe import PRESETS, Recipe, with_later_fields
-from onecycle.results.folder import prepare_folder
-from onecycle.training.compute import PRECISIONS, get_compile_mode, get_device, get_precision
-from onecycle.training.group import join_group
-from onecycle.training_input import in_range
-from onecycle.training_run import Setup, as_data, stored_results, train_and_write
+from onecycle.recipe import Recipe, as_data, with_later_fields
 
+if TYPE_CHECKING:
+    from onecycle.run import Run
+    from onecycle.training.group import Group
+    from onecycle.training.trackers import TensorBoardTracker
+
+ABOUT = (
+    "Train the custom ResNet. A range test finds the learning rate, one cycle of it trains the "
+    "network, and the folder of the run gets a report, the weights, tables and figures. "
+    "Ctrl-C saves a checkpoint; the same command with the same --out resumes."
+)
 STATUS_FILE = "status.json"
+ONLY_BATCHED = ("alternating_flip", "cutout_size_px", "padding")
+"""Fields of the recipe that the albumentations pipeline does not take: it is the assignment's."""
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description="Train the custom ResNet with a one-cycle schedule.")
-    add = parser.add_argument
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add_data(parser)
+    add_recipe(parser)
+    add_compute(parser)
+    add = parser.add_argument_group("run").add_argument
     # fmt: off
-    add("--dataset", choices=("cifar10", "digits"), default="cifar10",
-        help="digits: small, and needs no download (%(default)s)")
-    add("--data-dir", default="cifar10", metavar="DIR",
-        help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")
-    add("--download", action="store_true", help="get CIFAR-10 where DIR has none")
-    add("--preset", choices=sorted(PRESETS),
-        help="recipe: assignment (for CIFAR-10, with the values below), digits or speedrun")
-    add("--epochs", type=int, metavar="N", help="passes over the training images (24; digits 8)")
-    add("--peak-epoch", type=float, metavar="N", help="epochs until LRMAX (5/24 of them)")
-    add("--batch-size", type=int, metavar="N", help="images a step (512; digits 64)")
-    add("--lr-max", type=float, metavar="X", help="LRMAX (found by a range test)")
-    add("--lr-min", type=float, metavar="X", help="LRMIN (LRMAX / 200)")
-    add("--weight-decay", type=float, metavar="X", help="decoupled, of the weights only (0.4)")
-    add("--beta2", type=float, metavar="X", help="Adam's decay of the squared gradient (0.99)")
-    add("--label-smoothing", type=float, metavar="X",
-        help="share of the target spread over all classes (0.1)")
-    add("--seed", type=int, metavar="N", help="of weights, order and augmentation (0)")
-    add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
-    add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
-    add("--compile", default="off", metavar="M",
-        help="off, default or reduce-overhead: on a GPU, faster steps after a slow start")
-    add("--augmentation", choices=("batched", "albumentations"), default="batched",
-        help="of whole batches on the device, or image by image in a loader (%(default)s)")
-    add("--workers", type=int, default=0, metavar="N",
-        help="processes that load images for albumentations")
-    add("--limit-train", type=int, metavar="N", help="train on N images, the classes in proportion")
-    add("--limit-test", type=int, metavar="N", help="evaluate on N images")
-    add("--val", type=int, metavar="N",
-        help="hold N training images out and evaluate on them instead of the test images")
-    add("--out", metavar="DIR", help="folder of the run (runs/ and the time)")
+    add("--out", metavar="DIR", help="folder of the run (runs/ with the data set and the time)")
     add("--resume", default="auto", metavar="R",
-        help="auto: go on where a run in --out was stopped; never; or a checkpoint (%(default)s)")
-    add("--tensorboard", action="store_true", help="live curves: tensorboard --logdir runs")
+        help="auto resumes the stopped run in --out if there is one; never; or the file of a "
+        "checkpoint (%(default)s)")
     add("--save-minutes", type=float, default=10, metavar="X",
-        help="minutes between checkpoints within an epoch (%(default)s)")
+        help="minutes between checkpoints, 0: after each step (%(default)s)")
+    add("--tensorboard", action="store_true", help="live curves: tensorboard --logdir runs")
     # fmt: on
-    args = parser.parse_args(argv)
-    args.out = args.out or f"runs/{args.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return args
 
 
-def choose_recipe(args: argparse.Namespace) -> Recipe:
-    preset = PRESETS[args.preset or ("digits" if args.dataset == "digits" else "assignment")]
-    given = {
-        field.name: getattr(args, field.name)
-        for field in dataclasses.fields(Recipe)
-        if getattr(args, field.name, None) is not None
-    }
-    if args.dataset == "digits":  # mirroring changes what a digit is
-        given |= {"flip_probability": 0.0, "alternating_flip": False}
-    return dataclasses.replace(preset, **given)
-
-
-@contextlib.contextmanager
-def own_folder(args: argparse.Namespace, recipe: Recipe, is_first: bool) -> Iterator[Path]:
-    """The folder of the run, for this process alone; gone again where nothing was written."""
-    out = Path(args.out)
-    if not is_first:
-        yield out
-        return
-    is_new = not out.exists()
-    finished = stored_results(out).get("recipe")
-    same = finished is not None and with_later_fields(finished) == as_data(recipe)
-    if args.resume != "auto" or not same:
-        prepare_folder(out)
-    try:
-        with lock_folder(out) as warning:
-            if warning:
-                complain(warning)
-            (out / STATUS_FILE).unlink(missing_ok=True)  # of an earlier start
-            yield out
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if is_new:
-                out.rmdir()  # refused where something was written
-        raise
-
-
-def run(args: argparse.Namespace, command: str) -> int:
-    """Everything between the command line and the exit code."""
-    recipe = choose_recipe(args)
-    device = get_device(args.device)
-    precision = get_precision(device, args.precision)
-    compile_mode = get_compile_mode(device, args.compile)
-    if recipe.optimizer != "adam" and args.augmentation != "batched":
-        raise UsageError(
-            f"--augmentation is {args.augmentation}; the speedrun has its own, batched"
-        )
+def check(args: argparse.Namespace) -> None:
+    """Refuse what can be refused without torch; ``args.recipe`` is the recipe then."""
+    args.recipe = recipe = choose_recipe(args)
+    check_data(args)
     if args.workers < 0:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
-    if not 0 <= args.save_minutes < float("inf"):
+    if not 0 <= args.save_minutes < math.inf:
         raise UsageError(f"--save-minutes is {args.save_minutes}; it must be 0 or more")
     if args.resume not in ("auto", "never") and not Path(args.resume).is_file():
         raise CheckpointError(
             f"--resume is {args.resume}, which is no file; give auto, never or a checkpoint"
         )
-    for option in ("val", "limit-train", "limit-test"):
-        in_range(option, getattr(args, option.replace("-", "_")), None)
-    with join_group(device) as group, own_folder(args, recipe, group.rank == 0) as out:
-        setup = Setup(args, recipe, precision, compile_mode, group, out, command)
-        if group.world_size == 1:
-            return train_and_write(setup)
-        # torchrun ends with 1 whatever the reason was.
-        status = {"exit_code": 1, "message": "it was killed, or there is a bug"}
-        try:
-            code = train_and_write(setup)
-            status = {"exit_code": code, "message": ""}
+    if args.augmentation == "albumentations":
+        if recipe.optimizer != "adam":
+            raise UsageError("--augmentation is albumentations; muon needs batched")
+        for name in ONLY_BATCHED:
+            value, only = getattr(recipe, name), getattr(Recipe(), name)
+            if value != only:
+                raise UsageError(
+                    f"{name} is {value}; it must be {only} with --augmentation albumentations"
+                )
+    args.out = Path(args.out or f"runs/{args.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What is there after an interruption."""
+    saved = any(args.out.glob("*.ckpt"))
+    return f"checkpoint kept in {args.out}" if saved else "nothing saved yet"
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train; the exit code."""
+    from onecycle.training.compute import Compute
+    from onecycle.training.group import join_group
+
+    compute = Compute.choose(args.device, args.precision, args.compile)
+    with join_group(compute.device) as group:
+        prepare(args, group)
+        with status_file(args.out, group) as status:
+            status["exit_code"] = code = train(args, group)
             return code
-        except RunError as error:
-            status = {"exit_code": error.exit_code, "message": str(error)}
+
+
+def prepare(args: argparse.Namespace, group: Group) -> None:
+    """Refuse a folder that cannot take this run, before any image is loaded.
+
+    Raises:
+        StorageError: it is another run's, is in use, or cannot be written.
+    """
+    from onecycle.results.folder import own_folder, prepare_folder, read_results
+
+    is_first = group.rank == 0
+    if is_first and (stored := read_results(args.out)):
+        recipe = with_later_fields(stored.get("recipe", {}))
+        if args.resume != "auto" or recipe != as_data(args.recipe):
+            prepare_folder(args.out)  # says why not
+    with own_folder(args.out, is_first=is_first) as warning:
+        if warning:
+            complain(warning)
+        if is_first:
+            (args.out / STATUS_FILE).unlink(missing_ok=True)  # of an earlier start
+
+
+@contextlib.contextmanager
+def status_file(out: Path, group: Group) -> Iterator[dict]:
+    """How the run of several processes ended, in a file: torchrun itself always ends with 1.
+
+    Yields:
+        What goes into the file; the block sets its ``exit_code``.
+    """
+    status = {"exit_code": 1, "message": "the process died without reporting an error"}
+    if group.world_size == 1:
+        yield status
+        return
+    try:
+        yield status
+        status["message"] = ""
+    except RunError as error:
+        status.update(exit_code=error.exit_code, message=str(error))
+        raise
+    except RuntimeError as error:
+        if "gloo" not in str(error).lower() and "nccl" not in str(error).lower():
             raise
-        except RuntimeError as error:
-            if "gloo" not in str(error).lower() and "nccl" not in str(error).lower():
-                raise
-            lost = WorkerError(
-                f"another process of the group is gone ({str(error).splitlines()[0]})"
-            )
-            status = {"exit_code": lost.exit_code, "message": str(lost)}
-            raise lost from error
-        finally:
-            if group.rank == 0:
-                with contextlib.suppress(OSError):  # a full disk has been said already
-                    (out / STATUS_FILE).write_text(json.dumps(status) + "\n", "utf-8")
+        reason = str(error).splitlines()[0]
+        lost = WorkerError(f"another process of the group is gone ({reason})")
+        status.update(exit_code=lost.exit_code, message=str(lost))
+        raise lost from error
+    finally:
+        if group.rank == 0:
+            with contextlib.suppress(OSError):  # a full disk was reported already
+                out.mkdir(parents=True, exist_ok=True)
+                (out / STATUS_FILE).write_text(json.dumps(status) + "\n", "utf-8")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit code."""
-    command = command_of("train.py", argv)
-    return run_command(lambda: run(parse(argv), command), kept="what was saved stays")
+def train(args: argparse.Namespace, group: Group) -> int:
+    """Load the images, train and write the folder; the exit code."""
+    from onecycle.commands.images import load_images, make_augmentation
+    from onecycle.run import Run
+
+    data = load_images(args, group)
+    augment = make_augmentation(args, args.recipe, data[0])
+    if args.workers and augment is None:
+        say("--workers has no effect with batched augmentation")
+    with contextlib.ExitStack() as stack:
+        run = Run(
+            args.out, data, custom_resnet(), args.recipe,
+            augment=augment, workers=args.workers if augment else 0,
+            device=args.device, precision=args.precision, compile=args.compile, group=group,
+            save_every_s=60 * args.save_minutes, resume=args.resume,
+        )  # fmt: skip
+        run.command = args.command_line
+        tracker = add_tracker(run, stack) if args.tensorboard and run.is_first else None
+        run.find_lr()
+        if not run.is_complete:  # else it was finished before
+            if run.checkpoint.source is None:
+                say(f"new run in {run.folder}")
+                run.log.write(run.summary())
+            run.fit()
+            if not run.is_complete:
+                return tell_how_to_resume(run, args)
+            run.save()
+            if tracker is not None:
+                tracker.log_figures(run.figures(), run.total_steps - 1)
+    if run.is_first:
+        print(f"Open {run.folder / 'report.html'}", flush=True)
+    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def add_tracker(run: Run, stack: contextlib.ExitStack) -> TensorBoardTracker:
+    """TensorBoard's curves of the run, closed with the stack."""
+    from onecycle.training.trackers import TensorBoardTracker, TrackerCallback
+
+    tracker = TensorBoardTracker(run.folder / "tensorboard")
+    stack.enter_context(contextlib.closing(tracker))
+    run.callbacks.append(TrackerCallback(tracker, len(run.train_loader)))
+    return tracker
+
+
+def tell_how_to_resume(run: Run, args: argparse.Namespace) -> int:
+    """Say where a run was stopped and how it resumes; the exit code."""
+    epochs, steps = len(run.history.epochs), len(run.history.steps)
+    without = "" if args.resume == "auto" else " without --resume"
+    say(
+        f"stopped in epoch {epochs + 1} of {run.recipe.epochs} after {steps} of {run.total_steps} "
+        f"steps; resume with the same command and --out {shlex.quote(str(args.out))}{without}"
+    )
+    return TERMINATED if run.stopped_by == signal.SIGTERM else INTERRUPTED

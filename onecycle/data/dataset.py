@@ -1,14 +1,11 @@
-"""The data sets: images in memory with labels, class names and the name of their source.
-
-Three sources, each chosen explicitly: CIFAR-10 from its official files, a folder of pictures of
-the same or of own classes, and the handwritten digits that scikit-learn carries (offline).
-"""
+"""Images in memory with their labels, class names and source."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,18 +14,40 @@ from torch.utils.data import Dataset
 from onecycle.errors import DataError, UsageError
 
 IMAGE_SIZE_PX = 32
+"""Height and width of the images of CIFAR-10, of the digits, and of decoded pictures."""
+
+SMALLEST_SIZE_PX = 8
+
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+"""Mean of each channel over the 50,000 training images, 0..1."""
+
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+"""Standard deviation of each channel over all pixels of the training images, 0..1."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number done and the total: bytes of a download, or decoded pictures."""
 
 
 class ImageDataset(Dataset):
-    """Images in memory, each passed through a transform when it is read.
+    """Images in memory; reading one passes it through the transform.
 
     Args:
-        data: (N, 32, 32, 3) uint8 images.
+        data: (N, S, S, 3) uint8 images, S pixels of 8 or more.
         targets: (N,) class indices, 0..K-1.
         classes: the K class names.
-        source: where the images come from, as figures and files name it.
-        transform: an albumentations pipeline, or None for the image as it is.
-        indices: (N,) where each image is in the set that this one is a part of; None: 0..N-1.
+        source: where the images come from; figures and files show it.
+        transform: an albumentations pipeline, or any callable that takes one (S, S, 3) uint8
+            image, such as a torchvision transform; None leaves the images as they are.
+        indices: (N,) index of each image in the data set that this one is a part of; None is
+            0..N-1.
+        name: what the images are called when a model is evaluated on them.
+
+    Attributes:
+        indices: (N,) as above.
 
     Raises:
         DataError: the arrays are empty, of another shape or type, or a label is out of range.
@@ -42,13 +61,16 @@ class ImageDataset(Dataset):
         source: str,
         transform: Callable | None = None,
         indices: np.ndarray | None = None,
+        *,
+        name: str = "test images",
     ) -> None:
         targets = np.asarray(targets, dtype=np.int64)
-        shape = (len(targets), IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3)
-        if not len(targets) or data.shape != shape or data.dtype != np.uint8:
+        is_whole = data.shape[:1] == targets.shape and len(targets) > 0
+        if not is_whole or data.dtype != np.uint8 or not is_square(data.shape):
             raise DataError(
                 f"{source}: found {data.dtype} images of shape {data.shape} with {len(targets)} "
-                f"labels; expected uint8 of shape (N, {IMAGE_SIZE_PX}, {IMAGE_SIZE_PX}, 3), N labels"
+                f"labels; expected uint8 of shape (N, {IMAGE_SIZE_PX}, {IMAGE_SIZE_PX}, 3), or "
+                f"another square of {SMALLEST_SIZE_PX} pixels or more, and N labels"
             )
         wrong = np.flatnonzero((targets < 0) | (targets >= len(classes)))
         if len(wrong):
@@ -62,15 +84,41 @@ class ImageDataset(Dataset):
         self.source = source
         self.transform = transform
         self.indices = np.arange(len(targets)) if indices is None else indices
+        self.name = name
+
+    @property
+    def size_px(self) -> int:
+        """Height and width of an image."""
+        return self.data.shape[1]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel, 0..1: CIFAR-10's published one, or that of these images."""
+        return self._stats[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, 0..1: CIFAR-10's published one, or that of these."""
+        return self._stats[1]
+
+    @cached_property
+    def _stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if self.source.startswith("CIFAR-10"):
+            return CIFAR10_MEAN, CIFAR10_STD
+        return get_stats(self.data)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor | np.ndarray, int]:
-        """The image after the transform, (3, 32, 32) float32 with ours, and its label."""
+        """The image after the transform, (3, S, S) float32 with our pipelines, and its label."""
         image = self.data[index]
         if self.transform is not None:
-            image = self.transform(image=image)["image"]
+            # albumentations, known by the seeding that the loader needs, takes keywords alone.
+            is_pipeline = hasattr(self.transform, "set_random_state")
+            image = self.transform(image=image) if is_pipeline else self.transform(image)
+            if isinstance(image, dict):
+                image = image["image"]
         return image, int(self.targets[index])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageDataset:
@@ -78,7 +126,7 @@ class ImageDataset(Dataset):
         indices = np.asarray(indices)
         return ImageDataset(
             self.data[indices], self.targets[indices], self.classes, self.source,
-            indices=self.indices[indices],
+            indices=self.indices[indices], name=self.name,
         )  # fmt: skip
 
     def sample(self, count: int | None) -> ImageDataset:
@@ -91,16 +139,22 @@ class ImageDataset(Dataset):
             return self
         return self.subset(self._first(count, len(self)))
 
-    def hold_out(self, count: int) -> tuple[ImageDataset, ImageDataset]:
-        """The others, and ``count`` images with the classes in their proportions.
+    def hold_out(self, count: int) -> Images:
+        """Split off ``count`` images to evaluate on, with the classes in their proportions.
 
-        The split is always the same, whatever the seed of a run.
+        The split is always the same and does not depend on the seed of a run.
+
+        Returns:
+            The remaining images, and the ``count`` "held-out training images".
 
         Raises:
-            UsageError: ``count`` is below 1 or leaves nothing.
+            UsageError: ``count`` is below 1 or leaves no images to train on.
         """
         held_out = self._first(count, len(self) - 1)
-        return self.subset(np.setdiff1d(np.arange(len(self)), held_out)), self.subset(held_out)
+        rest = self.subset(np.setdiff1d(np.arange(len(self)), held_out))
+        part = self.subset(held_out)
+        part.name = "held-out training images"
+        return rest, part
 
     def _first(self, count: int, most: int) -> np.ndarray:
         if not 1 <= count <= most:
@@ -108,32 +162,42 @@ class ImageDataset(Dataset):
         return stratified_order(self.targets)[:count]
 
     def digest(self) -> str:
-        """SHA-256 of images and labels: other data, another text."""
+        """SHA-256 of images and labels, in hexadecimal."""
         found = hashlib.sha256(np.ascontiguousarray(self.data))
         found.update(self.targets)
         return found.hexdigest()
 
     def with_transform(self, transform: Callable | None) -> ImageDataset:
-        """The same images (not copied) through another transform."""
+        """The same images (not copied) with another transform."""
         return ImageDataset(
-            self.data, self.targets, self.classes, self.source, transform, self.indices
-        )
+            self.data, self.targets, self.classes, self.source, transform, self.indices,
+            name=self.name,
+        )  # fmt: skip
+
+
+Images = tuple[ImageDataset, ImageDataset]
+"""The images to train on, and those to evaluate on."""
+
+
+def is_square(shape: tuple[int, ...]) -> bool:
+    """Whether a shape is (N, S, S, 3) with S of ``SMALLEST_SIZE_PX`` or more."""
+    return len(shape) == 4 and shape[1:] == (shape[1], shape[1], 3) and shape[1] >= SMALLEST_SIZE_PX
 
 
 def stratified_order(targets: np.ndarray, seed: int = 0) -> np.ndarray:
-    """A shuffled order in which every beginning holds the classes in their proportions.
+    """A shuffled order whose first n images have the classes in their proportions, for any n.
 
     Args:
         targets: (N,) class indices.
-        seed: another seed, another order.
+        seed: of the order.
 
     Returns:
-        (N,) indices, each once. Of each class, the first n hold its share of n to within a few.
+        (N,) indices, each once. The first n contain each class in proportion, to within a few.
     """
     rng = np.random.default_rng(seed)
     shuffled, place = rng.permutation(len(targets)), np.empty(len(targets))
     labels = rng.permutation(np.unique(targets))
-    for turn, label in enumerate(labels):  # the classes take turns, evenly spread over the order
+    for turn, label in enumerate(labels):  # spread each class evenly over the order
         members = shuffled[targets[shuffled] == label]
         place[members] = (np.arange(len(members)) + (turn + 0.5) / len(labels)) / len(members)
     return np.argsort(place, kind="stable")
@@ -146,9 +210,10 @@ def get_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
         images: (N, H, W, 3) uint8.
 
     Returns:
-        Two triples, 0..1; a deviation is 1/255 at least, because images are divided by it.
+        Mean and standard deviation, three values each, 0..1. A deviation is at least 1/255,
+        because images are divided by it.
     """
-    # From histograms: exact, and without a wider copy of all images at once.
+    # From histograms: exact, and without a float copy of all images.
     levels, counts = np.arange(256) / 255, np.zeros((3, 256), np.int64)
     for part in np.array_split(images, len(images) // 4096 + 1):
         counts += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(3)]

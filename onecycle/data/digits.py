@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from onecycle.data.dataset import IMAGE_SIZE_PX, ImageDataset
+from onecycle.data.dataset import IMAGE_SIZE_PX, ImageDataset, Images
 
 
-def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
+def load_digits(num_test: int = 360) -> Images:
     """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 grey to 32x32 RGB. Offline.
 
     Args:
-        num_test: how many make the test set, the classes in their proportions.
+        num_test: size of the test set, 1..1796; the classes keep their proportions.
+
+    Returns:
+        Training and test images, always the same split.
+
+    Raises:
+        UsageError: ``num_test`` is out of its range.
 
     Source:
         E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (1998), test part.
@@ -25,4 +31,6 @@ def load_digits(num_test: int = 360) -> tuple[ImageDataset, ImageDataset]:
     )
     images = large.round().to(torch.uint8).permute(0, 2, 3, 1).repeat(1, 1, 1, 3).numpy()
     everything = ImageDataset(images, digits.target, [str(k) for k in range(10)], "digits")
-    return everything.hold_out(num_test)
+    train, test = everything.hold_out(num_test)
+    test.name = everything.name
+    return train, test

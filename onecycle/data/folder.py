@@ -1,8 +1,8 @@
-"""Pictures of any size and kind as the 32x32 images that the network takes; folders of them.
+"""Pictures of any size and kind as 32x32 images, single ones and folders of them.
 
-How a picture becomes an image: its first frame, turned as its EXIF tag says, transparent parts over
-white, the largest square in its middle, resized with Pillow's bicubic filter, which is antialiased.
-One that is 32x32 already keeps its pixels.
+How a picture becomes an image: the first frame, rotated as its EXIF tag says, on a white background
+if it has transparent parts, centre-cropped to the largest square, and resized with Pillow's bicubic
+filter, which is antialiased. A picture that is already 32x32 keeps its pixels.
 """
 
 from __future__ import annotations
@@ -12,65 +12,58 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from onecycle.data.dataset import (
+    CIFAR10_CLASSES,
+    IMAGE_SIZE_PX,
+    ImageDataset,
+    Images,
+    Progress,
+)
 from onecycle.errors import DataError
 
-IMAGE_SIZE_PX = 32
 BACKGROUND = (255, 255, 255)
 MOST_PIXELS = 100_000_000
-"""Larger pictures are refused before they are decoded; this one needs up to 1 GB of memory."""
+"""Larger pictures are refused before they are decoded; this many need up to 1 GB of memory."""
 
 # Not all that Pillow knows: its EPS reader, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 CACHE_FILE = ".decoded-images.npz"
 DECODING = "2"
-"""Goes up when a picture becomes other pixels, so that images kept before are decoded again."""
-
-Progress = Callable[[int, int], None]
-"""Called with the images done and their total."""
-
-
-class FolderImages(NamedTuple):
-    """The training or the test images of a folder."""
-
-    data: np.ndarray
-    """(N, 32, 32, 3) uint8"""
-    targets: np.ndarray
-    """(N,) int64 class indices, 0..K-1"""
-    classes: tuple[str, ...]
-    """the K folder names, sorted"""
+"""Version of the decoding: increase it when the same picture gives other pixels."""
 
 
 def read_picture(file: str | os.PathLike | bytes) -> np.ndarray:
-    """A picture as an image for the network; the top of this module says how it becomes one.
+    """A picture as a 32x32 RGB image.
+
+    The first frame is taken, rotated as its EXIF tag says, put on white if it has transparent
+    parts, centre-cropped to a square and resized (bicubic, antialiased).
 
     Args:
-        file: a path, or the content of a file. Any format of ``FORMATS``, any mode but numbers
-            without a known range (float, 32-bit integer); 16 bits a channel are scaled to 8.
+        file: a path, or the content of a file: JPEG, PNG, GIF, WEBP, BMP, TIFF or PPM. 16 bits
+            per channel are scaled to 8; float and 32-bit integer pixels are refused.
 
     Returns:
         (32, 32, 3) uint8, RGB.
 
     Raises:
-        DataError: it cannot be read, is no picture, is damaged, or has over ``MOST_PIXELS``.
+        DataError: it cannot be read, is not a picture, is damaged, or has over 100 megapixels.
     """
     name = "the picture" if isinstance(file, bytes) else str(file)
     stream = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
         with warnings.catch_warnings():
-            # Of a limit that ours replaces, and of odd metadata, which spoil no pixel.
+            # Warnings about Pillow's size limit, which ours replaces, and about odd metadata.
             warnings.simplefilter("ignore")
             with _open(stream) as picture:
                 return np.asarray(_to_rgb(picture))
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is no picture of a known kind; give {_KINDS}") from error
+        raise DataError(f"{name} is not a picture of a known format; use {_KINDS}") from error
     except (Image.DecompressionBombError, _TooLarge) as error:
         raise DataError(
             f"{name} has too many pixels ({error}); the most is {MOST_PIXELS:,}, make it smaller"
@@ -97,9 +90,9 @@ def _open(stream: str | os.PathLike | io.BytesIO) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where four times ours is left.
+    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as that is four times our size.
     picture.draft(None, (4 * IMAGE_SIZE_PX, 4 * IMAGE_SIZE_PX))
-    is_16_bits = picture.format in ("PNG", "PPM")  # a PPM's are scaled to all 16 by Pillow
+    is_16_bits = picture.format in ("PNG", "PPM")  # Pillow scales a PPM's to 16
     picture.load()
     picture = _upright(picture)
     if picture.mode.startswith("I;16") or (picture.mode == "I" and is_16_bits):
@@ -128,7 +121,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # metadata that cannot be read spoils no pixel
+    except Exception:  # unreadable metadata does not affect the pixels
         turn = None
     return picture if turn is None else picture.transpose(turn)
 
@@ -142,62 +135,79 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each orientation of EXIF; 1 is upright."""
+"""What undoes each EXIF orientation; 1 is upright."""
 
 
-def load_image_folder(
-    data_dir: str | os.PathLike, *, progress: Progress | None = None
-) -> tuple[FolderImages, FolderImages]:
-    """Training and test images from ``train/<class>/*`` and ``test/<class>/*``, any two classes up.
+def load_folder(folder: str | os.PathLike, *, progress: Progress | None = None) -> Images:
+    """Training and test images from pictures in ``train/CLASS/`` and ``test/CLASS/``.
 
     Every picture becomes 32x32 as :func:`read_picture` says. The decoded images are kept in one
-    file in ``data_dir``: a second start decodes none, and a folder in which a name, size or time of
-    change differs is decoded again.
+    file in ``folder``, so that a second start decodes nothing. They are decoded again if a name,
+    size or modification time has changed.
 
     Args:
-        data_dir: the folder with ``train/`` and ``test/``. Hidden files and those of other kinds
-            than ``SUFFIXES`` are passed over.
-        progress: called while decoding, in images.
+        folder: the folder with ``train/`` and ``test/``, which have the same two or more class
+            folders. Hidden files and files that are not pictures are ignored.
+        progress: called while decoding, with the number of pictures.
 
     Returns:
-        Training and test images, in the order of class and file name.
+        Training and test images, sorted by class and file name. Their ``source`` is
+        "CIFAR-10 (image folder)" if the classes are CIFAR-10's, else "image folder".
 
     Raises:
-        DataError: a part or class is missing or empty, or a picture cannot be read.
+        DataError: a folder is missing or empty, or a picture cannot be read.
     """
-    data_dir = Path(data_dir)
+    folder = Path(folder)
     try:
-        classes = _class_names(data_dir)
+        classes = _class_names(folder)
         files = {
             split: [(file, label) for label, name in enumerate(classes)
-                    for file in _pictures(data_dir / split / name)]
+                    for file in _pictures(folder / split / name)]
             for split in ("train", "test")
         }  # fmt: skip
-        fingerprint = _fingerprint(data_dir, files)
+        fingerprint = _fingerprint(folder, files)
     except OSError as error:
-        raise DataError(f"{error.filename or data_dir} cannot be read: {error.strerror}") from error
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     labels = {
         split: np.array([label for _, label in entries], np.int64)
         for split, entries in files.items()
     }
-    images = _read_cache(data_dir / CACHE_FILE, fingerprint, labels)
+    images = _read_cache(folder / CACHE_FILE, fingerprint, labels)
     if images is None:
         images = _decode(files, progress)
-        _write_cache(data_dir / CACHE_FILE, fingerprint, images)
-    return tuple(FolderImages(images[split], labels[split], classes) for split in ("train", "test"))
+        _write_cache(folder / CACHE_FILE, fingerprint, images)
+    source = "CIFAR-10 (image folder)" if classes == CIFAR10_CLASSES else "image folder"
+    train, test = (
+        ImageDataset(images[split], labels[split], classes, source) for split in ("train", "test")
+    )
+    return train, test
 
 
-def _class_names(data_dir: Path) -> tuple[str, ...]:
-    for split, advice in (("train", ""), ("test", "; move some pictures of every class there")):
-        if not (data_dir / split).is_dir():
-            raise DataError(
-                f"{data_dir} has no folder {split}/; it needs train/ and test/, each with a folder "
-                f"a class{advice}"
-            )
+def what_to_move(folder: Path) -> str:
+    """Advice for a folder whose class folders are not in ``train/`` and ``test/``; else empty."""
+    if (folder / "train").is_dir():
+        return "move some pictures of every class there"
+    try:
+        subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+        found = [f"{entry.name}/" for entry in subfolders if _picture_files(entry)]
+    except OSError:
+        return ""
+    if len(found) < 2:
+        return ""
+    some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+    return f"move {some} into train/ and then some pictures of each into test/CLASS/"
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    for split in ("train", "test"):
+        if not (folder / split).is_dir():
+            expected = "pictures are expected in train/CLASS/ and test/CLASS/"
+            advice = "; ".join(filter(None, (expected, what_to_move(folder))))
+            raise DataError(f"{folder} has no folder {split}/: {advice}")
     names = {
         split: sorted(
             entry.name
-            for entry in (data_dir / split).iterdir()
+            for entry in (folder / split).iterdir()
             if entry.is_dir() and not entry.name.startswith(".")
         )
         for split in ("train", "test")
@@ -205,38 +215,40 @@ def _class_names(data_dir: Path) -> tuple[str, ...]:
     for name in names["train"]:
         try:
             name.encode()
-        except UnicodeEncodeError:  # it would go into results and figures, after the training
-            raise DataError(
-                f"{data_dir}/train/{name!r}: the name is not UTF-8; rename it"
-            ) from None
+        except UnicodeEncodeError:  # refused now, because results and figures could not hold it
+            raise DataError(f"{folder}/train/{name!r}: the name is not UTF-8; rename it") from None
     if names["train"] != names["test"] or len(names["train"]) < 2:
         differing = sorted(set(names["train"]) ^ set(names["test"]))
         raise DataError(
-            f"{data_dir}: train/ has {len(names['train'])} classes and test/ {len(names['test'])}"
+            f"{folder}: train/ has {len(names['train'])} classes and test/ {len(names['test'])}"
             + (f", of which only one of them has {differing[:3]}" if differing else "")
-            + "; both need the same two or more folders, one a class"
+            + "; both need the same two or more folders, one per class"
         )
     return tuple(names["train"])
 
 
 def _pictures(folder: Path) -> list[Path]:
-    files = sorted(
+    files = _picture_files(folder)
+    if not files:
+        raise DataError(f"{folder} has no pictures; put {', '.join(SUFFIXES)} files there")
+    return files
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    return sorted(
         Path(entry.path)
         for entry in os.scandir(folder)
         if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
     )
-    if not files:
-        raise DataError(f"{folder} holds no picture; put {', '.join(SUFFIXES)} files there")
-    return files
 
 
-def _fingerprint(data_dir: Path, files: dict[str, list[tuple[Path, int]]]) -> str:
+def _fingerprint(folder: Path, files: dict[str, list[tuple[Path, int]]]) -> str:
     digest = hashlib.sha256(DECODING.encode())
     for split in files.values():
         for file, _ in split:
             status = file.stat()
             digest.update(
-                f"{file.relative_to(data_dir)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(
+                f"{file.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(
                     "utf-8", "surrogateescape"
                 )
             )
@@ -265,7 +277,7 @@ def _read_cache(
             if str(stored["fingerprint"]) != fingerprint:
                 return None
             images = {split: stored[split] for split in labels}
-    except Exception:  # absent, or damaged in any way: decoding anew costs seconds and is right
+    except Exception:  # missing, or damaged in any way: the pictures are decoded again
         return None
     for split, found in images.items():
         shape = (len(labels[split]), IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3)

@@ -1,8 +1,9 @@
-"""Loaders whose order and augmentation follow from (seed, epoch): resident or with workers.
+"""Loaders whose order and augmentation depend on (seed, epoch) alone: resident or with workers.
 
-Both have one protocol: ``set_epoch(epoch, start=0)`` chooses what the next iteration yields and
-how many batches of it are left out, each iteration goes on to the next epoch, ``len`` counts the
-batches of a whole one, and ``global_batch(i)`` the images in batch i over all processes.
+Both have the same methods: ``set_epoch(epoch, start=0)`` chooses the epoch of the next iteration
+and how many of its batches are left out, each iteration moves on to the next epoch, ``len`` is the
+number of batches per epoch, and ``global_batch(i)`` the number of images in batch i over all
+processes.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from onecycle.data.workers import (
-    Reporting,
-    checked,
+    ReportingDataset,
+    checked_batches,
     collate,
     name_worker_errors,
     seed_transform,
@@ -29,20 +30,20 @@ from onecycle.errors import UsageError
 
 @dataclass
 class EpochBatches:
-    """Which images are in which batch of which epoch, and which of them are this process's.
+    """Which images are in each batch of an epoch, and which of them belong to this process.
 
-    Every global batch is dealt out to the processes in turn, so that their shares differ by one
-    image at most and together are the batch.
+    Every global batch is dealt to the processes in turn, so that their shares differ by at most
+    one image and add up to the batch.
 
     Args:
-        count: images in all.
-        batch_size: images a batch over all processes; the last one of an epoch is smaller.
-        train: shuffled, and without a last batch that leaves a process fewer than two images, on
-            which BN cannot train; otherwise all images in their order, and a process goes without
-            a batch in which it has no share.
+        count: number of images.
+        batch_size: images per batch over all processes; the last batch of an epoch is smaller.
+        train: True shuffles, and leaves out a last batch in which a process would have fewer than
+            two images, on which BN cannot train. False keeps all images in their order; a process
+            skips a batch in which it has no share.
         seed: of the order.
-        rank: this process, 0..world_size-1.
-        world_size: how many processes there are.
+        rank: number of this process, 0..world_size-1.
+        world_size: number of processes.
 
     Raises:
         UsageError: a number is out of its range, or a process would have nothing to train on.
@@ -66,21 +67,24 @@ class EpochBatches:
         if self.batch_size < least:
             raise UsageError(f"batch_size is {self.batch_size}; it must be {least} or more")
         if self.train and self.batch_size > self.count:
+            # A power of two that leaves 8 batches or more per epoch.
+            fitting = max(least, 1 << (max(self.count // 8, 1)).bit_length() - 1)
             raise UsageError(
-                f"batch_size is {self.batch_size}, more than the {self.count} training images"
+                f"batch_size is {self.batch_size}, more than the {self.count} training images; "
+                f"try batch_size={fitting} (--batch-size {fitting})"
             )
         self.num_global = self.count // self.batch_size + (self.count % self.batch_size >= least)
 
     def global_batch(self, index: int) -> int:
-        """Images in batch ``index`` of an epoch, over all processes."""
+        """Number of images in batch ``index`` of an epoch, over all processes."""
         return min(self.batch_size, self.count - index * self.batch_size)
 
     def __len__(self) -> int:
-        """Batches of a whole epoch in which this process has a share."""
+        """Number of batches per epoch in which this process has a share."""
         return sum(self.global_batch(i) > self.rank for i in range(self.num_global))
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and the number of its batches that are left out."""
+        """Choose the epoch, and how many of its first batches are left out."""
         if not 0 <= start <= len(self):
             raise UsageError(f"start is {start}; it must be from 0 to the {len(self)} batches")
         self.epoch, self.start = epoch, start
@@ -103,37 +107,39 @@ class EpochBatches:
 
 
 class _Epochs:
-    """The protocol of both loaders but iteration; they have ``batches``."""
+    """The methods that both loaders share; they have ``batches``."""
 
     batches: EpochBatches
 
     def global_batch(self, index: int) -> int:
-        """Images in batch ``index`` of an epoch, over all processes."""
+        """Number of images in batch ``index`` of an epoch, over all processes."""
         return self.batches.global_batch(index)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch that the next iteration yields, without its first ``start`` batches."""
+        """Choose the epoch of the next iteration, which leaves out its first ``start`` batches."""
         self.batches.set_epoch(epoch, start)
 
     def indices(self) -> Tensor:
-        """(M,) int64 indices of the images that the next iteration yields, in its order."""
+        """(M,) int64 indices of the images of the next iteration, in its order."""
         shares = list(self.batches.shares(self.batches.order()))[self.batches.start :]
         return torch.cat(shares) if shares else torch.empty(0, dtype=torch.int64)
 
 
 class ResidentLoader(_Epochs):
-    """Batches of images that live on the device, where order, augmentation and labels are made.
+    """Batches of images that are kept and augmented on the device.
 
     Args:
-        transform: ``transform(indices, epoch)``: (B,) int64 image indices on the device and the
-            epoch's number to the images; :mod:`transformation` makes such.
+        transform: ``transform(indices, epoch)``, which takes (B,) int64 image indices on the
+            device and the number of the epoch, and gives the images;
+            ``get_train_batch_transform`` and ``get_test_batch_transform`` make one.
         labels: (N,) class indices.
-        batch_size: images a batch over all processes, see :class:`EpochBatches`.
-        device: where the images live.
-        options: ``train``, ``seed``, ``rank`` and ``world_size`` of :class:`EpochBatches`.
+        batch_size: images per batch over all processes; the last batch of an epoch is smaller.
+        device: of the images.
+        options: ``train`` (required), ``seed``, ``rank`` and ``world_size``, see
+            :class:`EpochBatches`.
 
     Raises:
-        UsageError: see :class:`EpochBatches`.
+        UsageError: a number is out of its range, or a process would have nothing to train on.
     """
 
     def __init__(
@@ -155,7 +161,7 @@ class ResidentLoader(_Epochs):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, start = self.batches.epoch, self.batches.start
-        order = self.batches.order().to(self.device)  # the one copy of an epoch
+        order = self.batches.order().to(self.device)  # the only copy per epoch
         self.batches.set_epoch(epoch + 1)
         for batch, share in enumerate(self.batches.shares(order)):
             if batch >= start:
@@ -163,28 +169,28 @@ class ResidentLoader(_Epochs):
 
 
 class SeededLoader(_Epochs, DataLoader):
-    """A DataLoader whose order and augmentation follow from (seed, epoch) alone.
+    """A DataLoader whose order and augmentation depend on (seed, epoch) alone.
 
-    No two workers or processes share their random numbers, and no epoch repeats those of another.
-    With another number of workers the augmentation differs. A batch that is left out is drawn
-    and thrown away, so that the others are those of an unbroken epoch.
+    Workers and processes never share random numbers, and no epoch repeats those of another. The
+    augmentation changes with the number of workers. Batches that are left out are computed and
+    thrown away, so that the others are the same as in a complete epoch.
 
     Args:
-        dataset: images; a ``transform`` with ``set_random_state`` is seeded at every epoch, that of
-            a data set within this one (torch's ``Subset`` or ``ConcatDataset``) too.
-        batches: which images are in which batch.
-        options: whatever else a DataLoader takes, but ``persistent_workers``: a worker that stays
-            would not be seeded anew.
+        dataset: the images. A ``transform`` with ``set_random_state`` (albumentations) is seeded
+            at every epoch, also that of a data set inside a ``Subset`` or ``ConcatDataset``.
+        batches: which images are in each batch.
+        options: other options of DataLoader, except ``persistent_workers``: workers that stay
+            would not be seeded again.
 
     Raises:
-        DataError: while iterating, the data set raised: which image, and what.
+        DataError: while iterating, the data set raised; the message names the image.
         WorkerError: while iterating, a worker died, or gave nothing within ``timeout`` seconds.
     """
 
     def __init__(self, dataset: Dataset, batches: EpochBatches, **options) -> None:
         self.batches = batches
         super().__init__(
-            Reporting(dataset),
+            ReportingDataset(dataset),
             batch_sampler=batches,
             generator=torch.Generator(),
             worker_init_fn=seed_worker,
@@ -200,12 +206,12 @@ class SeededLoader(_Epochs, DataLoader):
         seed_transform(self.dataset.dataset, int(state[1]))
         try:
             iterator = super().__iter__()
-        except RuntimeError as error:  # one has died already
+        except RuntimeError as error:  # a worker has already died
             raise worker_error(str(error)) if "DataLoader" in str(error) else error from None
         if self.num_workers:
             name_worker_errors()
         self.batches.set_epoch(epoch + 1)
-        return checked(iterator, epoch, start)
+        return checked_batches(iterator, epoch, start)
 
 
 def get_loader(
@@ -218,22 +224,26 @@ def get_loader(
     device: torch.device | None = None,
     **options: int,
 ) -> SeededLoader:
-    """Batches of (N, 3, 32, 32) float32 images and (N,) int64 labels.
+    """Batches of images that go through a transform one by one, with worker processes if wanted.
 
     Args:
-        dataset: images through a transform.
-        batch_size: images a batch over all processes, see :class:`EpochBatches`.
-        train: shuffled, and without a last batch that is too small for BN.
-        num_workers: processes that load; 0 loads in this one.
+        dataset: images with a transform that gives (3, 32, 32) float32.
+        batch_size: images per batch over all processes; the last batch of an epoch is smaller.
+        train: True shuffles and leaves out a last batch that is too small for BN; False keeps all
+            images in their order.
+        num_workers: number of worker processes; 0 loads in this process.
         timeout_s: seconds after which a worker that gives no batch counts as hung.
-        device: where the batches go; memory is pinned for cuda.
-        options: ``seed``, ``rank`` and ``world_size`` of :class:`EpochBatches`.
+        device: where the batches will go; for cuda they are put into pinned memory.
+        options: ``seed``, ``rank`` and ``world_size``, see :class:`EpochBatches`.
+
+    Returns:
+        An iterable over batches: (B, 3, 32, 32) float32 images and (B,) int64 labels.
 
     Raises:
         UsageError: a number is out of its range, or no image would be left.
     """
     if num_workers < 0:
-        raise UsageError(f"workers is {num_workers}; it must be 0 or more")
+        raise UsageError(f"num_workers is {num_workers} (--workers); it must be 0 or more")
     return SeededLoader(
         dataset,
         EpochBatches(len(dataset), batch_size, train, **options),
@@ -244,7 +254,7 @@ def get_loader(
 
 
 def fits_device(num_bytes: int, device: torch.device) -> bool:
-    """Whether so much may stay on the device: half of a GPU's free memory is for the training."""
+    """Whether ``num_bytes`` fit on the device; half of a GPU's free memory is for the training."""
     if device.type != "cuda":
         return True
     return 2 * num_bytes <= torch.cuda.mem_get_info(device)[0]

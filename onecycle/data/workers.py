@@ -1,4 +1,4 @@
-"""The processes of a loader: seeded, and named where one dies, hangs or fails."""
+"""Worker processes of a loader: their seeds, and clear errors if one dies, hangs or fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from onecycle.errors import DataError, WorkerError
 
 
-def checked(iterator: Iterator, epoch: int, start: int) -> Iterator:
+def checked_batches(iterator: Iterator, epoch: int, start: int) -> Iterator:
+    """The batches from ``start`` on; errors name the epoch and the batch and end the workers."""
     try:
         for batch in itertools.count():
             loaded = _next(iterator)
@@ -26,8 +27,8 @@ def checked(iterator: Iterator, epoch: int, start: int) -> Iterator:
             if batch >= start:
                 yield loaded
     except (DataError, WorkerError):
-        # The workers end now, and not when the last traceback goes. A death that is told of
-        # meanwhile, at most one, may break that off.
+        # End the workers now, not when the last traceback is freed. The report of a death, at
+        # most one, may interrupt that.
         try:
             _end_workers(iterator)
         except WorkerError:
@@ -40,12 +41,12 @@ def _end_workers(iterator: Iterator) -> None:
 
 
 def _next(iterator: Iterator):
-    """A batch; None at the end; or what went wrong, without a traceback that keeps the workers."""
+    """A batch; None at the end; or an exception, without a traceback that keeps workers alive."""
     try:
         loaded = next(iterator, None)
     except WorkerError as error:
         return WorkerError(str(error))
-    except (EOFError, ConnectionError) as error:  # what it was about to hand over went with it
+    except (EOFError, ConnectionError) as error:  # the worker died while sending a batch
         return worker_error(f"DataLoader worker exited: {type(error).__name__}")
     except RuntimeError as error:
         if not str(error).startswith("DataLoader"):
@@ -55,10 +56,12 @@ def _next(iterator: Iterator):
 
 
 class _Failure(str):
-    """What went wrong with which image; a value, because an exception's text comes out mangled."""
+    """Which image failed and why; returned, because torch rewrites the text of exceptions."""
 
 
-class Reporting(Dataset):
+class ReportingDataset(Dataset):
+    """A data set that returns a failure instead of raising, with the index of the image."""
+
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
@@ -68,22 +71,27 @@ class Reporting(Dataset):
     def __getitem__(self, index: int):
         try:
             return self.dataset[index]
-        except Exception as error:  # whatever it is, its reader wants to know the image
+        except Exception as error:  # of any type: the user needs to know which image it was
             return _Failure(f"image {index} cannot be loaded: {type(error).__name__}: {error}")
 
 
 def collate(samples: list):
+    """A batch, or the first failure in it."""
     failures = [sample for sample in samples if isinstance(sample, _Failure)]
     return failures[0] if failures else default_collate(samples)
 
 
-def worker_error(said: str) -> WorkerError:
-    cause = said.splitlines()[0].rstrip(". ")
-    return WorkerError(f"{cause}; memory may be short: take fewer workers, or --workers 0")
+def worker_error(message: str) -> WorkerError:
+    """torch's message about a worker, in one line and with advice."""
+    cause = message.splitlines()[0].rstrip(". ")
+    return WorkerError(
+        f"{cause}; memory may be short: use fewer workers, or none (--workers 0, num_workers=0)"
+    )
 
 
 def name_worker_errors() -> None:
-    # When a worker dies, torch raises from a signal handler, wherever the program is at the time.
+    """Make torch's report of a dead worker a WorkerError, wherever the program is at the time."""
+    # torch raises it from a signal handler.
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         return
     handler = signal.getsignal(signal.SIGCHLD)
@@ -101,18 +109,20 @@ def name_worker_errors() -> None:
 
 
 def seed_worker(worker: int) -> None:
-    # Ctrl-C goes to all processes; this one stops when the first one has no more use for it.
+    """Prepare a new worker process: its transform's seed, and no reaction to Ctrl-C."""
+    # Ctrl-C reaches all processes; the main process saves, and then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     seed_transform(get_worker_info().dataset.dataset, torch.initial_seed() % 2**63)
 
 
 def seed_transform(dataset: Dataset, seed: int) -> None:
-    # One stream for the whole pipeline. set_random_seed would give every transform the same one,
-    # so that crop, flip and hole fall together.
+    """Seed the albumentations pipeline of a data set, and of the data sets inside it."""
+    # One stream for the whole pipeline. set_random_seed would give each transform the same
+    # stream, so that crop, flip and hole would be correlated.
     set_random_state = getattr(getattr(dataset, "transform", None), "set_random_state", None)
     if set_random_state is not None:
         set_random_state(np.random.default_rng(seed), random.Random(seed))
-    # torch's Subset has a data set in it, its ConcatDataset several.
+    # torch's Subset holds one data set, ConcatDataset several.
     inside = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
     for number, part in enumerate(inside):
         if isinstance(part, Dataset):

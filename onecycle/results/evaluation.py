@@ -22,7 +22,7 @@ class ClassScore:
 
     name: str
     precision: float | None
-    """The share of the images taken for it that are of it, 0..1."""
+    """The share of the images predicted as it that are of it, 0..1."""
     recall: float | None
     """The share of its images that are recognised, 0..1: the accuracy of the class."""
     f1: float | None
@@ -33,16 +33,16 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class ConfusedPair:
-    """Two classes that are taken for one another."""
+    """Two classes that are predicted as one another."""
 
     first: int
-    """Class index: the one of the two that is taken for the other more often."""
+    """Class index: the one of the two that is predicted as the other more often."""
     second: int
     """Class index."""
     first_as_second: int
-    """Images of the first that are taken for the second."""
+    """Images of the first that are predicted as the second."""
     second_as_first: int
-    """Images of the second that are taken for the first."""
+    """Images of the second that are predicted as the first."""
 
     @property
     def count(self) -> int:

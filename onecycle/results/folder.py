@@ -1,4 +1,4 @@
-"""A finished run as a folder: results, history, weights, log and figures."""
+"""The folder of a run: results, history, weights, log, figures and report."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from onecycle.errors import StorageError
-from onecycle.files import write_whole
+from onecycle.errors import CheckpointError, StorageError
+from onecycle.files import lock_folder, to_csv, to_json, write_whole
+from onecycle.records import EpochRecord, History, StepRecord
+from onecycle.results.evaluation import Evaluation
 
 FIGURE_DPI = 150
+RESULTS_FILE = "results.json"
 
 
 def prepare_folder(out_dir: str | os.PathLike) -> Path:
@@ -47,45 +50,113 @@ def prepare_folder(out_dir: str | os.PathLike) -> Path:
     return out_dir
 
 
+@contextmanager
+def own_folder(folder: Path, *, is_first: bool = True) -> Iterator[str | None]:
+    """The folder of a run for this process alone; it goes again if nothing was written.
+
+    Args:
+        folder: made if it is missing.
+        is_first: False in the other processes of a group, which only read.
+
+    Yields:
+        None, or a warning as :func:`onecycle.files.lock_folder` gives it.
+
+    Raises:
+        StorageError: it cannot be written, or another run is in it.
+    """
+    if not is_first:
+        yield None
+        return
+    is_new = not folder.exists()
+    try:
+        if not (folder / RESULTS_FILE).exists():
+            prepare_folder(folder)
+        with lock_folder(folder) as warning:
+            yield warning
+    finally:
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def read_results(folder: str | os.PathLike) -> dict[str, Any]:
+    """What a finished run left in its folder, or nothing."""
+    try:
+        return dict(json.loads((Path(folder) / RESULTS_FILE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def read_history(folder: Path, results: Mapping[str, Any]) -> tuple[History, list[str]]:
+    """What :func:`write_run` wrote of a training: its records and the lines of its log.
+
+    Raises:
+        CheckpointError: a file is missing or is not what it was written as.
+    """
+    try:
+        epochs = [EpochRecord(**row) for row in results["history"]]
+        with open(folder / "steps.csv", newline="", encoding="utf-8") as stream:
+            steps = [
+                StepRecord(int(row["step"]), float(row["lr"]), float(row["loss"]))
+                for row in csv.DictReader(stream)
+            ]
+        log = (folder / "log.txt").read_text("utf-8").splitlines()
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is not whole ({type(error).__name__}: {error}); train again in another folder"
+        ) from error
+    return History(epochs, steps), log
+
+
+def results_of(
+    about: Mapping[str, Any], history: History, evaluation: Evaluation
+) -> dict[str, Any]:
+    """``results.json`` of a finished run, as plain data.
+
+    Args:
+        about: plain data with ``recipe``, ``data``, ``learning_rate``, ``machine`` and what else a
+            run says of itself.
+        history: of all epochs; the last epoch's figures are the final ones.
+        evaluation: of the trained network.
+    """
+    epochs = [dataclasses.asdict(record) for record in history.epochs]
+    final = {
+        name: epochs[-1][name] for name in ("epoch", "test_loss", "test_accuracy", "train_accuracy")
+    }
+    final["class_accuracy"] = {score.name: score.recall for score in evaluation.scores}
+    seconds = {part: sum(row[f"{part}_seconds"] for row in epochs) for part in ("train", "test")}
+    return {
+        **about,
+        "final": final,
+        "seconds": seconds,
+        "evaluation": evaluation.summary(),
+        "history": epochs,
+    }
+
+
 def write_run(
     out_dir: str | os.PathLike,
+    results: Mapping[str, Any],
     *,
     model: nn.Module,
-    recipe: Mapping[str, Any],
-    data: Mapping[str, Any],
-    learning_rate: Mapping[str, Any],
-    machine: Mapping[str, Any],
-    epochs: Sequence[Any],
-    steps: Sequence[Any],
-    labels: np.ndarray,
-    predicted: np.ndarray,
+    history: History,
+    evaluation: Evaluation,
     log: Iterable[str],
     figures: Mapping[str, Figure],
-    evaluation: Mapping[str, Any] | None = None,
-    tables: Mapping[str, Sequence[Sequence[Any]]] | None = None,
-    report: str | None = None,
+    report: str,
 ) -> Path:
     """Write a finished run: what it gave, in forms that people and programs read.
 
-    ``results.json`` comes last: where it is, the folder is whole.
+    ``results.json`` comes last: if it is there, the folder is whole.
 
     Args:
-        out_dir: the folder, made where it is missing.
+        out_dir: the folder, made if it is missing.
+        results: of :func:`results_of`.
         model: trained; its weights go into ``model.pt`` with recipe and data, which loads with
             ``weights_only=True``.
-        recipe: plain data.
-        data: plain data with ``source``, ``classes``, ``mean``, ``std``, and what was counted.
-        learning_rate: plain data: LRMAX and LRMIN, and how they were found.
-        machine: plain data, the hardware and the versions.
-        epochs: a record an epoch, for ``history.csv`` and ``history`` in ``results.json``; the
-            last one's ``test_loss`` and ``test_accuracy`` are the final ones.
-        steps: a record a step, for ``steps.csv``.
-        labels: (N,) true classes of the images that were evaluated on.
-        predicted: (N,) classes that the network gives them.
+        history: for ``history.csv`` and ``steps.csv``.
+        evaluation: for ``errors.csv`` and ``classes.csv``.
         log: the lines of ``log.txt``.
         figures: by file name, for ``figures/NAME.png``.
-        evaluation: plain data, what the images showed in all: ``evaluation`` in ``results.json``.
-        tables: by file name, for ``NAME.csv``: rows, the first of which names the columns.
         report: the HTML of ``report.html``.
 
     Returns:
@@ -94,68 +165,33 @@ def write_run(
     Raises:
         StorageError: something cannot be written.
     """
-    out_dir = Path(out_dir)
-    history = [dataclasses.asdict(record) for record in epochs]
     weights = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }
-    results = {
-        "recipe": dict(recipe),
-        "data": dict(data),
-        "learning_rate": dict(learning_rate),
-        "machine": dict(machine),
-        "final": {
-            "epoch": history[-1]["epoch"],
-            "test_loss": history[-1]["test_loss"],
-            "test_accuracy": history[-1]["test_accuracy"],
-            "train_accuracy": history[-1]["train_accuracy"],
-            "class_accuracy": {
-                name: float((predicted[labels == k] == k).mean()) if (labels == k).any() else None
-                for k, name in enumerate(data["classes"])
-            },
-        },
-        "seconds": {
-            "train": sum(row["train_seconds"] for row in history),
-            "test": sum(row["test_seconds"] for row in history),
-        },
-        **({} if evaluation is None else {"evaluation": dict(evaluation)}),
-        "history": history,
-    }
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / "results.json").unlink(missing_ok=True)
-        write_whole(out_dir / "log.txt", "\n".join([*log, ""]).encode())
-        write_whole(out_dir / "history.csv", _csv(_rows(epochs)))
-        write_whole(out_dir / "steps.csv", _csv(_rows(steps)))
+    content = {"state_dict": weights, "recipe": results["recipe"], "data": results["data"]}
+    with _writing(out_dir) as folder:
+        write_whole(folder / "log.txt", "\n".join([*log, ""]).encode())
+        write_whole(folder / "history.csv", to_csv(_rows(history.epochs)))
+        write_whole(folder / "steps.csv", to_csv(_rows(history.steps)))
         stream = io.BytesIO()
-        torch.save({"state_dict": weights, "recipe": dict(recipe), "data": dict(data)}, stream)
-        write_whole(out_dir / "model.pt", stream.getvalue())
-        (out_dir / "figures").mkdir(parents=True, exist_ok=True)
+        torch.save(content, stream)
+        write_whole(folder / "model.pt", stream.getvalue())
+        (folder / "figures").mkdir(exist_ok=True)
         for name, figure in figures.items():
-            stream = io.BytesIO()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
-                figure.savefig(stream, format="png", dpi=FIGURE_DPI)
-            write_whole(out_dir / "figures" / f"{name}.png", stream.getvalue())
-        _write_evaluation(out_dir, results, tables or {}, report)
-    except OSError as error:
-        raise StorageError(f"cannot write to {out_dir}: {error.strerror or error}") from error
-    return out_dir
+            write_whole(folder / "figures" / f"{name}.png", to_picture(figure))
+        _write_evaluation(folder, results, evaluation, report)
+    return folder
 
 
 def write_evaluation(
-    out_dir: str | os.PathLike,
-    *,
-    results: Mapping[str, Any],
-    tables: Mapping[str, Sequence[Sequence[Any]]],
-    report: str,
+    out_dir: str | os.PathLike, results: Mapping[str, Any], evaluation: Evaluation, report: str
 ) -> Path:
     """Write what given weights make of images, where nothing was trained.
 
     Args:
-        out_dir: the folder, made where it is missing.
+        out_dir: the folder, made if it is missing.
         results: plain data, for ``results.json``, which comes last.
-        tables: by file name, for ``NAME.csv``: rows, the first of which names the columns.
+        evaluation: for ``errors.csv`` and ``classes.csv``.
         report: the HTML of ``report.html``.
 
     Returns:
@@ -164,35 +200,40 @@ def write_evaluation(
     Raises:
         StorageError: something cannot be written.
     """
-    out_dir = Path(out_dir)
+    with _writing(out_dir) as folder:
+        _write_evaluation(folder, results, evaluation, report)
+    return folder
+
+
+def to_picture(figure: Figure, kind: str = "png", dpi: int = FIGURE_DPI) -> bytes:
+    """A figure as the content of a picture file: png, pdf, svg or jpg."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
+        figure.savefig(stream, format=kind, dpi=dpi)
+    return stream.getvalue()
+
+
+@contextmanager
+def _writing(out_dir: str | os.PathLike) -> Iterator[Path]:
+    folder = Path(out_dir)
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / "results.json").unlink(missing_ok=True)
-        _write_evaluation(out_dir, results, tables, report)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULTS_FILE).unlink(missing_ok=True)
+        yield folder
     except OSError as error:
-        raise StorageError(f"cannot write to {out_dir}: {error.strerror or error}") from error
-    return out_dir
+        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _write_evaluation(
-    out_dir: Path, results: Mapping, tables: Mapping[str, Sequence], report: str | None
+    folder: Path, results: Mapping[str, Any], evaluation: Evaluation, report: str
 ) -> None:
-    for name, rows in tables.items():
-        write_whole(out_dir / f"{name}.csv", _csv(rows))
-    if report is not None:
-        write_whole(out_dir / "report.html", report.encode())
-    write_whole(
-        out_dir / "results.json",
-        json.dumps(results, indent=1, allow_nan=False).encode() + b"\n",
-    )
+    write_whole(folder / "errors.csv", to_csv(evaluation.error_rows()))
+    write_whole(folder / "classes.csv", to_csv(evaluation.class_rows()))
+    write_whole(folder / "report.html", report.encode())
+    write_whole(folder / RESULTS_FILE, to_json(results))
 
 
 def _rows(records: Sequence[Any]) -> list[list[Any]]:
     columns = [field.name for field in dataclasses.fields(records[0])]
     return [columns, *([getattr(record, name) for name in columns] for record in records)]
-
-
-def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()

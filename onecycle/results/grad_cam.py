@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onecycle.errors import UsageError
+from onecycle.modules import eval_mode
+from onecycle.results.evaluation import Evaluation
 
 LAYER = "layer3"
 """The last layer with a map: what the decision is made from, 4x4. ``layer2`` has 8x8, and less of
@@ -51,51 +53,56 @@ def grad_cam(
         raise UsageError(
             f"{tuple(classes.shape)} class indices for {len(images)} images; one an image is needed"
         )
-    modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), images.device)
-    try:
-        model.eval()
+    with eval_mode(model):
         maps = [
             _maps(model, modules[layer], part.to(device), of.to(device), layer)
             for part, of in zip(images.split(BATCH), classes.split(BATCH))
             if len(part)
         ]
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return torch.cat(maps).numpy() if maps else np.zeros((0, *images.shape[2:]), np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ErrorMaps:
+    """Where a network looked in its most confident errors; M is 0 if nothing is wrong."""
+
+    layer: str
+    """Whose maps were used."""
+    indices: np.ndarray
+    """(M,) int64 places of the images among those that were evaluated."""
+    predicted: np.ndarray
+    """(M, H, W) evidence for the predicted class, 0..1."""
+    true: np.ndarray
+    """(M, H, W) evidence for the true class, 0..1."""
 
 
 def explain_errors(
     model: nn.Module,
     transform: Callable[[Tensor, int], Tensor],
-    evaluation: Any,
+    evaluation: Evaluation,
     *,
     count: int = 12,
     layer: str = LAYER,
-) -> dict[str, Any]:
+) -> ErrorMaps:
     """Grad-CAM of the most confident errors, for the predicted and for the true class.
 
     Args:
         model: see :func:`grad_cam`.
         transform: ``transform(indices, epoch)``: (M,) int64 indices to normalised images.
-        evaluation: a record with ``wrong``, ``predicted`` and ``labels``.
+        evaluation: of the model on these images.
         count: how many errors at most.
         layer: see :func:`grad_cam`.
-
-    Returns:
-        ``layer``; ``indices`` (M,); ``predicted`` and ``true``, (M, H, W) heat of the two classes,
-        0..1. M is 0 where nothing is wrong.
     """
     indices = evaluation.wrong[:count]
     device = next(model.parameters()).device
     images = transform(torch.as_tensor(indices, device=device), 0)
-    return {
-        "layer": layer,
-        "indices": indices,
-        "predicted": grad_cam(model, images, evaluation.predicted[indices], layer),
-        "true": grad_cam(model, images, evaluation.labels[indices], layer),
-    }
+    return ErrorMaps(
+        layer=layer,
+        indices=indices,
+        predicted=grad_cam(model, images, evaluation.predicted[indices], layer),
+        true=grad_cam(model, images, evaluation.labels[indices], layer),
+    )
 
 
 def _maps(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onecycle.errors import CheckpointError, StorageError, UsageError
 from onecycle.files import write_whole
@@ -163,6 +163,23 @@ def check_fit(weights: WeightsFile, expected: Mapping[str, Tensor]) -> None:
             f"{weights.file} does not fit the network for its {len(weights.classes)} classes: "
             f"{', '.join(wrong[:3])}{more}; name a file of this network"
         )
+
+
+def load_into(model: nn.Module, file: str | os.PathLike) -> WeightsFile:
+    """Give a network the weights of a file.
+
+    Args:
+        model: on any device; stays as it is if the weights are not its own.
+        file: as :func:`save_weights` writes it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, foreign or of another network.
+        UsageError: the package safetensors is not installed.
+    """
+    weights = load_weights(file)
+    check_fit(weights, model.state_dict())
+    model.load_state_dict(weights.state_dict)
+    return weights
 
 
 def _describe(tensor: tuple | None) -> str:

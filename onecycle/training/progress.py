@@ -14,7 +14,7 @@ from onecycle.records import EpochRecord, StepRecord
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error for work of more than a second; gone when the block ends.
+    """A bar for work of more than a second; gone when the block ends.
 
     Args:
         description: what is done, in front of the bar.
@@ -34,10 +34,13 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _bar(total: int | None, **options: Any) -> tqdm:
+    # A notebook shows standard error as a red box, which would stay in its file.
+    in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
+    stream = sys.stdout if in_notebook else sys.stderr
     return tqdm(
         total=total,
-        file=sys.stderr,
-        disable=sys.stderr is None,  # it was closed
+        file=stream,
+        disable=stream is None,  # it was closed
         leave=False,
         ascii=" #",
         mininterval=0.5,
@@ -47,7 +50,9 @@ def _bar(total: int | None, **options: Any) -> tqdm:
 
 
 class TrainingLog:
-    """A callback of ``fit``: a bar on standard error, and lines on standard output and in ``lines``.
+    """A callback of ``fit``: a bar, and lines that also stay in ``lines``.
+
+    Bars go to standard error, in a notebook to its output; lines go to standard output.
 
     Args:
         steps_per_epoch: optimizer steps per epoch.
@@ -77,14 +82,22 @@ class TrainingLog:
         return {"lines": list(self.lines), "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the lines by those of ``state_dict``."""
+        """Replace the lines by those of ``state_dict``, and show them."""
+        before = self.lines
         self.lines, self._last = list(state["lines"]), state["last"]
+        if self.lines[: len(before)] != before:  # else they are on the stream already
+            self.show(*self.lines)
+
+    def show(self, *lines: str) -> None:
+        """Write lines that the log file does not keep."""
+        self.close()
+        for line in lines:
+            print(line, file=self._stream or sys.stdout, flush=True)
 
     def write(self, line: str = "") -> None:
         """Write a line, and keep it for the log file."""
-        self.close()
         self.lines.append(line)
-        print(line, file=self._stream or sys.stdout, flush=True)
+        self.show(line)
 
     def close(self) -> None:
         """Remove the bar."""

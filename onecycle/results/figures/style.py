@@ -19,12 +19,11 @@ SMALLEST_SIZE = 7
 LETTER_WIDTH = 0.56  # a mean, as a share of the font's size
 
 
-def new_figure(
-    title: str, source: str, *, width: float, height: float, columns: int = 1
-) -> tuple[Figure, list[Axes]]:
+def new_figure(title: str, source: str, width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, with its title. It is not pyplot's, so none stays open."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE, parse_math=False)
+    return figure
 
 
 def stretch(num_classes: int) -> float:
@@ -42,9 +41,10 @@ def no_data(figure: Figure, text: str = "no data") -> Figure:
     return figure
 
 
-def quiet_frame(axes: Axes) -> None:
+def quiet_frame(axes: Axes, grid: str = "y") -> None:
+    """No frame above and on the right, and a pale grid along one axis."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
+    axes.grid(axis=grid, alpha=0.25)
     axes.set_axisbelow(True)
 
 
@@ -61,10 +61,7 @@ def picture_grid(
     rows = max(1, -(-len(captions) // columns))
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     size = 1.7 if lines == 1 else 2.0
-    figure = Figure(
-        figsize=(columns * size, rows * (size + 0.1 * lines) + 0.6), layout="constrained"
-    )
-    figure.suptitle(f"{title} · {source}", fontsize=TITLE_SIZE)
+    figure = new_figure(title, source, columns * size, rows * (size + 0.1 * lines) + 0.6)
     if not captions:
         return no_data(figure, empty)
     captions, font = fitted(captions, size)
@@ -76,10 +73,16 @@ def picture_grid(
     return figure
 
 
+def shortened(name: str, most: int = 22) -> str:
+    """A name that fits; what is cut off is at its end."""
+    name = name.encode("utf-8", "replace").decode()  # a file name need not be text
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def fitted(captions: Sequence[str], width: float) -> tuple[list[str], float]:
     """Captions for pictures of a width in inches, the longest cut, and their size in points."""
     most = int(72 * width / (LETTER_WIDTH * SMALLEST_SIZE))
-    cut = lambda line: line if len(line) <= most else f"{line[: most - 1]}…"
-    captions = ["\n".join(map(cut, caption.split("\n"))) for caption in captions]
+    cut = lambda caption: "\n".join(shortened(line, most) for line in caption.split("\n"))  # noqa: E731
+    captions = [cut(caption) for caption in captions]
     longest = max(len(line) for caption in captions for line in [*caption.split("\n"), " "])
     return captions, min(LABEL_SIZE, 72 * width / (LETTER_WIDTH * longest))

@@ -1,17 +1,16 @@
-"""Figures from plain data. Each function returns a matplotlib Figure and shows nothing itself.
-
-A figure without data says so. The figures are not pyplot's, so none stays open.
-"""
+"""Figures of the images and of a training. Each returns a Figure and shows nothing itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from onecycle.data.dataset import ImageDataset
+from onecycle.optim.lr_finder import LRFinding
+from onecycle.records import History
 from onecycle.results.figures.style import (
     LABEL_SIZE,
     MARK_COLOUR,
@@ -26,19 +25,13 @@ from onecycle.results.figures.style import (
 )
 
 
-def plot_class_counts(targets: np.ndarray, *, classes: Sequence[str], source: str) -> Figure:
-    """How many images each class has.
-
-    Args:
-        targets: (N,) class indices.
-        classes: the K class names.
-        source: where the images come from.
-    """
+def plot_class_counts(images: ImageDataset) -> Figure:
+    """How many images each class has."""
+    classes = images.classes
     width = 9 * stretch(len(classes))
-    figure, (axes,) = new_figure("Images per class", source, width=width, height=4.5)
-    counts = np.bincount(np.asarray(targets, dtype=np.int64), minlength=len(classes))
-    if not counts.sum():
-        return no_data(figure)
+    figure = new_figure("Images per class", images.source, width, 4.5)
+    axes = figure.subplots()
+    counts = np.bincount(images.targets, minlength=len(classes))
     bars = axes.bar(range(len(classes)), counts, color=TRAIN_COLOUR)
     axes.set_xticks(range(len(classes)), classes, parse_math=False)
     pitch = 72 * 0.85 * width / len(classes)  # of the bars, in points
@@ -53,59 +46,40 @@ def plot_class_counts(targets: np.ndarray, *, classes: Sequence[str], source: st
 
 
 def plot_samples(
-    images: np.ndarray,
-    labels: Sequence[int],
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    classes: Sequence[str],
-    source: str,
-    columns: int = 5,
+    images: np.ndarray, labels: Sequence[int], of: ImageDataset, *, columns: int = 5
 ) -> Figure:
     """Images as the network sees them, with the normalisation taken back.
 
     Args:
         images: (N, 3, H, W) float, channel-normalised.
         labels: (N,) class indices.
-        mean: of each channel, 0..1, as the images were normalised.
-        std: of each channel, 0..1.
-        classes: the K class names.
-        source: where the images come from.
-        columns: images a row.
+        of: the images that they were made from.
+        columns: images per row.
     """
-    pictures = np.asarray(images).transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
-    captions = [classes[label] for label in labels]
+    pictures = np.asarray(images).transpose(0, 2, 3, 1) * np.asarray(of.std) + np.asarray(of.mean)
+    captions = [of.classes[label] for label in labels]
     title = "Samples after the training transforms"
-    return picture_grid(np.clip(pictures, 0, 1), captions, title, source, columns=columns)
+    return picture_grid(np.clip(pictures, 0, 1), captions, title, of.source, columns=columns)
 
 
-def plot_lr_finder(
-    lrs: Sequence[float],
-    losses: Sequence[float],
-    *,
-    smoothed: Sequence[float],
-    lr_max: float,
-    lr_min: float,
-    source: str,
-    rule: str = "",
-) -> Figure:
-    """The loss of a range test against the rate, with the chosen rates marked.
+def plot_lr_finder(found: LRFinding, *, source: str) -> Figure:
+    """The loss of a range test against the learning rate, with the chosen rates and their rule.
 
     Args:
-        lrs: the rate of each step.
-        losses: the batch's loss at each step, in nats.
-        smoothed: the curve that the choice was made on.
-        lr_max: LRMAX.
-        lr_min: LRMIN.
+        found: by the range test; it has no losses if LRMAX was given.
         source: where the images come from.
-        rule: how the rates were chosen, shown below the curve.
     """
-    figure, (axes,) = new_figure("Learning-rate range test", source, width=10, height=5.5)
+    figure = new_figure("Learning-rate range test", source, 10, 5.5)
+    lrs, losses, smoothed = found.lrs, found.losses, found.smoothed
     if not np.isfinite(losses).any():
         return no_data(figure)
+    axes = figure.subplots()
     axes.plot(lrs, losses, ".", color=QUIET_COLOUR, markersize=6, label="loss of the batch")
     axes.plot(lrs, smoothed, color=TRAIN_COLOUR, linewidth=2.5, label="smoothed loss")
-    for rate, name, colour in ((lr_min, "LRMIN", MARK_COLOUR), (lr_max, "LRMAX", TEST_COLOUR)):
+    for rate, name, colour in (
+        (found.lr_min, "LRMIN", MARK_COLOUR),
+        (found.lr_max, "LRMAX", TEST_COLOUR),
+    ):
         axes.axvline(rate, color=colour, linestyle="--", linewidth=2, label=f"{name} = {rate:.3g}")
     axes.set_xscale("log")
     finite = np.asarray(smoothed)[np.isfinite(smoothed)]
@@ -116,24 +90,24 @@ def plot_lr_finder(
     axes.set_xlabel("learning rate", fontsize=LABEL_SIZE)
     axes.set_ylabel("loss (nats)", fontsize=LABEL_SIZE)
     axes.legend(fontsize=LABEL_SIZE - 1, loc="lower left")
-    if rule:
-        figure.supxlabel(rule.replace("; ", ";\n"), fontsize=LABEL_SIZE - 2, color="#555555")
+    if found.rule:
+        figure.supxlabel(found.rule.replace("; ", ";\n"), fontsize=LABEL_SIZE - 2, color="#555555")
     quiet_frame(axes)
     return figure
 
 
-def plot_history(epochs: Sequence[Any], *, source: str) -> Figure:
+def plot_history(history: History, *, source: str) -> Figure:
     """Accuracy and loss of the training and test images, epoch by epoch.
 
     Args:
-        epochs: records with ``epoch``, ``train_accuracy``, ``test_accuracy`` (0..1),
-            ``train_loss`` and ``test_loss`` (nats); None where nothing was tested.
+        history: of a training; what was not evaluated is left out.
         source: where the images come from.
     """
-    figure, (left, right) = new_figure("Training", source, width=13, height=5, columns=2)
-    numbers = [record.epoch for record in epochs]
-    if not numbers:
+    figure, epochs = new_figure("Training", source, 13, 5), history.epochs
+    if not epochs:
         return no_data(figure)
+    left, right = figure.subplots(1, 2)
+    numbers = [record.epoch for record in epochs]
     for axes, quantity in ((left, "accuracy"), (right, "loss")):
         # Told apart in grey too.
         for split, colour, line in (("train", TRAIN_COLOUR, "o--"), ("test", TEST_COLOUR, "s-")):
@@ -156,18 +130,19 @@ def plot_history(epochs: Sequence[Any], *, source: str) -> Figure:
 
 
 def plot_lr_history(
-    steps: Sequence[Any], *, source: str, steps_per_epoch: int | None = None
+    history: History, *, source: str, steps_per_epoch: int | None = None
 ) -> Figure:
-    """The rate that each optimizer step used.
+    """The learning rate that each optimizer step used.
 
     Args:
-        steps: records with ``step`` (from 0) and ``lr``.
+        history: of a training.
         source: where the images come from.
         steps_per_epoch: for a second axis that counts epochs; None: without it.
     """
-    figure, (axes,) = new_figure("Learning rate of each step", source, width=10, height=5)
+    figure, steps = new_figure("Learning rate of each step", source, 10, 5), history.steps
     if not steps:
         return no_data(figure)
+    axes = figure.subplots()
     numbers, rates = [record.step for record in steps], [record.lr for record in steps]
     axes.plot(numbers, rates, color=TRAIN_COLOUR, linewidth=2.5)
     peak, end = int(np.nanargmax(rates)) if np.isfinite(rates).any() else 0, len(rates) - 1

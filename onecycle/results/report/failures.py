@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
+
+from onecycle.results.evaluation import Evaluation
+from onecycle.results.grad_cam import ErrorMaps
 
 from .charts import Series, chart
 from .sprites import Sprite, heated
@@ -16,7 +18,7 @@ MOST_ERRORS = 1200
 """Pictures in the gallery; more would make the file larger than about 5 MB."""
 
 
-def classes(evaluation: Any, names: Sequence[str]) -> str:
+def classes(evaluation: Evaluation, names: Sequence[str]) -> str:
     """The scores of each class, and the confusion matrix, which leads to the errors."""
     rows = [
         [f'<a href="#errors-title" data-true="{k}">{names[k]}</a>', f"{score.support:,}",
@@ -36,7 +38,7 @@ def classes(evaluation: Any, names: Sequence[str]) -> str:
             if t == p:
                 cells.append(f'<td class="right" style="{tint}">{count}</td>')
             elif count:
-                said = f"{count} of {names[t]} taken for {names[p]}: show them"
+                said = f"{count} of {names[t]} predicted as {names[p]}: show them"
                 cells.append(
                     f'<td style="{tint}"><a href="#errors-title" data-true="{t}" data-predicted="{p}" '
                     f'aria-label="{said}" title="{said}">{count}</a></td>'
@@ -46,7 +48,7 @@ def classes(evaluation: Any, names: Sequence[str]) -> str:
         body.append(f'<tr><th scope="row">{names[t]}</th>{"".join(cells)}</tr>')
     heads = "".join(f'<th scope="col"><span>{name}</span></th>' for name in names)
     pairs = "".join(
-        f'<li><a href="#errors-title" data-true="{t}" data-predicted="{p}">{names[t]} taken for '
+        f'<li><a href="#errors-title" data-true="{t}" data-predicted="{p}">{names[t]} predicted as '
         f"{names[p]}</a> <b>{count}</b></li>"
         for t, p, count in _frequent(confusion, 6)
     )
@@ -54,7 +56,7 @@ def classes(evaluation: Any, names: Sequence[str]) -> str:
         f'<div class="pair wide"><div>{scores}</div><div>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">'
         '<table class="confusion"><caption>Confusion matrix: rows are true classes, columns what '
-        "the network says. A number leads to its errors.</caption>"
+        "predicted ones. Click a cell to see those errors.</caption>"
         f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         + (f'<h3>Most frequent errors</h3><ol class="pairs">{pairs}</ol>' if pairs else "")
         + "</div></div>"
@@ -68,7 +70,7 @@ def _frequent(confusion: np.ndarray, count: int) -> list[tuple[int, int, int]]:
     return [cell for cell in cells if cell[2]]
 
 
-def errors(evaluation: Any, names: Sequence[str], sprite: Sprite | None) -> str:
+def errors(evaluation: Evaluation, names: Sequence[str], sprite: Sprite | None) -> str:
     """The gallery of errors and its filter."""
     total = len(evaluation.wrong)
     if sprite is None:
@@ -94,7 +96,7 @@ def errors(evaluation: Any, names: Sequence[str], sprite: Sprite | None) -> str:
         f"come first.{some}</p>"
         f'<form class="filter" data-total="{total}" hidden>'
         f'<label>True class <select name="true">{"".join(options)}</select></label> '
-        f'<label>Taken for <select name="predicted">{"".join(options)}</select></label> '
+        f'<label>Predicted as <select name="predicted">{"".join(options)}</select></label> '
         '<button type="reset">Show all</button></form>'
         f'<p class="count" role="status">{len(wrong):,} error{"" if len(wrong) == 1 else "s"}</p>'
         f'<ul class="tiles">{tiles}</ul><button type="button" class="more" hidden>More</button>'
@@ -102,16 +104,20 @@ def errors(evaluation: Any, names: Sequence[str], sprite: Sprite | None) -> str:
 
 
 def grad_cam_part(
-    cam: Mapping | None, evaluation: Any, images: np.ndarray, names: Sequence[str], sprites: dict
+    maps: ErrorMaps | None,
+    evaluation: Evaluation,
+    images: np.ndarray,
+    names: Sequence[str],
+    sprites: dict,
 ) -> str:
     """Errors with the heat of both classes; their sprite is added to ``sprites``."""
-    if not cam or not len(cam["indices"]):
+    if maps is None or not len(maps.indices):
         return ""
-    indices = np.asarray(cam["indices"])
+    indices = maps.indices
     pictures = images[indices]
-    panels = (pictures, heated(pictures, cam["predicted"]), heated(pictures, cam["true"]))
+    panels = (pictures, heated(pictures, maps.predicted), heated(pictures, maps.true))
     sprites["cam"] = sprite = Sprite("cam", np.stack(panels, 1).reshape(-1, *images.shape[1:]))
-    layer, items = escape(str(cam["layer"])), []
+    layer, items = escape(maps.layer), []
     for place, i in enumerate(indices):
         label, guess = names[evaluation.labels[i]], names[evaluation.predicted[i]]
         number = evaluation.indices[i]
@@ -129,7 +135,7 @@ def grad_cam_part(
     )
 
 
-def calibration(evaluation: Any) -> str:
+def calibration(evaluation: Evaluation) -> str:
     """How sure the network is, against how often it is right."""
     filled = [bin_ for bin_ in evaluation.bins if bin_.count]
     middle = [(bin_.low + bin_.high) / 2 for bin_ in filled]

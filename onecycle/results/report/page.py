@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from onecycle.records import History
+from onecycle.results.evaluation import Evaluation
+from onecycle.results.grad_cam import ErrorMaps
 
 from .failures import MOST_ERRORS, calibration, classes, errors, grad_cam_part
 from .sprites import Sprite
@@ -25,15 +30,14 @@ _SOURCE_NOTES = {
 
 
 def build_report(
-    run: Mapping[str, Any],
-    evaluation: Any,
+    about: Mapping[str, Any],
+    evaluation: Evaluation,
     images: np.ndarray,
     *,
     title: str,
-    steps: Sequence[Any] = (),
+    history: History | None = None,
     samples: tuple[np.ndarray, Sequence[int]] | None = None,
-    grad_cam: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
+    maps: ErrorMaps | None = None,
     command: str = "",
 ) -> str:
     """A page that shows how a network was trained and where it fails.
@@ -41,41 +45,43 @@ def build_report(
     It asks for nothing over a network, runs no script but its own, and escapes every text.
 
     Args:
-        run: what ``results.json`` holds, as far as it is known: ``recipe``, ``data`` with
-            ``source``, ``evaluated_on``, ``mean`` and ``std``, ``learning_rate``, ``machine``,
-            ``history``. A part that is missing is left out of the page.
-        evaluation: a record with ``classes``, ``probabilities``, ``labels``, ``predicted``,
-            ``accuracy``, ``loss``, ``scores``, ``confusion``, ``wrong``, ``bins``,
-            ``calibration_error``, ``mirrored_accuracy`` and ``indices``, as
-            ``evaluate_predictions`` makes it.
+        about: what ``results.json`` holds, as far as it is known: ``recipe``, ``data`` with
+            ``source``, ``evaluated_on``, ``mean`` and ``std``, ``learning_rate``, ``machine``. A
+            part that is missing is left out of the page.
+        evaluation: of the network.
         images: (N, H, W, 3) uint8, those that were evaluated on.
         title: of the page.
-        steps: records with ``step`` (from 0) and ``lr``.
+        history: of the training; None: the ``history`` of ``about``, if it has one.
         samples: (M, 3, H, W) float images as the network was trained on them, channel-normalised
-            with the run's mean and std, and their (M,) class indices.
-        grad_cam: ``layer``, its name; ``indices``, (M,) of images; ``predicted`` and ``true``,
-            (M, H, W) heat of the two classes, 0..1.
-        notes: sentences that belong beside the headline.
+            with the mean and std of ``about``, and their (M,) class indices.
+        maps: of the most confident errors.
         command: what makes the run again.
 
     Returns:
         The HTML.
     """
-    notes = [*notes, *_SOURCE_NOTES.get((run.get("data") or {}).get("source"), ())]
+    about = dict(about)
+    if history is not None:
+        about["history"] = [dataclasses.asdict(record) for record in history.epochs]
     names = [escape(name) for name in evaluation.classes]
     wrong = evaluation.wrong[:MOST_ERRORS]
     sprites = {"errors": Sprite("errors", images[wrong])} if len(wrong) else {}
+    steps = () if history is None else history.steps
     sections = {
-        "Curves": curves(run.get("history") or ()),
+        "Curves": curves(about.get("history") or ()),
         "Classes": classes(evaluation, names),
         "Errors": errors(evaluation, names, sprites.get("errors")),
-        "Grad-CAM": grad_cam_part(grad_cam, evaluation, images, names, sprites),
+        "Grad-CAM": grad_cam_part(maps, evaluation, images, names, sprites),
         "Calibration": calibration(evaluation),
-        "Learning rate": learning_rate(run.get("learning_rate") or {}, steps),
-        "Samples": samples_part(samples, run.get("data") or {}, names, sprites),
-        "Recipe": _facts(run),
-        "Reproduce": _reproduce(run, command),
+        "Learning rate": learning_rate(about.get("learning_rate") or {}, steps),
+        "Samples": samples_part(samples, about.get("data") or {}, names, sprites),
+        "Recipe": _facts(about),
+        "Reproduce": _reproduce(about, command),
     }
+    return _page(title, _header(title, about, evaluation), sections, sprites)
+
+
+def _page(title: str, header: str, sections: Mapping[str, str], sprites: Mapping) -> str:
     shown = {name: body for name, body in sections.items() if body}
     anchors = {name: name.lower().replace(" ", "-") for name in shown}
     body = "".join(
@@ -95,7 +101,7 @@ def build_report(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body>"
-        f"{_header(title, run, evaluation, notes)}"
+        f"{header}"
         f'<nav aria-label="Parts of the report"><ul>{links}</ul></nav>'
         f"<main>{body}</main><script>{script}</script></body></html>\n"
     )
@@ -105,7 +111,8 @@ def _beside(name: str) -> str:
     return Path(__file__).with_name(name).read_text("utf-8")
 
 
-def _header(title: str, run: Mapping, evaluation: Any, notes: Sequence[str]) -> str:
+def _header(title: str, run: Mapping, evaluation: Evaluation) -> str:
+    notes = _SOURCE_NOTES.get((run.get("data") or {}).get("source"), ())
     data, history = run.get("data") or {}, run.get("history") or ()
     total, errors = len(evaluation.labels), len(evaluation.wrong)
     where = escape(str(data.get("evaluated_on", "images")))

@@ -45,7 +45,7 @@ def curves(history: Sequence[Mapping]) -> str:
 
 
 def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
-    """The range test and the rate of each step."""
+    """The range test and the learning rate of each step."""
     charts, rule = [], ""
     if rates.get("lrs"):
         marks = [(rates[key], f"{name} {rates[key]:.3g}") for key, name in
@@ -57,7 +57,7 @@ def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
             Series("loss of a batch", rates["lrs"], rates["losses"], "quiet", "dots"),
             Series("smoothed", rates["lrs"], rates["smoothed"]),
         )
-        texts = [f"rate {x:.3g}: batch {y:.3f}, smoothed {s:.3f} nats"
+        texts = [f"learning rate {x:.3g}: batch {y:.3f}, smoothed {s:.3f} nats"
                  for x, y, s in zip(rates["lrs"], rates["losses"], rates["smoothed"])]  # fmt: skip
         charts.append(
             chart("Range test", series, texts, x_label="learning rate", y_label="loss, nats",
@@ -67,9 +67,9 @@ def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
     if steps:
         kept = [steps[i] for i in thinned(len(steps))]
         series = [Series("", [s.step for s in kept], [s.lr for s in kept])]
-        texts = [f"step {s.step}: rate {s.lr:.4g}" for s in kept]
+        texts = [f"step {s.step}: learning rate {s.lr:.4g}" for s in kept]
         charts.append(
-            chart("Rate of each step", series, texts, x_label="step", y_label="learning rate")
+            chart("Learning rate of each step", series, texts, x_label="step", y_label="learning rate")
         )
     if rates.get("rule"):
         rule = f"<p>{escape(str(rates['rule']))}.</p>"

@@ -1,6 +1,3 @@
-import random
-import warnings
-
 import albumentations as A
 import cv2
 import numpy as np
@@ -9,8 +6,6 @@ import torch
 from scipy.stats import binom, chi2_contingency, chisquare
 
 from onecycle.data.augmentation import (
-    CIFAR10_MEAN,
-    CIFAR10_STD,
     BatchNormalize,
     Draws,
     augment_pixels,
@@ -19,141 +14,15 @@ from onecycle.data.augmentation import (
     get_train_batch_transform,
     pad_images,
 )
+from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from onecycle.errors import UsageError
 from transformation import get_test_aug_transform, get_train_aug_transform
 
 CPU = torch.device("cpu")
 
+
 # A blue that no pixel of the coordinate image has marks the hole: 0.9 * 255, rounded.
 MEAN, HOLE = (0.9, 0.9, 0.9), 230
-
-
-def seeded(transform, seed):
-    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-    return transform
-
-
-def coordinate_image():
-    """Every pixel tells where it came from: row + 1, column + 1, 0; padding is all 0."""
-    image = np.zeros((32, 32, 3), np.uint8)
-    image[..., 0], image[..., 1] = np.mgrid[1:33, 1:33]
-    return image
-
-
-def geometry(transform, count, seed):
-    """(row shift, column shift, flipped, hole's row, hole's column) of ``count`` draws."""
-    # Before Normalize. A Compose takes new seeds for what is put into it: seeded after that.
-    stages = seeded(A.Compose(transform.transforms[:4]), seed)
-    image, draws = coordinate_image(), []
-    for _ in range(count):
-        out = stages(image=image)["image"].astype(int)
-        hole = out[..., 2] == HOLE
-        rows, columns = np.nonzero(hole)
-        whole = (out[..., 0] > 0) & ~hole
-        row = np.flatnonzero(whole.sum(1) > 1)[0]
-        first, last = np.flatnonzero(whole[row])[[0, -1]]
-        flipped = out[row, first, 1] > out[row, last, 1]
-        origin = 31 - first if flipped else first
-        draws.append(
-            (
-                out[row, first, 0] - 1 - row,
-                out[row, first, 1] - 1 - origin,
-                int(flipped),
-                rows.min(),
-                columns.min(),
-            )
-        )
-    return np.array(draws)
-
-
-@pytest.fixture(scope="module")
-def draws():
-    return geometry(get_train_aug_transform(MEAN, (0.25,) * 3), 6000, seed=1)
-
-
-def test_pipelines_are_built_without_a_warning():
-    # albumentations only warns of an argument it does not know, and takes its default.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        get_train_aug_transform(CIFAR10_MEAN, CIFAR10_STD)
-        get_test_aug_transform(CIFAR10_MEAN, CIFAR10_STD)
-
-
-def test_train_pipeline_equals_a_plain_numpy_one_pixel_by_pixel():
-    rng = np.random.default_rng(0)
-    transforms = get_train_aug_transform(CIFAR10_MEAN, CIFAR10_STD).transforms
-    steps = seeded(A.ReplayCompose(transforms, save_key="replay"), seed=2)
-    mean, std = np.array(CIFAR10_MEAN), np.array(CIFAR10_STD)
-    for _ in range(200):
-        image = rng.integers(0, 256, (32, 32, 3), np.uint8)
-        result = steps(image=image)
-        applied = {t["__class_fullname__"]: t for t in result["replay"]["transforms"]}
-        crop = applied["RandomCrop"]["params"]["crop_coords"]
-        left, top, right, bottom = crop
-        expected = np.pad(image, ((4, 4), (4, 4), (0, 0)))[top:bottom, left:right]
-        if applied["HorizontalFlip"]["applied"]:
-            expected = expected[:, ::-1]
-        expected = expected.copy()
-        ((x0, y0, x1, y1),) = applied["CoarseDropout"]["params"]["holes"]
-        assert (x1 - x0, y1 - y0) == (8, 8)
-        expected[y0:y1, x0:x1] = [125, 123, 114]  # the mean, 0..255
-        expected = ((expected / 255 - mean) / std).transpose(2, 0, 1)
-        np.testing.assert_allclose(result["image"].numpy(), expected, atol=1e-5)
-
-
-def test_train_output_is_a_float_tensor_and_the_input_stays_as_it_was():
-    image = coordinate_image()
-    before = image.copy()
-    out = get_train_aug_transform(CIFAR10_MEAN, CIFAR10_STD)(image=image)["image"]
-    assert out.shape == (3, 32, 32) and out.dtype == torch.float32
-    np.testing.assert_array_equal(image, before)
-
-
-def test_hole_is_the_mean_after_normalising():
-    white = np.full((32, 32, 3), 255, np.uint8)
-    transform = seeded(get_train_aug_transform(CIFAR10_MEAN, CIFAR10_STD), seed=3)
-    for _ in range(20):
-        near_zero = transform(image=white)["image"].abs().amax(0) < 0.01
-        assert near_zero.sum() == 64
-
-
-def test_each_draw_is_uniform(draws):
-    for column, size in zip(draws.T, (9, 9, 2, 25, 25)):
-        values, counts = np.unique(column, return_counts=True)
-        assert len(values) == size
-        assert chisquare(counts).pvalue > 1e-3
-    assert set(draws[:, 0]) == set(draws[:, 1]) == set(range(-4, 5))
-
-
-def test_draws_are_pairwise_independent(draws):
-    for i in range(5):
-        for j in range(i):
-            table = np.histogram2d(draws[:, i], draws[:, j], bins=(9, 9))[0]
-            table = table[table.sum(1) > 0][:, table.sum(0) > 0]
-            assert chi2_contingency(table).pvalue > 1e-3, (i, j)
-
-
-def test_draws_of_neighbouring_images_are_independent(draws):
-    for column in draws.T:
-        table = np.histogram2d(column[:-1], column[1:], bins=(9, 9))[0]
-        table = table[table.sum(1) > 0][:, table.sum(0) > 0]
-        assert chi2_contingency(table).pvalue > 1e-3
-
-
-@pytest.mark.parametrize(("probability", "flips"), [(0.0, 0), (1.0, 50)])
-def test_flip_probability(probability, flips):
-    transform = get_train_aug_transform(MEAN, (0.25,) * 3, flip_probability=probability)
-    assert geometry(transform, 50, seed=0)[:, 2].sum() == flips
-
-
-def test_test_pipeline_only_normalises():
-    image = np.random.default_rng(4).integers(0, 256, (32, 32, 3), np.uint8)
-    out = get_test_aug_transform(CIFAR10_MEAN, CIFAR10_STD)(image=image)["image"]
-    expected = ((image / 255 - np.array(CIFAR10_MEAN)) / np.array(CIFAR10_STD)).transpose(2, 0, 1)
-    np.testing.assert_allclose(out.numpy(), expected, atol=1e-5)
-
-
-# The batched twin
 
 
 def random_images(count, seed=0):
@@ -238,6 +107,39 @@ def test_cutout_changes_a_square_of_its_size_and_nothing_else(size):
     assert (changed.sum((1, 2)) == size**2).all()
     assert (cut[changed] == FILL).all()
     assert ((changed.sum(1) > 0).sum(1) == size).all()  # so many columns, each of them whole
+
+
+@pytest.mark.parametrize(("size", "hole"), [(8, 8), (24, 5), (48, 8)])
+def test_images_of_another_size_are_cropped_flipped_and_cut_out_in_it(size, hole):
+    images = np.random.default_rng(0).integers(0, 256, (300, size, size, 3), np.uint8)
+    make = get_train_batch_transform
+    transform = make(images, MEAN, CIFAR10_STD, device=CPU, seed=4, cutout_size_px=hole)
+    indices = torch.arange(300)
+    draws = draw_augmentation(4, 2, indices, cutout_size_px=hole, size_px=size)
+    assert int(draws.hole_top.max()) == int(draws.hole_left.max()) == size - hole
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    expected = []
+    for i in range(300):
+        top, left, flip, y, x = (int(getattr(draws, field)[i]) for field in FIELDS)
+        image = padded[i, top : top + size, left : left + size]
+        image = image[:, ::-1].copy() if flip else image.copy()
+        image[y : y + hole, x : x + hole] = HOLE
+        expected.append((image / 255 - MEAN) / CIFAR10_STD)
+    found = transform(indices, 2).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    plain = get_test_batch_transform(images, MEAN, CIFAR10_STD, device=CPU)(indices, 0)
+    np.testing.assert_allclose(
+        plain.permute(0, 2, 3, 1), (images / 255 - MEAN) / CIFAR10_STD, atol=1e-5
+    )
+
+
+def test_a_hole_may_be_as_large_as_the_image_and_no_larger():
+    images = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 3), np.uint8)
+    mean = tuple(np.array(HOLE) / 255 for _ in range(3))
+    transform = get_train_batch_transform(images, mean, CIFAR10_STD, device=CPU, cutout_size_px=24)
+    assert transform(torch.arange(5), 0).abs().max() < 1e-6
+    with pytest.raises(UsageError, match="cutout_size_px is 25; it must be from 0 to 24"):
+        get_train_batch_transform(images, mean, CIFAR10_STD, device=CPU, cutout_size_px=25)
 
 
 def test_images_stay_as_they_are_and_the_result_is_their_own():
@@ -371,6 +273,9 @@ def test_batched_options_out_of_range_are_refused(options, message):
 
 @pytest.mark.parametrize("make", [get_train_batch_transform, get_test_batch_transform])
 def test_images_of_another_size_or_type_are_refused(make):
-    for images in (np.zeros((2, 64, 64, 3), np.uint8), random_images(2) / np.float32(255)):
-        with pytest.raises(UsageError, match="they must be uint8, .N, 32, 32, 3"):
+    for images in (
+        np.zeros((2, 32, 64, 3), np.uint8), np.zeros((2, 7, 7, 3), np.uint8),
+        np.zeros((2, 3, 32, 32), np.uint8), random_images(2) / np.float32(255),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="they must be uint8, .N, S, S, 3. with S of 8"):
             make(images, CIFAR10_MEAN, CIFAR10_STD, device=CPU)

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from models import CustomResNet
+from onecycle import commands
 from onecycle.commands import predict
 from onecycle.data.folder import read_picture
 from onecycle.results.weights import load_weights, save_weights
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def expected(file, name):
 
 
 def test_the_published_weights_are_taken_where_none_are_named(photos, capsys):
-    assert predict.main(["b c.jpg"]) == 0
+    assert commands.main(["predict", "b c.jpg"]) == 0
     out, err = capsys.readouterr()
     classes, probabilities = expected(predict.WEIGHTS, "b c.jpg")
     shown = ", ".join(f"{c} {p:.1%}" for c, p in zip(classes[:5], probabilities[:5], strict=True))
@@ -62,7 +63,7 @@ def test_the_published_weights_are_taken_where_none_are_named(photos, capsys):
 def test_all_outputs_say_the_same(photos, own, capsys):
     names = ["犬.png", "b c.jpg", "d.webp"]
     arguments = ["--csv", "o.csv", "--json", "o.json", "--figure", "o.png", "--weights", str(own)]
-    assert predict.main([*names, *arguments, "--top", "2"]) == 0
+    assert commands.main(["predict", *names, *arguments, "--top", "2"]) == 0
     assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == names
     rows = list(csv.DictReader(Path("o.csv").read_text("utf-8").splitlines()))
     assert [row["picture"] for row in rows] == [name for name in names for _ in range(2)]
@@ -83,7 +84,7 @@ def test_all_outputs_say_the_same(photos, own, capsys):
 
 def test_what_is_no_picture_is_named_and_the_others_go_on(photos, own, capsys):
     names = ["notes.txt", "b c.jpg", "gone.png", ".", "d.webp"]
-    assert predict.main([*names, "--weights", str(own), "--json", "o.json"]) == 3
+    assert commands.main(["predict", *names, "--weights", str(own), "--json", "o.json"]) == 3
     out, err = capsys.readouterr()
     assert [line.split(": ")[0] for line in out.splitlines()] == ["b c.jpg", "d.webp"]
     lines = err.splitlines()
@@ -96,7 +97,7 @@ def test_what_is_no_picture_is_named_and_the_others_go_on(photos, own, capsys):
 
 def test_pictures_alone_that_fail_still_give_the_files(photos, capsys):
     arguments = ["notes.txt", "--csv", "o.csv", "--json", "o.json", "--figure", "o.svg"]
-    assert predict.main(arguments) == 3
+    assert commands.main(["predict", *arguments]) == 3
     assert Path("o.csv").read_text("utf-8") == "picture,rank,class,probability\n"
     assert json.loads(Path("o.json").read_text("utf-8")) == []
     assert Path("o.svg").stat().st_size > 0
@@ -105,10 +106,16 @@ def test_pictures_alone_that_fail_still_give_the_files(photos, capsys):
 def test_more_pictures_than_are_read_at_once(photos, own, monkeypatch, capsys):
     monkeypatch.setattr(predict, "AT_ONCE", 2)
     names = ["b c.jpg", "d.webp", "notes.txt", "犬.png", "d.webp"]
-    assert predict.main([*names, "--weights", str(own)]) == 3
+    assert commands.main(["predict", *names, "--weights", str(own)]) == 3
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0] for line in lines] == [n for n in names if n != "notes.txt"]
     assert lines[1] == lines[3]
+
+
+def test_without_published_weights_the_option_is_named(photos, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "WEIGHTS", photos / "gone.safetensors")
+    assert commands.main(["predict", "b c.jpg"]) == 2
+    assert "--weights FILE.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -127,7 +134,7 @@ def test_what_cannot_be_done_is_one_line_and_its_exit_code(
     photos, capsys, arguments, exit_code, said
 ):
     before = sorted(photos.iterdir())
-    assert predict.main(arguments) == exit_code
+    assert commands.main(["predict", *arguments]) == exit_code
     out, err = capsys.readouterr()
     assert out == ""
     assert said in err
@@ -137,8 +144,8 @@ def test_what_cannot_be_done_is_one_line_and_its_exit_code(
 
 def test_names_come_through_a_terminal_that_cannot_write_them(photos, own):
     done = subprocess.run(
-        [sys.executable, ROOT / "predict.py", "犬.png", "--weights", own],
-        env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "onecycle", "predict", "犬.png", "--weights", own],
+        env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         cwd=photos,
     )

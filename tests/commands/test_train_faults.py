@@ -15,46 +15,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_network import STEPS, WORDS, Tiny, make_quick
 from torch import nn
 
-from onecycle import errors, training_input, training_run
-from onecycle.commands import train
+from onecycle import commands, errors
+from onecycle.commands import images
+from onecycle.commands import train as train_command
 from onecycle.data.digits import load_digits
 from onecycle.files import lock_folder
 from onecycle.training import checkpoint
 from onecycle.training.group import Group
+from onecycle.training.progress import TrainingLog
 
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = [
-    "--dataset", "digits", "--epochs", "3", "--batch-size", "16", "--limit-train", "64",
-    "--limit-test", "20", "--lr-max", "0.01", "--device", "cpu", "--precision", "float32",
-    "--save-minutes", "0",
-]  # fmt: skip
-STEPS = 12
+ROOT = Path(__file__).resolve().parents[2]
 
 
-class Tiny(nn.Module):
-    """Has what the run asks of a network, in no time; before its call ``at``, ``fault`` happens."""
-
-    at, fault = None, None
-
-    def __init__(self, num_classes=10):
-        super().__init__()
-        self.layer3 = nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.BatchNorm2d(4), nn.ReLU())
-        self.fc = nn.Linear(4 * 7 * 7, num_classes)
-        self.calls = 0
-
-    def forward(self, images):
-        scores = self.fc(self.layer3(images).flatten(1))
-        self.calls += self.training
-        if self.training and self.calls == self.at:
-            scores = scores * self.fault()
-        return scores.log_softmax(1)
-
-
-def make_quick(patch):
-    patch.setattr(training_run, "CustomResNet", Tiny)
-    patch.setattr(training_run, "draw", lambda *_, **__: {})  # most of the time of a run this small
+def train(*words):
+    """The exit code of a training with more options."""
+    return commands.main([*WORDS, *words])
 
 
 @pytest.fixture
@@ -75,11 +53,11 @@ def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
-        assert train.main([*SMALL, "--out", str(out)]) == 0
+        assert train("--out", str(out)) == 0
     return out
 
 
-def no_images(args):
+def no_images(*_):
     raise AssertionError("images were loaded first")
 
 
@@ -118,13 +96,13 @@ def test_a_run_that_a_signal_stopped_goes_on_to_the_same_end(
 ):
     out = tmp_path / "run"
     tiny(at, lambda: send(number))
-    assert train.main([*SMALL, "--out", str(out)]) == code
+    assert train("--out", str(out)) == code
     said = lines(capsys.readouterr())[-1]
-    assert f"after {at} of {STEPS} steps; the same command with --out {out} goes on" in said
+    assert f"after {at} of {STEPS} steps; resume with the same command and --out {out}" in said
     assert (out / checkpoint.LAST).exists() and not (out / "results.json").exists()
     tiny(None, None)
-    assert train.main([*SMALL, "--out", str(out)]) == 0
-    assert f"going on from {out / checkpoint.LAST}" in capsys.readouterr().err
+    assert train("--out", str(out)) == 0
+    assert f"resuming from {out / checkpoint.LAST}" in capsys.readouterr().out
     assert same_numbers(out, whole)
     assert log_of(out) == log_of(whole)
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
@@ -135,15 +113,15 @@ def test_after_a_stop_the_command_that_goes_on_is_told_without_a_fresh_start(
     tiny, tmp_path, capsys
 ):
     tiny(6, lambda: send(signal.SIGTERM))
-    assert train.main([*SMALL, "--out", str(tmp_path), "--resume", "never"]) == 143
+    assert train("--out", str(tmp_path), "--resume", "never") == 143
     said = lines(capsys.readouterr())[-1]
-    assert said.endswith(f"the same command with --out {tmp_path} and without --resume goes on")
+    assert said.endswith(f"resume with the same command and --out {tmp_path} without --resume")
 
 
 def test_a_second_ctrl_c_ends_at_once_with_130(tiny, tmp_path, capsys):
     tiny(6, lambda: send(signal.SIGINT) * send(signal.SIGINT))
-    assert train.main([*SMALL, "--out", str(tmp_path)]) == 130
-    assert lines(capsys.readouterr())[-1].endswith("interrupted; what was saved stays")
+    assert train("--out", str(tmp_path)) == 130
+    assert lines(capsys.readouterr())[-1].endswith(f"interrupted; checkpoint kept in {tmp_path}")
     assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LAST, checkpoint.PREVIOUS}
 
 
@@ -151,7 +129,7 @@ def test_a_second_ctrl_c_ends_at_once_with_130(tiny, tmp_path, capsys):
 def stopped(tiny, tmp_path, capsys):
     """The folder of a run that was stopped after 6 steps."""
     tiny(6, lambda: send(signal.SIGTERM))
-    assert train.main([*SMALL, "--out", str(tmp_path / "run")]) == 143
+    assert train("--out", str(tmp_path / "run")) == 143
     tiny(None, None)
     capsys.readouterr()
     return tmp_path / "run"
@@ -164,7 +142,7 @@ def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, monkeypatch, t
         (["--limit-test", "19"], "data.num_test is 20 in the file and 19 here"),
         (["--resume", str(tmp_path / "none.ckpt")], f"{tmp_path / 'none.ckpt'}, which is no file"),
     ):
-        assert train.main([*SMALL, *given, "--out", str(stopped)]) == 4
+        assert train(*given, "--out", str(stopped)) == 4
         (line,) = lines(capsys.readouterr())
         assert found in line
         assert files(stopped) == before
@@ -175,16 +153,16 @@ def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, monkeypatch, t
         return images, test
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_input, "load_digits", other_digits)
-        assert train.main([*SMALL, "--out", str(stopped)]) == 4
+        patch.setattr("onecycle.data.digits.load_digits", other_digits)
+        assert train("--out", str(stopped)) == 4
     (line,) = lines(capsys.readouterr())
     assert "data.sha256 is" in line
     file = stopped / checkpoint.LAST
-    assert train.main([*SMALL, "--resume", str(file), "--out", str(tmp_path / "other")]) == 0
-    assert f"going on from {file}" in capsys.readouterr().err
+    assert train("--resume", str(file), "--out", str(tmp_path / "other")) == 0
+    assert f"resuming from {file}" in capsys.readouterr().out
     assert same_numbers(tmp_path / "other", whole)
-    assert train.main([*SMALL, "--resume", "never", "--out", str(stopped)]) == 0
-    assert f"a new run in {stopped}" in capsys.readouterr().err
+    assert train("--resume", "never", "--out", str(stopped)) == 0
+    assert f"new run in {stopped}" in capsys.readouterr().err
     assert same_numbers(stopped, whole)
 
 
@@ -201,11 +179,11 @@ def test_a_group_that_has_fewer_steps_an_epoch_does_not_go_on(tiny, monkeypatch,
         yield Two(device, 0, 2)
 
     # One process trains on the last two images, two of them would have one each.
-    arguments = [*SMALL, "--limit-train", "66", "--out", str(tmp_path)]
+    arguments = ["--limit-train", "66", "--out", str(tmp_path)]
     tiny(6, lambda: send(signal.SIGTERM))
-    assert train.main(arguments) == 143
-    monkeypatch.setattr(train, "join_group", group)
-    assert train.main(arguments) == 4
+    assert train(*arguments) == 143
+    monkeypatch.setattr("onecycle.training.group.join_group", group)
+    assert train(*arguments) == 4
     assert "steps_per_epoch is 5 in the file and 4 here" in lines(capsys.readouterr())[-1]
 
 
@@ -213,7 +191,7 @@ def test_damaged_checkpoints_are_never_a_fresh_start(stopped, capsys):
     for file in stopped.glob("*.ckpt"):
         file.write_bytes(file.read_bytes()[:-1])
     before = files(stopped)
-    assert train.main([*SMALL, "--out", str(stopped)]) == 4
+    assert train("--out", str(stopped)) == 4
     (line,) = lines(capsys.readouterr())
     assert "last.ckpt is damaged" in line and "previous.ckpt is damaged" in line
     assert files(stopped) == before
@@ -221,10 +199,10 @@ def test_damaged_checkpoints_are_never_a_fresh_start(stopped, capsys):
 
 def test_a_finished_run_is_complete_and_not_overwritten(tiny, whole, capsys):
     before = files(whole)
-    assert train.main([*SMALL, "--out", str(whole)]) == 0
+    assert train("--out", str(whole)) == 0
     assert "already complete (3 of 3 epochs)" in capsys.readouterr().out
     for other in (["--seed", "1"], ["--limit-train", "60"], ["--resume", "never"]):
-        assert train.main([*SMALL, *other, "--out", str(whole)]) == 6
+        assert train(*other, "--out", str(whole)) == 6
         assert "finished run already; name another folder" in capsys.readouterr().err
     assert files(whole) == before
 
@@ -236,7 +214,7 @@ def test_a_finished_run_from_before_a_field_of_the_recipe_came_is_complete_too(t
     del results["recipe"]["beta1_at_peak"]
     file.write_text(json.dumps(results), "utf-8")
     try:
-        assert train.main([*SMALL, "--out", str(whole)]) == 0
+        assert train("--out", str(whole)) == 0
     finally:
         file.write_text(content, "utf-8")
     assert "already complete (3 of 3 epochs)" in capsys.readouterr().out
@@ -245,9 +223,9 @@ def test_a_finished_run_from_before_a_field_of_the_recipe_came_is_complete_too(t
 def test_a_second_run_in_the_folder_is_refused_before_images_are_loaded(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(training_run, "load_images", no_images)
+    monkeypatch.setattr(images, "load_images", no_images)
     with lock_folder(tmp_path):
-        assert train.main([*SMALL, "--out", str(tmp_path)]) == 6
+        assert train("--out", str(tmp_path)) == 6
     (line,) = lines(capsys.readouterr())
     assert f"{tmp_path} is in use by process {os.getpid()}" in line
 
@@ -258,9 +236,9 @@ def test_a_folder_that_cannot_be_written_is_told_before_images_are_loaded(
     def full(**_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(training_run, "load_images", no_images)
+    monkeypatch.setattr(images, "load_images", no_images)
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    assert train.main([*SMALL, "--out", str(tmp_path)]) == 6
+    assert train("--out", str(tmp_path)) == 6
     (line,) = lines(capsys.readouterr())
     assert f"cannot write to {tmp_path}: No space left" in line
 
@@ -272,7 +250,7 @@ def test_a_disk_that_fills_while_training_ends_with_the_last_state_kept(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     tiny(6, lambda: monkeypatch.setattr(os, "fsync", full) or 1.0)
-    assert train.main([*SMALL, "--out", str(tmp_path)]) == 6
+    assert train("--out", str(tmp_path)) == 6
     assert "No space left on device; make room" in lines(capsys.readouterr())[-1]
     assert (tmp_path / checkpoint.LAST).exists()
     assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LAST, checkpoint.PREVIOUS}
@@ -281,7 +259,7 @@ def test_a_disk_that_fills_while_training_ends_with_the_last_state_kept(
 @pytest.mark.parametrize(("at", "kept"), [(1, False), (7, True)])
 def test_divergence_is_code_5_and_names_what_is_kept(tiny, tmp_path, capsys, at, kept):
     tiny(at, lambda: float("nan"))
-    assert train.main([*SMALL, "--out", str(tmp_path)]) == 5
+    assert train("--out", str(tmp_path)) == 5
     line = lines(capsys.readouterr())[-1]
     assert f"epoch {(at + 3) // 4}, step {at - 1}, at rate" in line
     expected = f"the last good state is {tmp_path / checkpoint.LAST}"
@@ -295,11 +273,11 @@ def test_divergence_is_code_5_and_names_what_is_kept(tiny, tmp_path, capsys, at,
      ("StorageError", 6), ("WorkerError", 7)],
 )  # fmt: skip
 def test_every_error_has_its_exit_code(monkeypatch, tmp_path, capsys, name, code):
-    def fail(_):
+    def fail(*_):
         raise getattr(errors, name)("what, and the way out")
 
-    monkeypatch.setattr(train, "train_and_write", fail)
-    assert train.main(["--dataset", "digits", "--out", str(tmp_path / "run")]) == code
+    monkeypatch.setattr(train_command, "train", fail)
+    assert train("--out", str(tmp_path / "run")) == code
     (line,) = lines(capsys.readouterr())
     assert line.endswith(": what, and the way out") and not (tmp_path / "run").exists()
 
@@ -318,19 +296,19 @@ def test_the_first_of_several_processes_writes_how_the_run_ended(
     def group(device):
         yield Group(device, rank, 2)
 
-    def end(_):
+    def end(*_):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(train, "join_group", group)
-    monkeypatch.setattr(train, "train_and_write", end)
-    arguments = ["--dataset", "digits", "--out", str(tmp_path)]
+    monkeypatch.setattr("onecycle.training.group.join_group", group)
+    monkeypatch.setattr(train_command, "train", end)
+    arguments = ["--out", str(tmp_path)]
     if isinstance(outcome, KeyError):
         with pytest.raises(KeyError):
-            train.main(arguments)
+            train(*arguments)
     else:
-        assert train.main(arguments) == code
+        assert train(*arguments) == code
     status = [json.loads(path.read_text("utf-8")) for path in tmp_path.iterdir()]
     assert [each["exit_code"] for each in status] == ([code] if rank == 0 else [])
     if rank == 0:
@@ -344,10 +322,11 @@ def note(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.bind"):
         asked.append(f"{event} {arguments}")
 sys.addaudithook(note)
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
-import pytest, test_train_faults, train
-test_train_faults.make_quick(pytest.MonkeyPatch())
-code = train.main(sys.argv[2:])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests/commands"]
+import pytest, tiny_network
+from onecycle import commands
+tiny_network.make_quick(pytest.MonkeyPatch())
+code = commands.main(sys.argv[2:])
 assert not asked, asked
 sys.exit(code)
 """
@@ -360,7 +339,7 @@ def start(folder, *arguments, **options):
         "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-c", IN_CHILD, str(ROOT), *SMALL, *arguments],
+        [sys.executable, "-c", IN_CHILD, str(ROOT), *WORDS, *arguments],
         cwd=folder, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
 
@@ -384,7 +363,8 @@ def test_a_closed_standard_output_is_one_line(tmp_path):
     child.stderr.close()
     assert child.wait(300) == 6
     assert "Traceback" not in error and "Exception ignored" not in error
-    assert error.strip().splitlines()[-1].endswith("what was saved stays")
+    last = error.strip().splitlines()[-1]
+    assert re.search("closed; (nothing saved yet|checkpoint kept in run)$", last), error
 
 
 def test_twenty_epochs_leave_nothing_behind(tiny, monkeypatch, tmp_path):
@@ -398,14 +378,14 @@ def test_twenty_epochs_leave_nothing_behind(tiny, monkeypatch, tmp_path):
             sum(type(each) in (torch.Tensor, nn.Parameter) for each in gc.get_objects()),
         ))  # fmt: skip
 
-    original = training_run.TrainingLog.on_epoch
+    original = TrainingLog.on_epoch
 
     def on_epoch(log, record):
         original(log, record)
         if record.epoch in (3, 10, 20):
             measure()
 
-    monkeypatch.setattr(training_run.TrainingLog, "on_epoch", on_epoch)
+    monkeypatch.setattr(TrainingLog, "on_epoch", on_epoch)
     options = ["--epochs", "20", "--limit-train", "32", "--save-minutes", "9"]
-    assert train.main([*SMALL, *options, "--out", str(tmp_path / "run")]) == 0
+    assert train(*options, "--out", str(tmp_path / "run")) == 0
     assert len(used) == 3 and len(set(used)) == 1, used

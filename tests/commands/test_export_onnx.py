@@ -1,6 +1,5 @@
-import builtins
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,32 +7,23 @@ import pytest
 import torch
 
 from models import CustomResNet
+from onecycle import commands
 from onecycle.data.cifar10 import load_cifar10
 from onecycle.data.digits import load_digits
-from onecycle.data.folder import load_image_folder
 from onecycle.results.weights import load_weights
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "weights" / "custom_resnet_cifar10.safetensors"
 
 
 @pytest.fixture(scope="module")
-def script():
-    file = ROOT / "scripts" / "export_onnx.py"
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def exported(script, tmp_path_factory):
+def exported(tmp_path_factory):
     file = tmp_path_factory.mktemp("onnx") / "network.onnx"
-    assert script.main([str(WEIGHTS), str(file)]) == 0
+    assert commands.main(["export", str(WEIGHTS), str(file)]) == 0
     return file
 
 
@@ -56,7 +46,7 @@ def test_onnxruntime_gives_what_torch_gives_on_digits(exported):
 
 
 def test_onnxruntime_gives_what_torch_gives_on_the_real_images(exported, cifar10_dir):
-    _, images = load_cifar10(cifar10_dir, load_folder=load_image_folder)
+    _, images = load_cifar10(cifar10_dir)
     assert max(differences(exported, images.sample(200).data)) < 1e-4
 
 
@@ -77,17 +67,15 @@ def test_the_model_says_how_it_is_used_and_nothing_of_the_machine(exported):
 @pytest.mark.parametrize(
     "arguments, exit_code, said",
     [
-        ([], 2, "give the file"),
+        ([], 2, "required: WEIGHTS, FILE"),
         (["gone.safetensors", "out.onnx"], 4, "gone.safetensors"),
         ([str(ROOT / "README.md"), "out.onnx"], 4, "README.md"),
         ([str(WEIGHTS), str(ROOT / "README.md" / "out.onnx")], 6, "cannot write"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(
-    script, tmp_path, monkeypatch, capsys, arguments, exit_code, said
-):
+def test_what_cannot_be_done_is_one_line(tmp_path, monkeypatch, capsys, arguments, exit_code, said):
     monkeypatch.chdir(tmp_path)
-    assert script.main(arguments) == exit_code
+    assert commands.main(["export", *arguments]) == exit_code
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert said in err
@@ -95,13 +83,7 @@ def test_what_cannot_be_done_is_one_line(
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
-def test_a_missing_package_is_named(script, tmp_path, monkeypatch, capsys, package):
-    def absent(name, *args, **kwargs):
-        if name == package:
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    real = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", absent)
-    assert script.main([str(WEIGHTS), str(tmp_path / "out.onnx")]) == 2
+def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, package):
+    monkeypatch.setitem(sys.modules, package, None)  # its import fails
+    assert commands.main(["export", str(WEIGHTS), str(tmp_path / "out.onnx")]) == 2
     assert f"pip install {package}\n" in capsys.readouterr().err

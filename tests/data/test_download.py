@@ -11,8 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from onecycle.data import cifar10 as cifar10_files
-from onecycle.data.cifar10 import CIFAR10_ARCHIVE, CIFAR10_FOLDER, download_cifar10, prepare_cifar10
+from onecycle.data import cifar10
+from onecycle.data import download as cifar10_files
+from onecycle.data.cifar10 import load_cifar10, prepare_cifar10
+from onecycle.data.download import CIFAR10_ARCHIVE, CIFAR10_FOLDER, download_cifar10
 from onecycle.errors import DataError, StorageError
 
 # Noise, so that the archive is more than two of the pieces that a download comes in.
@@ -255,25 +257,34 @@ def test_an_archive_with_another_digest_is_refused_and_not_unpacked(tmp_path, ar
 
 
 @pytest.mark.parametrize("name", ["", "not there"])
-def test_without_data_and_download_the_message_tells_the_way_out(
-    tmp_path, server, mirrors, monkeypatch, name
-):
+def test_without_data_and_download_the_message_tells_the_way_out(tmp_path, server, mirrors, name):
     mirrors(server.address(good))
-    monkeypatch.setattr(cifar10_files, "CIFAR10_BYTES", 170_498_071)
     with pytest.raises(DataError) as caught:
-        prepare_cifar10(tmp_path / name)
+        load_cifar10(tmp_path / name)
     message = str(caught.value)
     assert "\n" not in message
     for part in (
         str(tmp_path / name),
         CIFAR10_ARCHIVE,
         "170,498,071 bytes",
-        cifar10_files.CIFAR10_SHA256,
+        cifar10.CIFAR10_SHA256,
+        "train/CLASS/",
+        "--data-dir",
         "--download",
+        "download=True",
     ):
         assert part in message
     assert server.asked == []
     assert names(tmp_path) == []
+
+
+def test_class_folders_in_the_wrong_place_are_named(tmp_path):
+    for name in ("dog", "cat", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("dog", "cat"):
+        (tmp_path / name / "1.JPG").touch()
+    with pytest.raises(DataError, match="; move cat/, dog/ into train/ and then some .*--download"):
+        load_cifar10(tmp_path)
 
 
 def test_download_is_unpacked(tmp_path, server, mirrors):

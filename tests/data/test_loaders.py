@@ -156,8 +156,8 @@ def test_a_last_batch_of_one_is_dropped_in_training_and_kept_in_evaluation():
 @pytest.mark.parametrize(
     ("batch_size", "num_workers", "message"),
     [
-        (41, 0, "batch_size is 41, more than the 40"),
-        (8, -1, "workers is -1"),
+        (41, 0, r"batch_size is 41, more than the 40 .*; try batch_size=4 \(--batch-size 4\)"),
+        (8, -1, r"num_workers is -1 \(--workers\); it must be 0 or more"),
         (0, 0, "batch_size is 0; it must be 2 or more"),
         (-4, 0, "batch_size is -4; it must be 2 or more"),
     ],
@@ -165,6 +165,18 @@ def test_a_last_batch_of_one_is_dropped_in_training_and_kept_in_evaluation():
 def test_what_cannot_be_loaded_is_refused(batch_size, num_workers, message):
     with pytest.raises(UsageError, match=message):
         get_loader(dataset(), batch_size, train=True, num_workers=num_workers)
+
+
+@pytest.mark.parametrize(
+    ("count", "world_size", "fitting"),
+    [(2, 1, 2), (17, 1, 2), (240, 1, 16), (256, 1, 32), (1437, 1, 128), (40, 4, 8), (8, 4, 8)],
+)
+def test_the_batch_size_that_is_advised_is_accepted(count, world_size, fitting):
+    with pytest.raises(UsageError, match=f"try batch_size={fitting} "):
+        EpochBatches(count, count + 1, True, world_size=world_size)
+    assert len(EpochBatches(count, fitting, True, world_size=world_size)) >= min(
+        8, count // fitting
+    )
 
 
 def resident(count=40, batch_size=16, **options):
@@ -381,7 +393,7 @@ def test_a_data_set_that_raises_names_the_image(num_workers):
 
 
 def test_a_worker_that_dies_is_named_with_a_way_out():
-    match = r"(?s)worker.*(killed|exited).*take fewer workers, or --workers 0"
+    match = r"(?s)worker.*(killed|exited).*use fewer workers, or none \(--workers 0"
     assert seen_before(broken(die, 2), WorkerError, match) <= 2
 
 
@@ -394,7 +406,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named_too(error, monk
         raise error
 
     monkeypatch.setattr(iterator, "_next_data", break_off)
-    match = f"batch 0: DataLoader worker exited: {error.__name__}; .*take fewer workers"
+    match = f"batch 0: DataLoader worker exited: {error.__name__}; .*use fewer workers"
     assert seen_before(broken(hang, 1), WorkerError, match) == 0
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models import CustomResNet
-from onecycle import training_input
-from onecycle.commands import evaluate
+from onecycle import commands
+from onecycle.commands import images
 from onecycle.data.digits import load_digits
 from onecycle.results.weights import save_weights
 
@@ -26,7 +26,8 @@ def weights(tmp_path_factory):
 
 
 def run(weights, out, *options):
-    return evaluate.main([str(weights), "--dataset", "digits", "--out", str(out), *options])
+    words = [str(weights), "--dataset", "digits", "--out", str(out), *options]
+    return commands.main(["evaluate", *words])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_folder_holds_report_errors_classes_and_results_that_agree(folder, weigh
     assert results["weights"]["file"] == "mine.safetensors"
     html = (folder / "report.html").read_text("utf-8")
     assert f"{evaluation['accuracy']:.2%}" in html and "layer3" in html
-    assert "python evaluate.py" in html
+    assert "onecycle evaluate" in html and "mine.safetensors" in html
 
 
 def test_errors_are_named_by_their_place_among_all_the_images(folder):
@@ -81,19 +82,19 @@ def test_accuracy_line_names_images_and_format(folder, weights, capsys, tmp_path
 
 def test_images_are_looked_for_as_in_training(weights, tmp_path, capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        training_input,
-        "prepare_cifar10",
-        lambda *a, download, progress: asked.append((*a, download)),
-    )
-    monkeypatch.setattr(training_input, "load_cifar10", lambda *_, **__: load_digits())
+
+    def load_cifar10(folder, *, download, progress):
+        asked.append((folder, download))
+        return load_digits()
+
+    monkeypatch.setattr("onecycle.data.cifar10.load_cifar10", load_cifar10)
     options = ["--dataset", "cifar10", "--data-dir", "here", "--download", "--limit-test", "2"]
     assert run(weights, tmp_path / "out", *options) == 0
     assert asked == [("here", True)]
 
 
 def test_finished_run_is_not_written_over(folder, weights, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_dataset", None)  # refused before that
+    monkeypatch.setattr(images, "load_dataset", None)  # refused before that
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert run(weights, folder) == 6
     assert "holds a finished run" in capsys.readouterr().err
@@ -106,7 +107,8 @@ def test_finished_run_is_not_written_over(folder, weights, capsys, monkeypatch):
         (["--dataset", "svhn"], 2, "invalid choice"),
         (["--limit-test", "0"], 2, "--limit-test is 0"),
         (["--limit-test", "361"], 2, "--limit-test is 361; it must be from 1 to 360"),
-        (["--device", "tpu"], 2, "this machine has"),
+        (["--device", "tpu"], 2, "--device: invalid choice"),
+        (["--device", "mps"], 2, "this machine has"),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], 3, "nowhere"),
     ],
 )
@@ -139,6 +141,12 @@ def test_weights_for_other_classes_are_one_line_and_leave_nothing(weights, tmp_p
     assert run(other, tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert "2 classes (a, b)" in said and "10 classes (0, 1, 2, …)" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_there_are_told_before_anything_else(tmp_path, capsys):
+    assert run(tmp_path / "gone.safetensors", tmp_path / "out") == 4
+    assert "gone.safetensors does not exist; give" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

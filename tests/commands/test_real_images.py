@@ -6,20 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from models import CustomResNet
-from onecycle.commands import train
+from onecycle import commands
 from onecycle.data.augmentation import CIFAR10_MEAN, CIFAR10_STD
 from onecycle.data.cifar10 import CIFAR10_CLASSES, load_cifar10
 from onecycle.data.dataset import get_stats
-from onecycle.data.folder import load_image_folder
 from onecycle.data.loaders import get_loader
 from onecycle.training.loop import evaluate
 from transformation import get_test_aug_transform
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_images_are_cifar10(cifar10_dir):
-    train_images, test_images = load_cifar10(cifar10_dir, load_folder=load_image_folder)
+    train_images, test_images = load_cifar10(cifar10_dir)
     assert (len(train_images), len(test_images)) == (50_000, 10_000)
     assert train_images.classes == CIFAR10_CLASSES
     assert set(np.bincount(train_images.targets)) == {5000}
@@ -34,7 +33,7 @@ def test_a_short_training_learns(cifar10_dir, tmp_path):
         "--data-dir", cifar10_dir, "--limit-train", "5000", "--limit-test", "1000",
         "--batch-size", "50", "--epochs", "1", "--lr-max", "0.002", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
-    assert train.main(arguments) == 0
+    assert commands.main(["train", *arguments]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
     assert results["final"]["test_accuracy"] > 0.35
 
@@ -42,7 +41,7 @@ def test_a_short_training_learns(cifar10_dir, tmp_path):
 def test_published_weights_have_the_published_accuracy(cifar10_dir):
     results = json.loads((ROOT / "results" / "cifar10" / "results.json").read_text("utf-8"))
     model = CustomResNet.from_pretrained(ROOT / "weights" / "custom_resnet_cifar10.safetensors")
-    _, images = load_cifar10(cifar10_dir, load_folder=load_image_folder)
+    _, images = load_cifar10(cifar10_dir)
     images = images.sample(1000).with_transform(get_test_aug_transform(CIFAR10_MEAN, CIFAR10_STD))
     _, accuracy = evaluate(model, get_loader(images, 250, train=False))
     published = results["final"]["test_accuracy"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from onecycle.commands import predict, train
+from onecycle import commands
 from onecycle.results.weights import save_weights
 
 SHAPES = {"круг": "ellipse", "四角": "rectangle", "Ödland": None}
@@ -41,7 +41,7 @@ def own(tmp_path):
 def test_own_classes_train_with_the_same_command_and_are_recognised(own, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["--epochs", "10", "--batch-size", "12", "--lr-max", "0.003", "--out", str(out)]
-    assert train.main(["--data-dir", str(own), *arguments]) == 0
+    assert commands.main(["train", "--data-dir", str(own), *arguments]) == 0
     results = json.loads((out / "results.json").read_text("utf-8"))
     assert results["data"]["classes"] == sorted(SHAPES)
     assert results["data"]["source"] == "image folder"
@@ -56,7 +56,7 @@ def test_own_classes_train_with_the_same_command_and_are_recognised(own, tmp_pat
     expected = [list(SHAPES)[index % 3] for index in range(12)]
     for file, name in zip(new, expected, strict=True):
         draw(SHAPES[name], rng).save(file)
-    assert predict.main([*map(str, new), "--weights", str(weights), "--top", "1"]) == 0
+    assert commands.main(["predict", *map(str, new), "--weights", str(weights), "--top", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     right = sum(f": {name} " in line for line, name in zip(lines, expected, strict=True))
     assert right >= 8
@@ -78,7 +78,7 @@ def test_a_folder_that_will_not_do_is_one_line_and_leaves_nothing(
     damage(own)
     before = sorted(own.rglob("*"))
     arguments = ["--data-dir", str(own), "--out", str(tmp_path / "run")]
-    assert train.main(arguments) == 3
+    assert commands.main(["train", *arguments]) == 3
     lines = [line for line in capfd.readouterr().err.splitlines() if said in line]
     assert len(lines) == 1
     assert sorted(own.rglob("*")) == before

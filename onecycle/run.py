@@ -1,0 +1,374 @@
+"""One training from images to report. The rest of the package is parts; this puts them together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from onecycle.data.dataset import Images
+from onecycle.errors import CheckpointError, DivergedError, UsageError
+from onecycle.modules import freeze_idle_biases, model_summary
+from onecycle.optim.lr_finder import LRFinding
+from onecycle.recipe import Recipe, as_data, read_recipe
+from onecycle.records import History
+from onecycle.results.evaluation import Evaluation, evaluate_predictions
+from onecycle.results.folder import (
+    own_folder,
+    read_results,
+)
+from onecycle.results.grad_cam import ErrorMaps, explain_errors
+from onecycle.results.pictures import Guess, predict_pictures
+from onecycle.run_figures import FIGURES
+from onecycle.run_folder import (
+    describe_images,
+    finished_results,
+    identify,
+    open_checkpoint,
+    reopen,
+    write_folder,
+)
+from onecycle.run_parts import OPTIMIZERS, make_loader, name_of, new_rates, one_cycle_of
+from onecycle.training.checkpoint import Checkpoint
+from onecycle.training.compute import Compute, set_seed, tune_process
+from onecycle.training.group import Group
+from onecycle.training.loop import fit, predict
+from onecycle.training.progress import TrainingLog
+from onecycle.training.signals import catch_signals
+
+MakeModel = Callable[[int], nn.Module]
+MakeOptimizer = Callable[[nn.Module, Recipe], Optimizer]
+MakeScheduler = Callable[[Optimizer, Recipe, LRFinding, int], LRScheduler]
+
+
+class Run:
+    """One training in one folder.
+
+    Each step first makes what it needs from the steps before it, so ``Run(...).save()`` is a whole
+    training. Each may be called again. A run that was stopped resumes, and a finished run is read
+    from its folder, whether it was begun in a notebook, by a command or in a script.
+
+    Args:
+        folder: of the run; made when it is first needed.
+        data: training images, and images to evaluate on.
+        model: gives a network for a number of classes, such as a class; called after the seed is
+            set. A network that is given as it is keeps its weights.
+        recipe: every number of the training.
+        optimizer: gives an optimizer for (model, recipe). None: the recipe's.
+        criterion: loss of (output, labels), a mean over the batch. None: cross-entropy with the
+            recipe's label smoothing.
+        augment: gives a (3, H, W) float tensor for a (H, W, 3) uint8 image: a torchvision transform
+            or an albumentations pipeline. None: the recipe's crop, flip and cut-out, on the device.
+        workers: processes that load images for ``augment``.
+        scheduler: gives a scheduler, stepped after every batch, for (optimizer, recipe, finding,
+            steps per epoch); the optimizer has the learning rate LRMAX then. None: one cycle.
+        callbacks: objects with ``on_step(epoch, step, accuracy)`` or ``on_epoch(record)``.
+        device: auto, cuda, mps or cpu.
+        precision: auto, bfloat16, float16 or float32.
+        compile: off, default or reduce-overhead.
+        group: the processes that train together. None: this one alone.
+        save_every_s: seconds between two checkpoints, 0 or more; 0: after each step.
+        resume: auto, never, or the file of a checkpoint.
+
+    Raises:
+        UsageError: the arguments, or recipe and images, do not go together.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        data: Images,
+        model: MakeModel | nn.Module,
+        recipe: Recipe = Recipe(),  # noqa: B008 (it is frozen)
+        *,
+        optimizer: MakeOptimizer | None = None,
+        criterion: nn.Module | None = None,
+        augment: Callable | None = None,
+        workers: int = 0,
+        scheduler: MakeScheduler | None = None,
+        callbacks: Sequence[Any] = (),
+        device: str = "auto",
+        precision: str = "auto",
+        compile: str = "off",
+        group: Group | None = None,
+        save_every_s: float = 600.0,
+        resume: str = "auto",
+    ) -> None:
+        self.folder, self.recipe, self.callbacks = Path(folder), recipe, list(callbacks)
+        self.train, self.test = data
+        self.compute = Compute.choose(device, precision, compile, group)
+        self.is_first = self.compute.group.rank == 0
+        self.command, self.history, self.stopped_by = "", History(), None
+        self.save_every_s, self.resume = save_every_s, resume
+        self.augment, self.workers = augment, workers
+        self._make_scheduler, self._scheduler = scheduler or one_cycle_of, None
+        self._finding: LRFinding | None = None
+        self._evaluation: Evaluation | None = None
+        self._finished = False
+        given = {
+            "model": model, "optimizer": optimizer, "criterion": criterion, "augment": augment,
+            "scheduler": scheduler,
+        }  # fmt: skip
+        self.given = {name: name_of(value) for name, value in given.items() if value is not None}
+        tune_process()
+        set_seed(recipe.seed)
+        self.criterion = criterion or nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.train_loader = self.loader(train=True, shared=True)
+        self.test_loader = self.loader(train=False, shared=True)
+        self.total_steps = recipe.epochs * len(self.train_loader)
+        if self.total_steps < 3:
+            raise UsageError(
+                f"only {self.total_steps} steps in all, and the schedule needs at least 3; "
+                "raise epochs or lower batch_size"
+            )
+        network = model if isinstance(model, nn.Module) else model(len(self.train.classes))
+        self.model = self.compute.place_model(network)
+        freeze_idle_biases(self.model)
+        if optimizer is None:
+            own = OPTIMIZERS[recipe.optimizer]
+            self.optimizer = own(self.model, recipe, self.train, self.compute)
+        else:
+            self.optimizer = optimizer(self.model, recipe)
+        stream = None if self.is_first else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self.log = TrainingLog(
+            len(self.train_loader), len(self.test),
+            test_name=self.test.name.capitalize(), stream=stream,
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, data: Images, model: MakeModel, **options: Any) -> Run:
+        """A finished run from its folder, with its recipe and its trained weights.
+
+        Args:
+            folder: of the run.
+            data: images of its classes.
+            model: as it was given to the run.
+            options: others that ``Run`` takes.
+
+        Raises:
+            CheckpointError: the folder holds no finished run, or another network's.
+        """
+        results = read_results(folder)
+        if "history" not in results:
+            raise CheckpointError(f"{folder} holds no finished run; name the folder of one")
+        run = cls(folder, data, model, read_recipe(Path(folder) / "results.json"), **options)
+        run._reopen(results)
+        return run
+
+    # --- the steps ------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """torchsummary's table of the network."""
+        return model_summary(self.model, (3, self.train.size_px, self.train.size_px))
+
+    def find_lr(self) -> LRFinding:
+        """LRMAX and LRMIN: the recipe's, those of the run that is resumed, or a range test's."""
+        if self._finding is None and not self._read_finished():
+            notes = self.checkpoint.notes
+            if "rates" not in notes:
+                notes["rates"] = new_rates(self)
+            self._finding = LRFinding(**notes["rates"])
+        return self._finding
+
+    def fit(self) -> History:
+        """Train by the recipe, from the beginning or from where the run was stopped.
+
+        Ctrl-C, the notebook's stop button and SIGTERM save a checkpoint and end the training early:
+        ``is_complete`` is False then, and ``fit()`` resumes.
+
+        Returns:
+            A record of each step and each epoch that is done.
+
+        Raises:
+            CheckpointError: the checkpoint in the folder is damaged or of another run.
+            DivergedError: a loss or a gradient is not finite.
+            StorageError: the folder holds another run, is in use, or cannot be written.
+        """
+        if self.is_complete or self._read_finished():
+            return self.history
+        finding = self.find_lr()
+        if self._scheduler is None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = finding.lr_max  # for a schedule that scales it
+            self._scheduler = self._make_scheduler(
+                self.optimizer, self.recipe, finding, len(self.train_loader)
+            )
+        set_seed(self.recipe.seed)  # whatever was drawn since; a checkpoint brings its own state
+        listeners = [self.log, *self.callbacks] if self.is_first else []
+        with (
+            own_folder(self.folder, is_first=self.is_first) as warning,
+            contextlib.closing(self.log),
+            catch_signals() as signals,
+        ):
+            if warning:
+                self.log.write(warning)
+            try:
+                self.history = fit(
+                    self.model, self.train_loader, self.test_loader, self.optimizer,
+                    self._scheduler, self.criterion, epochs=self.recipe.epochs,
+                    compute=self.compute, checkpoint=self.checkpoint, callbacks=listeners,
+                    stop=signals.stop,
+                )  # fmt: skip
+            except DivergedError as error:
+                last = self.checkpoint.last
+                kept = f"the last good state is {last}" if last else "nothing was saved before"
+                raise DivergedError(f"{error}; {kept}") from error
+        self.stopped_by = None if self.is_complete else signals.received
+        return self.history
+
+    def evaluate(self) -> Evaluation:
+        """What the trained network makes of the images to evaluate on.
+
+        Raises:
+            UsageError: the training was stopped before its end.
+        """
+        self._train_to_the_end()
+        if self._evaluation is None:
+            # Mirror images mean the same only if they were trained on.
+            mirrored = self.recipe.flip_probability > 0
+            found = predict(self.model, self.test_loader, compute=self.compute, mirrored=mirrored)
+            self._evaluation = evaluate_predictions(
+                found.probabilities, found.labels, self.test.classes,
+                mirrored=found.mirrored, indices=self.test.indices,
+            )  # fmt: skip
+            self.log.write(
+                f"Accuracy {100 * self._evaluation.accuracy:.2f} % on {len(self.test):,} "
+                f"{self.test.name} ({self.train.source})"
+            )
+        return self._evaluation
+
+    def predict(self, pictures: Sequence[np.ndarray], top: int = 5) -> list[list[Guess]]:
+        """The most probable classes of each picture, the most probable first.
+
+        Args:
+            pictures: (N, H, W, 3) uint8, of the size that the network was trained on.
+            top: classes per picture.
+        """
+        self._train_to_the_end()
+        return predict_pictures(
+            self.model, pictures, mean=self.train.mean, std=self.train.std,
+            classes=self.train.classes, top=top,
+        )  # fmt: skip
+
+    def figure(self, name: str) -> Figure:
+        """One of ``FIGURES`` by its name.
+
+        Raises:
+            UsageError: there is no figure of that name.
+        """
+        if name not in FIGURES:
+            raise UsageError(f"there is no figure {name!r}; there are {', '.join(FIGURES)}")
+        return FIGURES[name](self)
+
+    def figures(self) -> dict[str, Figure]:
+        """All figures by name; the range test's is left out if LRMAX was given."""
+        tested = bool(self.find_lr().lrs)
+        return {name: self.figure(name) for name in FIGURES if tested or name != "lr_finder"}
+
+    def save(self) -> Path:
+        """Write the folder: report.html, results.json, tables, weights, log and figures.
+
+        Returns:
+            The folder. That of a finished run stays as it is.
+
+        Raises:
+            StorageError: something cannot be written.
+            UsageError: the training was stopped before its end.
+        """
+        evaluation = self.evaluate()
+        if not self.is_first or self._finished:
+            return self.folder
+        write_folder(self, evaluation)
+        self._finished = True
+        return self.folder
+
+    # --- what the steps share -------------------------------------------------------------------
+
+    @property
+    def is_complete(self) -> bool:
+        """All epochs are trained."""
+        return len(self.history.epochs) == self.recipe.epochs
+
+    def begun(self) -> History:
+        """What was measured so far; the training begins if there is nothing."""
+        return self.history if self.history.steps else self.fit()
+
+    def _train_to_the_end(self) -> None:
+        self.begun()
+        if not self.is_complete:
+            epoch = len(self.history.epochs) + 1
+            raise UsageError(f"stopped in epoch {epoch} of {self.recipe.epochs}: call fit() again")
+
+    @functools.cached_property
+    def machine(self) -> dict[str, Any]:
+        """What it is computed on, and with which versions."""
+        return self.compute.describe()
+
+    @functools.cached_property
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first 20 training images at most, as the network sees them, and their labels."""
+        images, labels = next(iter(self.loader(train=True, shared=False)))
+        return images[:20].cpu().numpy(), labels[:20].cpu().numpy()
+
+    @functools.cached_property
+    def error_maps(self) -> ErrorMaps:
+        """Where the network looked in its most confident errors."""
+        return explain_errors(self.model, self.test_loader.transform, self.evaluate())
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any]:
+        """The images in plain data, for results, report and weights."""
+        return describe_images(self)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What ``results.json`` begins with, in plain data."""
+        rates = dataclasses.asdict(self.find_lr())
+        return {
+            "recipe": as_data(self.recipe),
+            "data": self.data,
+            "parts": self.given,
+            "learning_rate": {name: value for name, value in rates.items() if value != []},
+            "machine": self.machine,
+        }
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers, in plain data: a run resumes only with the same."""
+        return identify(self)
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The state of the unfinished run in its folder; it is loaded if there is one."""
+        return open_checkpoint(self)
+
+    def _read_finished(self) -> bool:
+        """Whether this run is finished in its folder, from which it is read then."""
+        if self.history.steps or self._finished:
+            return self._finished
+        if results := finished_results(self):
+            self._reopen(results)
+            epochs = self.recipe.epochs
+            self.log.show(f"already complete ({epochs} of {epochs} epochs): {self.folder}")
+        return self._finished
+
+    def _reopen(self, results: dict[str, Any]) -> None:
+        self.history, self._finding, self.log.lines = reopen(self.folder, results, self.model)
+        self._finished = True
+
+    def loader(self, *, train: bool, shared: bool) -> Any:
+        """Batches of this process, or of all processes together."""
+        return make_loader(
+            (self.train, self.test), self.recipe, self.compute, train=train, shared=shared,
+            augment=self.augment, workers=self.workers,
+        )  # fmt: skip

@@ -1,0 +1,157 @@
+"""What a run is made of when nothing else is given: loaders, optimizers, learning rates, schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
+from onecycle.data.dataset import ImageDataset, Images
+from onecycle.data.loaders import ResidentLoader, SeededLoader, fits_device, get_loader
+from onecycle.optim.adam import get_optimizer
+from onecycle.optim.lr_finder import LRFinding, find_lr
+from onecycle.optim.muon import get_speedrun_optimizer, prepare_network
+from onecycle.optim.schedule import one_cycle
+from onecycle.recipe import Recipe
+from onecycle.results.folder import own_folder
+from onecycle.training.compute import Compute
+from onecycle.training.progress import progress_bar
+
+if TYPE_CHECKING:
+    from onecycle.run import Run
+
+
+def make_loader(
+    data: Images,
+    recipe: Recipe,
+    compute: Compute,
+    *,
+    train: bool,
+    shared: bool,
+    augment: Callable | None = None,
+    workers: int = 0,
+) -> ResidentLoader | SeededLoader:
+    """Batches of a run.
+
+    Args:
+        data: training images, and images to evaluate on.
+        recipe: of the run.
+        compute: device and processes.
+        train: augmented training images, or normalised images to evaluate on.
+        shared: dealt out to the processes of the group, or whole batches for one of them.
+        augment: see ``Run``; None: the recipe's, of whole batches on the device.
+        workers: processes that load images for ``augment``.
+    """
+    images, like = data[0] if train else data[1], data[0]
+    group, device = compute.group, compute.device
+    options = {"train": train, "seed": recipe.seed, "device": device}
+    if shared:
+        options |= {"rank": group.rank, "world_size": group.world_size}
+    if train and augment is not None:
+        images = images.with_transform(augment)
+        return get_loader(images, recipe.batch_size, num_workers=workers, **options)
+    # Twice: the padded images are half as large again.
+    resident = fits_device(2 * sum(part.data.nbytes for part in data), device)
+    normal = {"mu": like.mean, "sigma": like.std, "device": device, "resident": resident}
+    if train:
+        fields = ("flip_probability", "alternating_flip", "cutout_size_px", "padding", "seed")
+        fields = {name: getattr(recipe, name) for name in fields}
+        transform = get_train_batch_transform(images.data, **normal, **fields)
+    else:
+        transform = get_test_batch_transform(images.data, **normal)
+    return ResidentLoader(transform, images.targets, recipe.batch_size, **options)
+
+
+def _adam(
+    model: nn.Module, recipe: Recipe, train: ImageDataset, compute: Compute
+) -> torch.optim.Optimizer:
+    return get_optimizer(
+        model,
+        lr=recipe.finder_start_lr,
+        weight_decay=recipe.weight_decay,
+        betas=(recipe.beta1, recipe.beta2),
+    )
+
+
+def _muon(
+    model: nn.Module, recipe: Recipe, train: ImageDataset, compute: Compute
+) -> torch.optim.Optimizer:
+    prepare_network(model, train.data, train.mean, train.std)
+    return get_speedrun_optimizer(
+        model,
+        lr=recipe.finder_start_lr,
+        betas=(recipe.beta1, recipe.beta2),
+        compiled=compute.compile_mode is not None,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "muon": _muon}
+"""The recipe's optimizers; each may prepare the network, in place."""
+
+
+def new_rates(run: Run) -> dict[str, Any]:
+    """LRMAX and LRMIN of a new run, the same for all processes, in plain data and in the log."""
+    machine, write = run.machine, run.log.write
+    counts = f"{len(run.train):,} training images, {len(run.test):,} {run.test.name}"
+    write(f"{run.train.source}: {counts}")
+    write(f"{machine['device_name']}, {machine['precision']}, {machine['threads']} threads")
+    with own_folder(run.folder, is_first=run.is_first):
+        found = dataclasses.asdict(_find_rates(run)) if run.is_first else None
+        found = run.compute.group.same(found)
+    write(f"LRMAX = {found['lr_max']:.6g}, LRMIN = {found['lr_min']:.6g}: {found['rule']}")
+    write()
+    return found
+
+
+def _find_rates(run: Run) -> LRFinding:
+    recipe = run.recipe
+    if recipe.lr_max is not None:
+        return choose_rates(recipe, None)
+    loader = run.loader(train=True, shared=False)
+    loader.set_epoch(1)  # epoch 0 gave the samples
+    with progress_bar("range test") as on_step:
+        found = find_lr(
+            run.model, run.optimizer, run.criterion, loader,
+            start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
+            num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
+            autocast_dtype=run.compute.dtype, on_step=on_step,
+        )  # fmt: skip
+    return choose_rates(recipe, found)
+
+
+def choose_rates(recipe: Recipe, found: LRFinding | None) -> LRFinding:
+    """LRMAX and LRMIN with their rule: what the recipe gives, else what the range test found."""
+    if found is None:
+        found = LRFinding([], [], [], recipe.lr_max, 0.0, "LRMAX is given")
+    lr_min, rule = recipe.lr_min, "LRMIN is given"
+    if lr_min is None:
+        lr_min, rule = found.lr_max / recipe.lr_ratio, f"LRMIN is LRMAX / {recipe.lr_ratio:g}"
+    rule = f"{found.rule.split('; ')[0]}; {rule}"
+    return dataclasses.replace(found, lr_min=lr_min, rule=rule)
+
+
+def one_cycle_of(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, finding: LRFinding, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The recipe's cycle over all its epochs."""
+    cycled = recipe.beta1_at_peak is not None
+    return one_cycle(
+        optimizer,
+        lr_max=finding.lr_max,
+        lr_min=finding.lr_min,
+        total_steps=recipe.epochs * steps_per_epoch,
+        peak_step=round(recipe.peak * steps_per_epoch),
+        momentum=(recipe.beta1, recipe.beta1_at_peak) if cycled else None,
+    )
+
+
+def name_of(given: Any) -> str:
+    """What a network, a function or an augmentation is called where its name must do."""
+    if hasattr(given, "__name__"):  # a class or a function
+        return given.__name__
+    package = type(given).__module__.partition(".")[0]
+    return package if package in ("albumentations", "torchvision") else type(given).__name__

@@ -1,0 +1,324 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from onecycle import PRESETS, Recipe, Run, load_digits
+from onecycle.data.dataset import ImageDataset
+from onecycle.errors import CheckpointError, StorageError, UsageError
+from onecycle.files import lock_folder
+from onecycle.recipe import as_data
+from onecycle.run_figures import FIGURES
+
+RECIPE = Recipe(epochs=3, batch_size=16, lr_max=0.01, flip_probability=0.0)
+FINDER = dataclasses.replace(RECIPE, lr_max=None, finder_steps=40, finder_start_lr=1e-4, finder_end_lr=3.0)
+HERE = {"device": "cpu", "precision": "float32"}
+
+
+class Tiny(nn.Module):
+    """A network that trains in milliseconds and draws random numbers while it does."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 16, 4, stride=4), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.1)
+        )
+        self.layer3 = nn.Conv2d(16, 16, 3, stride=2)
+        self.head = nn.Linear(16 * 9, num_classes)
+
+    def forward(self, images):
+        maps = self.layer3(self.features(images))
+        return self.head(nn.functional.adaptive_avg_pool2d(maps, 3).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, test = load_digits()
+    return train.sample(72), test.sample(30)
+
+
+def weights(run):
+    return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A finished run of FINDER; nobody may change its folder."""
+    run = Run(tmp_path_factory.mktemp("finished") / "run", data, Tiny, FINDER, **HERE)
+    assert run.save() == run.folder
+    return run
+
+
+class StopAfter:
+    """Interrupts the training at the end of an epoch, as a notebook's stop button does."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch(self, record):
+        if record.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_save_alone_is_a_whole_training(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {
+        "classes.csv", "errors.csv", "figures", "history.csv", "log.txt", "model.pt",
+        "model.safetensors", "report.html", "results.json", "steps.csv",
+    }  # fmt: skip
+    figures = {path.stem for path in (finished.folder / "figures").iterdir()}
+    assert figures == set(FIGURES)
+    results = json.loads((finished.folder / "results.json").read_text("utf-8"))
+    assert results["final"]["test_accuracy"] == finished.evaluate().accuracy
+    assert results["parts"] == {"model": "Tiny"}
+    assert len(results["history"]) == FINDER.epochs
+
+
+def test_the_seed_decides_the_weights_whatever_is_called_before(finished, data, tmp_path):
+    run = Run(tmp_path, data, Tiny, FINDER, **HERE)
+    run.figure("samples")
+    run.find_lr()
+    torch.rand(3)  # as a cell in between might
+    run.fit()
+    assert same(weights(run), weights(finished))
+    other = Run(tmp_path / "other", data, Tiny, dataclasses.replace(FINDER, seed=1), **HERE)
+    other.fit()
+    assert not same(weights(other), weights(finished))
+
+
+def test_each_step_gives_what_it_gave(finished):
+    assert finished.find_lr() is finished.find_lr()
+    assert finished.fit() is finished.fit()
+    assert finished.evaluate() is finished.evaluate()
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_stopped_run_resumes_to_the_same_bits(finished, data, tmp_path, anew, capsys):
+    stopping = Run(tmp_path, data, Tiny, FINDER, callbacks=[StopAfter(2)], **HERE)
+    history = stopping.fit()
+    assert len(history.epochs) == 2 and not stopping.is_complete
+    for step in (stopping.evaluate, stopping.save, lambda: stopping.figure("misclassified")):
+        with pytest.raises(UsageError, match="stopped in epoch 3 of 3"):
+            step()
+    assert stopping.figure("history") is not None  # what there is can be looked at
+    resumed = Run(tmp_path, data, Tiny, FINDER, **HERE) if anew else stopping
+    assert len(resumed.fit().epochs) == 3
+    assert same(weights(resumed), weights(finished))
+    assert capsys.readouterr().out.count("EPOCH = 3") == 1
+    resumed.save()
+    assert (tmp_path / "log.txt").read_text().count("EPOCH = 1 |") == 1
+
+
+def test_a_stopped_run_of_another_recipe_is_refused(data, tmp_path):
+    Run(tmp_path, data, Tiny, RECIPE, callbacks=[StopAfter(1)], **HERE).fit()
+    for other in (
+        Run(tmp_path, data, Tiny, dataclasses.replace(RECIPE, label_smoothing=0.2), **HERE),
+        Run(tmp_path, data, lambda classes: Tiny(classes), RECIPE, **HERE),
+        Run(tmp_path, (data[0].sample(64), data[1]), Tiny, RECIPE, **HERE),
+    ):
+        with pytest.raises(CheckpointError, match="of another run"):
+            other.fit()
+    fresh = Run(tmp_path, data, Tiny, RECIPE, resume="never", **HERE)
+    assert len(fresh.fit().epochs) == 3
+
+
+def test_a_finished_run_is_shown_again_and_stays_as_it_is(finished, data, capsys):
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.folder.rglob("*.*")}
+    again = Run(finished.folder, data, Tiny, FINDER, **HERE)
+    assert again.find_lr() == finished.find_lr()
+    assert "already complete (3 of 3 epochs)" in capsys.readouterr().out
+    assert again.fit().epochs == finished.history.epochs
+    assert again.history.steps == finished.history.steps
+    assert np.array_equal(again.evaluate().probabilities, finished.evaluate().probabilities)
+    assert set(again.figures()) == set(FIGURES)
+    assert again.save() == finished.folder
+    after = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.folder.rglob("*.*")}
+    assert after == before
+
+
+def test_a_finished_run_is_never_replaced(finished, data):
+    others = {
+        "recipe": Run(finished.folder, data, Tiny, RECIPE, **HERE),
+        "images": Run(finished.folder, (data[0], data[1].sample(20)), Tiny, FINDER, **HERE),
+        "network": Run(finished.folder, data, lambda classes: Tiny(classes), FINDER, **HERE),
+        "afresh": Run(finished.folder, data, Tiny, FINDER, resume="never", **HERE),
+    }
+    for run in others.values():
+        with pytest.raises(StorageError, match="holds a finished run already"):
+            run.fit()
+
+
+def test_a_finished_run_from_before_there_were_digests_is_known(finished, data, tmp_path):
+    for name in ("steps.csv", "log.txt", "model.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    results = json.loads((finished.folder / "results.json").read_text("utf-8"))
+    del results["identity"], results["parts"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert Run(tmp_path, data, Tiny, FINDER, **HERE).fit().epochs == finished.history.epochs
+    with pytest.raises(StorageError):
+        Run(tmp_path, data, Tiny, RECIPE, **HERE).fit()
+
+
+def test_load_gives_the_trained_network(finished, data):
+    run = Run.load(finished.folder, data, Tiny, **HERE)
+    assert as_data(run.recipe) == as_data(FINDER) and run.is_complete
+    assert same(weights(run), weights(finished))
+    guesses = run.predict(data[1].data[:3], top=2)
+    assert [len(best) for best in guesses] == [2, 2, 2]
+    expected = finished.evaluate().probabilities[:3].max(axis=1)
+    assert np.allclose([best[0].probability for best in guesses], expected, atol=1e-5)
+
+
+def test_load_needs_a_finished_run_of_the_network(finished, data, tmp_path):
+    with pytest.raises(CheckpointError, match="no finished run"):
+        Run.load(tmp_path, data, Tiny, **HERE)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        Run.load(finished.folder, data, lambda classes: nn.Flatten(), **HERE)
+
+
+def test_damaged_files_of_a_finished_run_are_one_clear_error(finished, data, tmp_path):
+    for name in ("results.json", "steps.csv", "log.txt", "model.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    (tmp_path / "steps.csv").write_text("step,lr,loss\n0,high,2.3\n")
+    with pytest.raises(CheckpointError, match="not whole"):
+        Run(tmp_path, data, Tiny, FINDER, **HERE).fit()
+
+
+def test_a_folder_in_use_is_refused_before_the_range_test(data, tmp_path):
+    with lock_folder(tmp_path), pytest.raises(StorageError, match="in use by process"):
+        Run(tmp_path, data, Tiny, FINDER, **HERE).find_lr()
+
+
+def test_nothing_is_left_of_a_run_that_could_not_begin(data, tmp_path):
+    flat = dataclasses.replace(FINDER, finder_start_lr=1e-12, finder_end_lr=1e-11)
+    with pytest.raises(UsageError, match="does not fall"):
+        Run(tmp_path / "run", data, Tiny, flat, **HERE).fit()
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_steps_are_refused_at_once(data, tmp_path):
+    with pytest.raises(UsageError, match="at least 3"):
+        Run(tmp_path, data, Tiny, Recipe(epochs=1, batch_size=64, lr_max=0.1), **HERE)
+
+
+def test_rates_that_are_given_need_no_range_test(data, tmp_path):
+    run = Run(tmp_path, data, Tiny, dataclasses.replace(RECIPE, lr_min=0.001), **HERE)
+    finding = run.find_lr()
+    assert (finding.lr_max, finding.lr_min, finding.lrs) == (0.01, 0.001, [])
+    assert finding.rule == "LRMAX is given; LRMIN is given"
+    assert set(run.figures()) == set(FIGURES) - {"lr_finder"}
+
+
+def test_a_network_may_be_given_built(data, tmp_path):
+    model = Tiny(10)
+    before = model.head.weight.clone()
+    run = Run(tmp_path, data, model, RECIPE, **HERE)
+    assert torch.equal(run.model.head.weight.cpu(), before)
+    run.fit()
+    assert not torch.equal(run.model.head.weight.cpu(), before)
+
+
+def test_an_unknown_figure_is_named_with_those_there_are(data, tmp_path):
+    with pytest.raises(UsageError, match="'loss'.*history"):
+        Run(tmp_path, data, Tiny, RECIPE, **HERE).figure("loss")
+
+
+# --- what people change: one argument each ------------------------------------------------------
+
+
+def test_own_optimizer_and_schedule(data, tmp_path):
+    def sgd(model, recipe):
+        return torch.optim.SGD(model.parameters(), lr=recipe.finder_start_lr, momentum=0.9)
+
+    def constant(optimizer, recipe, found, steps):
+        assert steps == len(data[0]) // 16 + 1
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+
+    run = Run(tmp_path, data, Tiny, RECIPE, optimizer=sgd, scheduler=constant, **HERE)
+    history = run.fit()
+    assert isinstance(run.optimizer, torch.optim.SGD)
+    assert {step.lr for step in history.steps} == {0.01}  # LRMAX
+    assert run.given == {"model": "Tiny", "optimizer": "sgd", "scheduler": "constant"}
+
+
+def test_own_loss(data, tmp_path):
+    class Doubled(nn.CrossEntropyLoss):
+        def forward(self, output, labels):
+            return 2 * super().forward(output, labels)
+
+    runs = [
+        Run(tmp_path / name, data, Tiny, RECIPE, criterion=criterion, **HERE)
+        for name, criterion in (("plain", None), ("doubled", Doubled(label_smoothing=0.1)))
+    ]
+    for run in runs:
+        run.fit()
+    assert not same(*map(weights, runs))
+
+
+def test_own_augmentation_is_of_one_image(data, tmp_path):
+    from torchvision.transforms import v2
+
+    pipeline = v2.Compose(
+        [v2.ToImage(), v2.RandomHorizontalFlip(1.0), v2.ToDtype(torch.float32, scale=True)]
+    )
+    run = Run(tmp_path, data, Tiny, RECIPE, augment=pipeline, **HERE)
+    images, labels = run.samples
+    image = data[0].data[data[0].targets == labels[0]] / 255
+    assert any(np.allclose(images[0], x[:, ::-1].transpose(2, 0, 1), atol=1e-6) for x in image)
+    run.fit()
+    assert run.data["augmentation"] == "torchvision"
+
+
+def test_own_images_of_another_size(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 48, 48, 3), dtype=np.uint8)
+    mine = ImageDataset(images, np.arange(60) % 2, classes=("cat", "dog"), source="my cats")
+    run = Run(tmp_path, mine.hold_out(20), Tiny, RECIPE, **HERE)
+    assert "[-1, 16, 12, 12]" in run.summary()
+    run.save()
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert results["data"]["evaluated_on"] == "held-out training images"
+
+
+def test_own_callbacks_may_have_either_method(data, tmp_path):
+    class Steps:
+        seen = []
+
+        def on_step(self, epoch, step, accuracy):
+            self.seen.append((epoch, step.step))
+
+    class Epochs:
+        seen = []
+
+        def on_epoch(self, record):
+            self.seen.append(record.epoch)
+
+    Run(tmp_path, data, Tiny, RECIPE, callbacks=[Steps(), Epochs()], **HERE).fit()
+    assert Epochs.seen == [1, 2, 3]
+    assert Steps.seen[-1] == (3, 14) and len(Steps.seen) == 15
+
+
+def test_the_speedrun_prepares_the_network(data, tmp_path):
+    recipe = dataclasses.replace(
+        PRESETS["speedrun"], epochs=2, batch_size=24, flip_probability=0.0, alternating_flip=False
+    )
+
+    class Wide(Tiny):
+        def __init__(self, classes):
+            super().__init__(classes)
+            self.features[0] = nn.Conv2d(3, 64, 3, stride=4)
+            self.features[1] = nn.BatchNorm2d(64)
+            self.layer3 = nn.Conv2d(64, 16, 3, stride=2)
+
+    run = Run(tmp_path, data, Wide, recipe, **HERE)
+    assert not run.model.features[0].weight.requires_grad  # whitened
+    assert run.fit().epochs[-1].epoch == 2
