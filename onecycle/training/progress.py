@@ -34,7 +34,7 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _bar(total: int | None, **options: Any) -> tqdm:
-    # A notebook shows standard error as a red box, which would stay in its file.
+    # Standard error is a red box in a notebook, and would stay in its file.
     in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
     stream = sys.stdout if in_notebook else sys.stderr
     return tqdm(
@@ -82,14 +82,14 @@ class TrainingLog:
         return {"lines": list(self.lines), "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the lines by those of ``state_dict``, and show them."""
+        """Replace the lines by those of ``state_dict``, and show them if they are new here."""
         before = self.lines
         self.lines, self._last = list(state["lines"]), state["last"]
-        if self.lines[: len(before)] != before:  # else they are on the stream already
+        if self.lines[: len(before)] != before or not before:
             self.show(*self.lines)
 
     def show(self, *lines: str) -> None:
-        """Write lines that the log file does not keep."""
+        """Show lines that are no part of the log."""
         self.close()
         for line in lines:
             print(line, file=self._stream or sys.stdout, flush=True)

@@ -252,7 +252,11 @@ def test_lines_survive_the_state():
 
 def test_the_lines_of_a_resumed_run_are_shown_once():
     state = {"lines": ["header", "EPOCH = 1"], "last": ""}
-    for written, shown in ((["header"], ["header"]), (["other"], ["other", "header", "EPOCH = 1"])):
+    for written, shown in (
+        ([], ["header", "EPOCH = 1"]),
+        (["header"], ["header"]),
+        (["other"], ["other", "header", "EPOCH = 1"]),
+    ):
         stream = io.StringIO()
         log = TrainingLog(1, 50, stream=stream)
         for line in written:
