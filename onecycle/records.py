@@ -16,22 +16,22 @@ class EpochRecord:
     epoch: int
     """From 1."""
     lr: float
-    """The rate used at the epoch's last step."""
+    """The learning rate of the epoch's last step."""
     train_loss: float
     """Mean over the images as they were trained on, in nats."""
     train_accuracy: float
     """0..1, over the images as they were trained on."""
     test_loss: float | None
-    """Mean over the test images, in nats; None where none were given."""
+    """Mean over the test images, in nats; None without test images."""
     test_accuracy: float | None
-    """0..1; None where no test images were given."""
+    """0..1; None without test images."""
     train_seconds: float
     test_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One optimizer step: its number from 0, the rate it used, the batch's mean loss."""
+    """One optimizer step: its number from 0, its learning rate, the batch's mean cross-entropy."""
 
     step: int
     lr: float
@@ -40,16 +40,16 @@ class StepRecord:
 
 @dataclass(slots=True)
 class History:
-    """Everything that a training measured, and with it the place where it is."""
+    """Everything that a training has measured, and so how far it is."""
 
     epochs: list[EpochRecord] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     running: dict[str, float] = field(
         default_factory=lambda: {"images": 0, "correct": 0, "loss": 0.0, "seconds": 0.0}
     )
-    """Sums over the epoch under way."""
+    """Sums over the current epoch."""
     skipped_steps: int = 0
-    """Steps that float16's loss scaling left out because a gradient overflowed."""
+    """Steps that float16's loss scaling skipped because a gradient overflowed."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists."""
@@ -62,7 +62,7 @@ class History:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what ``state_dict`` gave."""
+        """Replace everything by what ``state_dict`` gave."""
         self.epochs = [EpochRecord(**record) for record in state["epochs"]]
         pairs = enumerate(zip(state["lrs"], state["losses"], strict=True))
         self.steps = [StepRecord(step, lr, loss) for step, (lr, loss) in pairs]
@@ -72,7 +72,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a network says of N images."""
+    """A network's predictions of N images."""
 
     probabilities: np.ndarray
     """(N, K) float32, rows sum to 1."""
@@ -80,7 +80,7 @@ class Predictions:
     """(N,) int64 true classes."""
     mirrored: np.ndarray | None = None
     """(N, K) float32 probabilities from the mean of the log-probabilities of each image and its
-    mirror image; None where these were not looked at."""
+    mirror image (flip TTA); None without mirror images."""
 
     @property
     def predicted(self) -> np.ndarray:
@@ -89,12 +89,12 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """The share of images whose most probable class is the true one, 0..1."""
+        """Share of images whose most probable class is the true one, 0..1."""
         return float((self.predicted == self.labels).mean())
 
     @property
     def mirrored_accuracy(self) -> float | None:
-        """The same with the mirror images counted in; None where these were not looked at."""
+        """Accuracy of the predictions with mirror images, 0..1; None without mirror images."""
         if self.mirrored is None:
             return None
         return float((self.mirrored.argmax(axis=1) == self.labels).mean())

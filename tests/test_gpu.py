@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models import CustomResNet
-from onecycle.commands import train
+from onecycle.commands import main
 from onecycle.data.augmentation import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -22,12 +22,14 @@ from onecycle.data.augmentation import (
 from onecycle.data.dataset import ImageDataset
 from onecycle.data.loaders import ResidentLoader
 from onecycle.errors import DivergedError, UsageError
+from onecycle.modules import freeze_idle_biases
+from onecycle.optim.lr_finder import LRFinding
 from onecycle.recipe import PRESETS
+from onecycle.run_parts import OPTIMIZERS, make_loader, one_cycle_of
 from onecycle.training.checkpoint import Checkpoint
-from onecycle.training.compute import get_compile_mode, set_seed, to_device
+from onecycle.training.compute import Compute, get_compile_mode, set_seed, to_device
 from onecycle.training.loop import fit, predict
 from onecycle.training.meter import READ_EVERY
-from onecycle.training_parts import make_augmentation, make_optimizer, make_scheduler
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -55,15 +57,16 @@ def training(images, device, *, preset="assignment", epochs=2, batch_size=48, lr
         PRESETS[preset], epochs=epochs, batch_size=batch_size, lr_max=lr_max
     )
     set_seed(0)
-    model = to_device(CustomResNet(10), device)
-    optimizer = make_optimizer(recipe, model, images, NORMAL, lr=lr_max, compile_mode=compile_mode)
-    augment = make_augmentation(recipe, images, NORMAL, device)
-    loader = ResidentLoader(augment, images.targets, batch_size, device=device, train=True)
+    compute = Compute(device, precision, compile_mode)
+    model = compute.place_model(CustomResNet(10))
+    freeze_idle_biases(model)
+    optimizer = OPTIMIZERS[recipe.optimizer](model, recipe, images, compute)
+    loader = make_loader((images, images), recipe, compute, train=True, shared=True)
+    finding = LRFinding([], [], [], lr_max, lr_max / 200, "given")
     history = fit(
-        model, loader, None, optimizer,
-        make_scheduler(recipe, optimizer, loader, lr_max=lr_max, lr_min=lr_max / 200),
+        model, loader, None, optimizer, one_cycle_of(optimizer, recipe, finding, len(loader)),
         criterion or nn.CrossEntropyLoss(label_smoothing=0.1),
-        epochs=epochs, precision=precision, compile_mode=compile_mode, **options,
+        epochs=epochs, compute=compute, **options,
     )  # fmt: skip
     return [step.loss for step in history.steps], model
 
@@ -162,7 +165,7 @@ def test_predictions_are_those_of_the_cpu(images, full_float32):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_the_command_line_trains_on_the_gpu(precision, tmp_path):
     options = ["--device", "cuda", "--precision", precision, "--lr-max", "0.004"]
-    assert train.main([*DIGITS, *options, "--out", str(tmp_path / "run")]) == 0
+    assert main(["train", *DIGITS, *options, "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
     assert results["machine"]["device"] == "cuda"
     assert results["final"]["test_accuracy"] > 0.6

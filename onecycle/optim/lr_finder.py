@@ -101,16 +101,7 @@ def find_lr(
     with _global_randomness_kept(device), _silenced(on_step):
         finder = _finder(*copy.deepcopy((model, optimizer)), criterion, device, autocast_dtype)
         try:
-            finder.range_test(
-                _finder_module().TrainDataLoaderIter(batches),  # it accepts no other loaders
-                start_lr=start_lr,
-                end_lr=end_lr,
-                num_iter=num_steps,
-                smooth_f=0,
-                non_blocking_transfer=device.type == "cuda",
-            )
-        except _NotFinite:
-            pass
+            _sweep(finder, batches, start_lr, end_lr, num_steps)
         except torch.OutOfMemoryError as error:
             raise UsageError(
                 f"the memory of {device} does not hold {batches} in the range test; "
@@ -202,6 +193,19 @@ def _finder(model, optimizer, criterion, device: torch.device, dtype: torch.dtyp
         },
         grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
     )
+
+
+def _sweep(finder: Any, batches: _Sized, start_lr: float, end_lr: float, num_steps: int) -> None:
+    """Raise the learning rate; the curve is in ``finder.history``."""
+    with contextlib.suppress(_NotFinite):
+        finder.range_test(
+            _finder_module().TrainDataLoaderIter(batches),  # it accepts no other loaders
+            start_lr=start_lr,
+            end_lr=end_lr,
+            num_iter=num_steps,
+            smooth_f=0,
+            non_blocking_transfer=finder.device.type == "cuda",
+        )
 
 
 @contextlib.contextmanager

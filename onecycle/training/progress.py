@@ -14,7 +14,7 @@ from onecycle.records import EpochRecord, StepRecord
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error for work of more than a second; gone when the block ends.
+    """A bar for work of more than a second; gone when the block ends.
 
     Args:
         description: what is done, in front of the bar.
@@ -50,7 +50,9 @@ def _bar(total: int | None, **options: Any) -> tqdm:
 
 
 class TrainingLog:
-    """A callback of ``fit``: a bar on standard error, and lines on standard output and in ``lines``.
+    """A callback of ``fit``: a bar, and lines that also stay in ``lines``.
+
+    Bars go to standard error, in a notebook to its output; lines go to standard output.
 
     Args:
         steps_per_epoch: optimizer steps per epoch.

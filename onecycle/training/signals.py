@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM as a wish to stop, which a loop asks for between two steps."""
+"""SIGINT (Ctrl-C) and SIGTERM as a request to stop, which a loop checks between two steps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 
 class Signals:
-    """What came: ``received`` is the number of the first signal, or None."""
+    """The signals so far: ``received`` is the number of the first one, or None."""
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def stop(self) -> bool:
-        """Whether a signal asked the run to end."""
+        """Whether there was a signal."""
         return self.received is not None
 
     def _on_signal(self, number: int, frame) -> None:
@@ -30,11 +30,11 @@ class Signals:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Inside the block the first SIGINT or SIGTERM is only noted; a second one ends at once.
+    """Inside the block, the first SIGINT or SIGTERM is only recorded; a second one ends at once.
 
-    A second SIGINT raises KeyboardInterrupt, a second SIGTERM ends the process. Signals that are
-    ignored (``nohup``) stay so. The handlers from before come back with the end of the block.
-    Python runs handlers in the main thread only: in another one nothing is caught.
+    A second SIGINT raises KeyboardInterrupt, a second SIGTERM ends the process. Ignored signals
+    (``nohup``) stay ignored. The previous handlers return at the end of the block. Python runs
+    handlers in the main thread only: in another thread, nothing is caught.
     """
     signals = Signals()
     before = {}
@@ -42,7 +42,7 @@ def catch_signals() -> Iterator[Signals]:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
-                if handler not in (None, signal.SIG_IGN):  # None: not Python's, cannot come back
+                if handler not in (None, signal.SIG_IGN):  # None: not Python's, cannot be restored
                     before[number] = handler
                     signal.signal(number, signals._on_signal)
         yield signals

@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from onecycle.errors import UsageError
+from onecycle.optim.lr_finder import LRFinding
 from onecycle.optim.schedule import one_cycle
+from onecycle.recipe import Recipe
+from onecycle.run_parts import one_cycle_of
 
 
 def schedule(epochs=24, steps_per_epoch=98, peak_epoch=5.0, lr_max=0.01, lr_min=0.0005):
@@ -55,6 +58,14 @@ def test_beta1_stays_as_it_is_or_goes_down_and_up_against_the_rate():
         [0.95 - 0.1 * i / 3 for i in range(4)] + [0.85 + 0.1 * i / 6 for i in range(1, 7)]
     )
     assert {pair[1] for pair in cycled} == {0.99}
+
+
+def test_a_recipe_that_cycles_beta1_has_its_schedule():
+    recipe = Recipe(epochs=4, beta1=0.95, beta1_at_peak=0.85)
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0, betas=(0.95, 0.99))
+    one_cycle_of(optimizer, recipe, LRFinding([], [], [], 0.1, 0.01, "given"), 10)
+    group = optimizer.param_groups[0]
+    assert group["betas"] == (0.95, 0.99) and group["base_momentum"] == 0.85
 
 
 @pytest.mark.parametrize(

@@ -248,3 +248,25 @@ def test_lines_survive_the_state():
     twin.on_epoch(epoch_record())
     log.on_epoch(epoch_record())
     assert twin.lines == log.lines
+
+
+def test_the_lines_of_a_resumed_run_are_shown_once():
+    state = {"lines": ["header", "EPOCH = 1"], "last": ""}
+    for written, shown in (
+        ([], ["header", "EPOCH = 1"]),
+        (["header"], ["header"]),
+        (["other"], ["other", "header", "EPOCH = 1"]),
+    ):
+        stream = io.StringIO()
+        log = TrainingLog(1, 50, stream=stream)
+        for line in written:
+            log.write(line)
+        log.load_state_dict(state)
+        assert log.lines == state["lines"]
+        assert stream.getvalue().splitlines() == shown
+
+
+def test_a_line_that_is_only_shown_is_not_kept():
+    log = TrainingLog(1, 50, stream=(stream := io.StringIO()))
+    log.show("resuming")
+    assert stream.getvalue() == "resuming\n" and log.lines == []

@@ -1,4 +1,4 @@
-"""The state of an unfinished run. ``from checkpoint import Checkpoint``."""
+"""The state of an unfinished run, in files that are verified before they are used."""
 
 from .file import LAST, PREVIOUS
 from .run import Checkpoint

@@ -1,7 +1,7 @@
-"""The files of a run's state: whole or not there at all, verified before anything is read.
+"""The files of a run's state: written whole or not at all, verified before anything is read.
 
-A file is a mark, the SHA-256 of the rest, and the rest: tensors and plain data. Damaged files never
-reach ``torch.load``, and nothing in a file is ever executed.
+A file is a mark, the SHA-256 of the content, and the content: tensors and plain data. Damaged files
+never reach ``torch.load``, and nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _KEYS = {"identity", "environment", "notes", "kinds", "parts"}
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The verified content of a file.
+    """The verified state in a file.
 
     Args:
         path: a file that :func:`write_state` wrote.
 
     Raises:
-        CheckpointError: it is missing, damaged or foreign.
+        CheckpointError: the file is missing, damaged or of another kind.
     """
     try:
         with open(path, "rb") as file:
@@ -41,7 +41,7 @@ def read_state(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if hashlib.sha256(payload).digest() != digest:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not what it says")
+        raise CheckpointError(f"{path} is damaged: its SHA-256 does not match")
     stream = io.BytesIO(payload)
     try:
         state = torch.load(stream, weights_only=True)
@@ -53,15 +53,16 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def write_state(folder: Path, state: dict[str, Any], *, keep_last: bool) -> None:
-    """Write ``LAST``, whole or not at all; the one before it becomes ``PREVIOUS``.
+    """Write ``LAST``, whole or not at all; the file before it becomes ``PREVIOUS``.
 
     Args:
-        folder: made where it is missing.
-        state: of the keys that :func:`read_state` wants, as ``weights_only=True`` takes it.
-        keep_last: the last file is whole; a damaged one must not take the place of a whole one.
+        folder: made if it is missing.
+        state: with the keys that :func:`read_state` expects, of types that ``weights_only=True``
+            accepts.
+        keep_last: the present ``LAST`` is whole; a damaged one must not replace ``PREVIOUS``.
 
     Raises:
-        StorageError: it cannot be written; what was there stays.
+        StorageError: the file cannot be written; the present files stay.
     """
     stream = io.BytesIO()
     torch.save(state, stream)
@@ -76,7 +77,7 @@ def write_state(folder: Path, state: dict[str, Any], *, keep_last: bool) -> None
             file.flush()
             sync(file.fileno())
         if keep_last:
-            with contextlib.suppress(FileNotFoundError):  # a save that failed half-way took it away
+            with contextlib.suppress(FileNotFoundError):  # a save that failed half-way moved it
                 os.replace(last, folder / PREVIOUS)
         os.replace(part, last)
         if os.name == "posix":  # elsewhere a folder cannot be opened

@@ -1,4 +1,4 @@
-"""The state of an unfinished run: compared with this run before anything is touched."""
+"""The state of an unfinished run, compared with this run before anything is changed."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from .state import compare, first, for_this_machine, kinds, misfits, plain
 
 
 class Checkpoint:
-    """Saves and restores a run in a folder, in ``last.ckpt`` and the one before it.
+    """Saves and restores a run in a folder, in the files ``last.ckpt`` and ``previous.ckpt``.
 
-    At every instant one of the two files is whole. Of what draws random numbers, the global
-    generators of Python, numpy and torch (CPU, and the current cuda device) are kept.
+    At every instant one of the two files is whole. The state of the global random generators of
+    Python, numpy and torch (CPU, and the current cuda device) is saved as well.
 
     Args:
-        folder: the run's, made where it is missing.
-        identity: plain data that decides what is computed (recipe, data and its digest, ...); a
-            run goes on only with the same.
+        folder: of the run, made if it is missing.
+        identity: plain data that decides what is computed (recipe, digest of the data, ...); a run
+            resumes only with the same identity.
         environment: plain data that decides the last bits (threads, versions, device, precision);
             a difference is a line in ``warnings``.
-        extra: more parts, beside those that the training loop names.
-        every_s: seconds between two saves, 0 or more; 0: at each call.
-        epoch_every_s: the same for saves at the end of an epoch, where it is less. On a fast GPU
-            an epoch takes as long as a save.
+        extra: more parts, by name, beside those that the training loop gives.
+        every_s: seconds between two saves, 0 or more; 0: save at each call.
+        epoch_every_s: the same at the end of an epoch, ``every_s`` at most. On a fast GPU an epoch
+            takes as long as a save.
         write: False in all processes but the first: they only read.
-        clock: seconds, never going back.
+        clock: seconds, never decreasing.
 
     Attributes:
-        notes: plain data that goes into the file with the next save; what a loaded one holds.
+        notes: plain data that is saved with the state; ``load`` fills it.
         source: the file that was loaded, or None.
-        warnings: lines for a person, filled by ``load``.
+        warnings: lines for a person; ``load`` fills it.
     """
 
     def __init__(
@@ -71,21 +71,22 @@ class Checkpoint:
         self._clock = clock
         self._saved_s = clock()
         self._loaded: dict[str, Any] | None = None
-        self._to_load = True  # what lies in the folder is not known yet, or newer than what is
+        self._to_load = True  # the files are not read yet, or newer than what was read
         self._last_is_whole = False
 
     def load(self, which: str | os.PathLike = "auto") -> bool:
-        """Read and verify what a stopped run left; the parts get it by ``restore``.
+        """Read and verify the files of a stopped run; ``restore`` loads them into the parts.
 
         Args:
-            which: "auto" for the newest whole file in the folder, where there is one; "never" for
-                a fresh start; or a file.
+            which: "auto" for the newest whole file in the folder, if there is one; "never" for a
+                fresh start; or a file.
 
         Returns:
-            Whether there is something to go on from.
+            Whether there is a state to resume from.
 
         Raises:
-            CheckpointError: no file is whole, or it is of another run, or a named one is missing.
+            CheckpointError: there are files and none is whole; or the file is of another run; or a
+                named file is missing.
         """
         self.source, self._loaded, self._last_is_whole = None, None, False
         self._to_load = False
@@ -104,10 +105,10 @@ class Checkpoint:
                 continue
             if found := first(compare("", state["identity"], self._identity)):
                 raise CheckpointError(
-                    f"{file} is of another run: {found}; give what it was started with, "
-                    "name another folder, or start afresh without resuming"
+                    f"{file} is of another run: {found}; use the settings that it was started with, "
+                    "name another folder, or start again without resuming"
                 )
-            self.warnings += [f"{failure}; going on from {file}" for failure in failures]
+            self.warnings += [f"{failure}; resuming from {file}" for failure in failures]
             if found := first(compare("", state["environment"], self._environment)):
                 self.warnings.append(f"not bit-exact from here on: {found}")
             self.source, self.notes, self._loaded = file, state["notes"], state
@@ -115,23 +116,23 @@ class Checkpoint:
             return True
         if failures:
             raise CheckpointError(
-                f"{'; '.join(failures)}; name another file, or start afresh without resuming"
+                f"{'; '.join(failures)}; name another file, or start again without resuming"
             )
         return False
 
     def restore(self, parts: Mapping[str, Any]) -> None:
-        """Bring the parts, the extras and the random generators to where the loaded file was.
+        """Load the state into the parts, the extras and the random generators.
 
-        Everything is compared before the first tensor is copied, and nothing stays changed where
-        something fails. What was not asked for by ``load``, or was saved since, is loaded first;
-        without a file, and when called again, it does nothing.
+        Everything is compared before the first tensor is copied, and if something fails, nothing
+        stays changed. If ``load`` was not called, or something was saved since, it is called first.
+        Without a state, or when called again, nothing happens.
 
         Args:
-            parts: by name, with ``state_dict`` and ``load_state_dict``; those that were saved.
+            parts: by name, with ``state_dict`` and ``load_state_dict``; the same as were saved.
 
         Raises:
-            CheckpointError: names, shapes, types or kinds differ, or a number is not finite; or as
-                ``load`` says.
+            CheckpointError: names, shapes or types differ, or a number is not finite; or as ``load``
+                says.
         """
         if self._to_load:  # a start from nothing would replace it
             self.load()
@@ -157,26 +158,26 @@ class Checkpoint:
 
     @property
     def last(self) -> Path | None:
-        """The file that this run can go on from; None where it has none."""
+        """The file that this run can resume from, or None."""
         file = self.folder / LAST
         if self._last_is_whole or not self._write:  # the first process wrote it
             return file if file.exists() else self.source
         return self.source
 
     def save(self, parts: Mapping[str, Any], *, epoch_end: bool = False, now: bool = False) -> bool:
-        """Save, if it is time to, or ``now``.
+        """Save if it is time to, or ``now``.
 
         Args:
             parts: as for ``restore``.
-            epoch_end: an epoch has ended, and ``epoch_every_s`` is the time.
-            now: whatever the time since the last save.
+            epoch_end: an epoch has ended: ``epoch_every_s`` counts.
+            now: save whatever the time since the last save.
 
         Returns:
             Whether it was saved.
 
         Raises:
-            DivergedError: a number in it is not finite; what was saved before stays.
-            StorageError: it cannot be written; what was saved before stays.
+            DivergedError: a number is not finite; the files before stay.
+            StorageError: the file cannot be written; the files before stay.
         """
         self._to_load = True  # in all processes alike
         due_s = self._epoch_every_s if epoch_end else self._every_s
@@ -203,7 +204,7 @@ class Checkpoint:
     def discard(self) -> None:
         """Remove the files of a run that is finished and written."""
         for name in (PREVIOUS, LAST) if self._write else ():
-            with contextlib.suppress(OSError):  # one that stays harms nobody
+            with contextlib.suppress(OSError):  # a file that stays does no harm
                 (self.folder / name).unlink()
         self._last_is_whole = False
 

@@ -1,4 +1,4 @@
-"""What the state of a run may hold, and where two states differ."""
+"""What the state of a run may contain, and where two states differ."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 def misfits(
     state: dict[str, Any], parts: Mapping[str, Any], current: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What speaks against loading a state into the parts, in words.
+    """Each reason why a state cannot be loaded into the parts, in words.
 
     Args:
-        state: of a file.
-        parts: by name, as ``Checkpoint.restore`` takes them.
-        current: the ``state_dict`` of each.
+        state: from a file.
+        parts: by name, see ``Checkpoint.restore``.
+        current: the ``state_dict`` of each part.
     """
     yield from compare("", state["kinds"], kinds(parts))
     for name in (name for name in parts if name in state["parts"]):
@@ -34,14 +34,14 @@ def misfits(
 
 
 def for_this_machine(there: Any, here: Any) -> Any:
-    """The state of the file, but how an optimizer computes its steps is settled here.
+    """The state in the file, but with this run's choice of how an optimizer computes its steps.
 
     Args:
-        there: of a part in the file.
-        here: of the same part in this run.
+        there: state of a part in the file.
+        here: state of the same part in this run.
     """
     if "param_groups" not in there or len(there["param_groups"]) != len(here["param_groups"]):
-        return there  # in the latter case it refuses itself
+        return there  # with other groups the optimizer itself refuses the state
     groups = [
         group | {key: own[key] for key in ("fused", "foreach", "capturable") if key in own}
         for group, own in zip(there["param_groups"], here["param_groups"])
@@ -50,17 +50,17 @@ def for_this_machine(there: Any, here: Any) -> Any:
 
 
 def kinds(parts: Mapping[str, Any]) -> dict[str, str]:
-    """What each part is, by name."""
+    """The type of each part, by name."""
     return {name: type(part).__name__ for name, part in parts.items()}
 
 
 def compare(name: str, there: Any, here: Any) -> Iterator[str]:
-    """Each place where the trees of the file and of this run differ, in words.
+    """Each place where the file and this run differ, in words.
 
     Args:
         name: of the place; "" for the root.
-        there: what the file has.
-        here: what this run has.
+        there: value in the file: mappings, tensors and plain data.
+        here: value in this run.
     """
     if isinstance(there, dict) and isinstance(here, dict):
         for key in {**here, **there}:
@@ -78,14 +78,14 @@ def compare(name: str, there: Any, here: Any) -> Iterator[str]:
 
 
 def first(found: Iterable[str]) -> str:
-    """The first three, and how many more there are."""
+    """The first three of the texts, and how many more there are."""
     found = list(found)
     rest = [f"and {len(found) - 3} more"] if len(found) > 3 else []
     return "; ".join(found[:3] + rest)
 
 
 def plain(value: Any, name: str = "") -> Any:
-    """The same as ``weights_only=True`` takes it, without devices.
+    """The same value on the CPU, in types that ``weights_only=True`` accepts.
 
     Args:
         value: tensors and plain data, in mappings, lists and tuples.
@@ -96,7 +96,7 @@ def plain(value: Any, name: str = "") -> Any:
         TypeError: something is neither a tensor nor plain data.
     """
     if isinstance(value, Tensor):
-        # Both ends of a range are NaN where one value is; and no mask of that size is made.
+        # Both ends of the range are NaN if one value is, and no mask of that size is made.
         value = value.detach().cpu()
         ends = torch.aminmax(value) if value.is_floating_point() and value.numel() else ()
         if not all(end.isfinite() for end in ends):
