@@ -2,34 +2,37 @@
 # .venv/bin/python -m pip, never .venv/bin/pip: its first line cannot hold a space.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 INSTALLED := .venv/installed
 BROWSER := .venv/installed-browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test test-browser test-colab test-oldest prove-tests notebook publish docs bench bench-gpu faults clean
+.PHONY: help install demo train test test-browser test-colab test-oldest notebook publish docs bench bench-gpu faults clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
-install: $(INSTALLED) ## make the environment in .venv
+install: $(INSTALLED) ## make the environment in .venv, with this clone in it
 
-$(INSTALLED): requirements.txt requirements-dev.txt
+$(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(INSTALLED)
 
-demo: $(INSTALLED) ## finder, training and figures on the embedded digits, two to five minutes
-	$(PY) train.py --dataset digits
+demo: $(INSTALLED) ## range test, training and report on handwritten digits, two to five minutes
+	$(PY) -m onecycle train --dataset digits
 
-train: $(INSTALLED) ## CIFAR-10, 24 epochs; DATA=folder of the images, downloaded where not given
-	$(PY) train.py $(if $(DATA),--data-dir "$(DATA)",--download)
+train: $(INSTALLED) ## CIFAR-10, 24 epochs; DATA=folder of the images, downloaded if not given
+	$(PY) -m onecycle train $(if $(DATA),--data-dir "$(DATA)",--download)
 
-# One thread a worker: two that share a core wait for each other.
-test: $(INSTALLED) ## all tests; CIFAR10_DIR=folder adds those on the real images
+# One thread per worker: two that share a core wait for each other.
+test: $(INSTALLED) ## layers and all tests; CIFAR10_DIR=folder adds those on the real images
+	$(PY) -c "from importlinter.cli import lint_imports_command as lint; lint()" --no-logo pyproject.toml
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
-$(BROWSER): $(INSTALLED) requirements-browser.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+$(BROWSER): $(INSTALLED)
+	$(PIP) "jupyterlab>=4.2" "selenium>=4.20"
 	@touch $(BROWSER)
 
 test-browser: $(BROWSER) ## what people open, in Chromium; SCREENSHOTS=folder keeps pictures
@@ -43,18 +46,14 @@ test-colab: ## the notebook with Colab's versions, in an environment made for it
 test-oldest: ## the same with the lowest versions that requirements.txt allows
 	$(PYTHON) scripts/check_environment.py oldest
 
-prove-tests: $(INSTALLED) ## take each protection out of a copy, and expect a failing test
-	$(PY) scripts/deliberate_faults.py $(if $(JOBS),--jobs $(JOBS))
+notebook: $(INSTALLED) ## execute the notebook in place
+	$(PY) -m jupyter execute --inplace S10_Assignment.ipynb
 
-notebook: $(INSTALLED) ## execute the notebook in place; DATA=folder of the images, EPOCHS=24
-	DOWNLOAD=$(if $(DATA),0,1) DATA_DIR="$(or $(DATA),cifar10)" EPOCHS=$(or $(EPOCHS),24) \
-		OUT="$(or $(OUT),runs/notebook-$(shell date +%Y%m%d-%H%M%S))" $(PY) scripts/run_notebook.py
-
-publish: $(INSTALLED) ## README, images/, results/ and weights/ from a run; RUN=folder of the run
+publish: $(INSTALLED) ## README, docs, images/, results/ and weights/ from a run; RUN=folder of the run
 	$(PY) scripts/publish.py "$(RUN)"
 
-docs: $(INSTALLED) ## docs/api.md from the docstrings
-	$(PY) scripts/write_api.py
+docs: $(INSTALLED) ## docs/api/ from the docstrings
+	$(PY) -m pdoc --docformat google --output-directory docs/api onecycle models data transformation utils visualize
 
 bench: $(INSTALLED) ## speeds on this CPU into benchmarks/results/, under 10 minutes
 	for name in input step baseline scaling; do \
@@ -66,8 +65,8 @@ bench-gpu: ## what needs a GPU, under 9 minutes; DATA=images or archive, OUT=fol
 		$(or $(wildcard $(PY)),python3) benchmarks/gpu.py
 
 faults: $(INSTALLED) ## kills, signals, damaged files and more, many of each, under 15 minutes
-	$(PY) scripts/faults.py
+	$(PY) -m pytest -m faults tests/faults
 
 clean: ## remove the environment and what Python left behind
-	rm -rf .venv .pytest_cache build *.egg-info
+	rm -rf .venv .pytest_cache build *.egg-info docs/api
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import nn
 from torch.optim import Optimizer
@@ -20,36 +19,31 @@ from torch.optim.lr_scheduler import LRScheduler
 from onecycle.data.dataset import Images
 from onecycle.errors import CheckpointError, DivergedError, UsageError
 from onecycle.modules import freeze_idle_biases, model_summary
-from onecycle.optim.lr_finder import LRFinding, find_lr
+from onecycle.optim.lr_finder import LRFinding
 from onecycle.recipe import Recipe, as_data, read_recipe
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation, evaluate_predictions
 from onecycle.results.folder import (
     own_folder,
-    prepare_folder,
-    read_history,
     read_results,
-    results_of,
-    write_run,
 )
 from onecycle.results.grad_cam import ErrorMaps, explain_errors
 from onecycle.results.pictures import Guess, predict_pictures
-from onecycle.results.report import build_report
-from onecycle.results.weights import load_into, save_weights
 from onecycle.run_figures import FIGURES
-from onecycle.run_identity import (
+from onecycle.run_folder import (
     describe_images,
-    digest_of,
+    finished_results,
     identify,
-    is_result_of,
     open_checkpoint,
+    reopen,
+    write_folder,
 )
-from onecycle.run_parts import OPTIMIZERS, choose_rates, make_loader, name_of, one_cycle_of
+from onecycle.run_parts import OPTIMIZERS, make_loader, name_of, new_rates, one_cycle_of
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute, set_seed, tune_process
 from onecycle.training.group import Group
 from onecycle.training.loop import fit, predict
-from onecycle.training.progress import TrainingLog, progress_bar
+from onecycle.training.progress import TrainingLog
 from onecycle.training.signals import catch_signals
 
 MakeModel = Callable[[int], nn.Module]
@@ -129,8 +123,8 @@ class Run:
         tune_process()
         set_seed(recipe.seed)
         self.criterion = criterion or nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        self.train_loader = self._loader(train=True, shared=True)
-        self.test_loader = self._loader(train=False, shared=True)
+        self.train_loader = self.loader(train=True, shared=True)
+        self.test_loader = self.loader(train=False, shared=True)
         self.total_steps = recipe.epochs * len(self.train_loader)
         if self.total_steps < 3:
             raise UsageError(
@@ -182,36 +176,9 @@ class Run:
         if self._finding is None and not self._read_finished():
             notes = self.checkpoint.notes
             if "rates" not in notes:
-                notes["rates"] = self._new_rates()
+                notes["rates"] = new_rates(self)
             self._finding = LRFinding(**notes["rates"])
         return self._finding
-
-    def _new_rates(self) -> dict[str, Any]:
-        machine, write = self.machine, self.log.write
-        counts = f"{len(self.train):,} training images, {len(self.test):,} {self.test.name}"
-        write(f"{self.train.source}: {counts}")
-        write(f"{machine['device_name']}, {machine['precision']}, {machine['threads']} threads")
-        with own_folder(self.folder, is_first=self.is_first):
-            found = dataclasses.asdict(self._range_test()) if self.is_first else None
-            found = self.compute.group.same(found)
-        write(f"LRMAX = {found['lr_max']:.6g}, LRMIN = {found['lr_min']:.6g}: {found['rule']}")
-        write()
-        return found
-
-    def _range_test(self) -> LRFinding:
-        recipe = self.recipe
-        if recipe.lr_max is not None:
-            return choose_rates(recipe, None)
-        loader = self._loader(train=True, shared=False)
-        loader.set_epoch(1)  # epoch 0 gave the samples
-        with progress_bar("range test") as on_step:
-            found = find_lr(
-                self.model, self.optimizer, self.criterion, loader,
-                start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-                num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
-                autocast_dtype=self.compute.dtype, on_step=on_step,
-            )  # fmt: skip
-        return choose_rates(recipe, found)
 
     def fit(self) -> History:
         """Train by the recipe, from the beginning or from where the run was stopped.
@@ -321,30 +288,9 @@ class Run:
         evaluation = self.evaluate()
         if not self.is_first or self._finished:
             return self.folder
-        with own_folder(self.folder):
-            self._write(evaluation)
-        self.checkpoint.discard()
+        write_folder(self, evaluation)
         self._finished = True
         return self.folder
-
-    def _write(self, evaluation: Evaluation) -> None:
-        about, title = self.about, f"{self.given['model']} on {self.test.source}"
-        try:
-            save_weights(
-                self.folder / "model.safetensors", self.model.state_dict(),
-                data=about["data"], recipe=about["recipe"], dtype=torch.float32,
-            )  # fmt: skip
-        except UsageError as error:
-            self.log.write(f"without model.safetensors, which evaluate and predict read: {error}")
-        report = build_report(
-            about, evaluation, self.test.data, title=title, history=self.history,
-            samples=self.samples, maps=self.error_maps, command=self.command,
-        )  # fmt: skip
-        results = results_of(about, self.history, evaluation) | {"identity": digest_of(self)}
-        write_run(
-            self.folder, results, model=self.model, history=self.history, evaluation=evaluation,
-            log=self.log.lines, figures=self.figures(), report=report,
-        )  # fmt: skip
 
     # --- what the steps share -------------------------------------------------------------------
 
@@ -371,7 +317,7 @@ class Run:
     @functools.cached_property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """The first 20 training images at most, as the network sees them, and their labels."""
-        images, labels = next(iter(self._loader(train=True, shared=False)))
+        images, labels = next(iter(self.loader(train=True, shared=False)))
         return images[:20].cpu().numpy(), labels[:20].cpu().numpy()
 
     @functools.cached_property
@@ -410,22 +356,17 @@ class Run:
         """Whether this run is finished in its folder, from which it is read then."""
         if self.history.steps or self._finished:
             return self._finished
-        results = self.compute.group.same(read_results(self.folder) if self.is_first else None)
-        if results:
-            if self.resume != "auto" or not is_result_of(self, results):
-                prepare_folder(self.folder)  # says why not
+        if results := finished_results(self):
             self._reopen(results)
             epochs = self.recipe.epochs
             self.log.show(f"already complete ({epochs} of {epochs} epochs): {self.folder}")
         return self._finished
 
     def _reopen(self, results: dict[str, Any]) -> None:
-        load_into(self.model, self.folder / "model.safetensors")
-        self.history, self.log.lines = read_history(self.folder, results)
-        rates = {"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"]
-        self._finding, self._finished = LRFinding(**rates), True
+        self.history, self._finding, self.log.lines = reopen(self.folder, results, self.model)
+        self._finished = True
 
-    def _loader(self, *, train: bool, shared: bool) -> Any:
+    def loader(self, *, train: bool, shared: bool) -> Any:
         """Batches of this process, or of all processes together."""
         return make_loader(
             (self.train, self.test), self.recipe, self.compute, train=train, shared=shared,

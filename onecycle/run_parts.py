@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,11 +13,16 @@ from onecycle.data.augmentation import get_test_batch_transform, get_train_batch
 from onecycle.data.dataset import ImageDataset, Images
 from onecycle.data.loaders import ResidentLoader, SeededLoader, fits_device, get_loader
 from onecycle.optim.adam import get_optimizer
-from onecycle.optim.lr_finder import LRFinding
+from onecycle.optim.lr_finder import LRFinding, find_lr
 from onecycle.optim.muon import get_speedrun_optimizer, prepare_network
 from onecycle.optim.schedule import one_cycle
 from onecycle.recipe import Recipe
+from onecycle.results.folder import own_folder
 from onecycle.training.compute import Compute
+from onecycle.training.progress import progress_bar
+
+if TYPE_CHECKING:
+    from onecycle.run import Run
 
 
 def make_loader(
@@ -86,6 +91,36 @@ def _muon(
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "muon": _muon}
 """The recipe's optimizers; each may prepare the network, in place."""
+
+
+def new_rates(run: Run) -> dict[str, Any]:
+    """LRMAX and LRMIN of a new run, the same for all processes, in plain data and in the log."""
+    machine, write = run.machine, run.log.write
+    counts = f"{len(run.train):,} training images, {len(run.test):,} {run.test.name}"
+    write(f"{run.train.source}: {counts}")
+    write(f"{machine['device_name']}, {machine['precision']}, {machine['threads']} threads")
+    with own_folder(run.folder, is_first=run.is_first):
+        found = dataclasses.asdict(_find_rates(run)) if run.is_first else None
+        found = run.compute.group.same(found)
+    write(f"LRMAX = {found['lr_max']:.6g}, LRMIN = {found['lr_min']:.6g}: {found['rule']}")
+    write()
+    return found
+
+
+def _find_rates(run: Run) -> LRFinding:
+    recipe = run.recipe
+    if recipe.lr_max is not None:
+        return choose_rates(recipe, None)
+    loader = run.loader(train=True, shared=False)
+    loader.set_epoch(1)  # epoch 0 gave the samples
+    with progress_bar("range test") as on_step:
+        found = find_lr(
+            run.model, run.optimizer, run.criterion, loader,
+            start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
+            num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
+            autocast_dtype=run.compute.dtype, on_step=on_step,
+        )  # fmt: skip
+    return choose_rates(recipe, found)
 
 
 def choose_rates(recipe: Recipe, found: LRFinding | None) -> LRFinding:

@@ -18,6 +18,7 @@ from onecycle.data.loaders import ResidentLoader
 from onecycle.records import History
 from onecycle.training import checkpoint
 from onecycle.training.checkpoint import LAST, Checkpoint
+from onecycle.training.compute import Compute
 from onecycle.training.loop import fit
 
 EPOCHS, STEPS = 2, 4
@@ -54,10 +55,13 @@ class Batches(ResidentLoader):
 
 
 class Lines:
-    """A part beside the loop's own: a log."""
+    """A part beside the loop's own: a log, which draws from the other generators as well."""
 
     def __init__(self):
         self.lines = []
+
+    def on_step(self, epoch, step, accuracy):
+        self.lines.append(f"{step.loss} {random.random()} {np.random.rand()}")
 
     def state_dict(self):
         return {"lines": list(self.lines)}
@@ -108,7 +112,7 @@ def train(
     parts, folder, *, stop=lambda: False, which="auto", every_s=0.0, log=None, evaluate=False,
     spoil=None, criterion=None,
 ):  # fmt: skip
-    """A run in bfloat16, gone on with where it was stopped; its history and loader."""
+    """A run in bfloat16, resumed where it was stopped; its history and loader."""
     log = Lines() if log is None else log
     saved = new(folder, every_s=every_s, extra={"log": log})
     saved.load(which)
@@ -119,10 +123,7 @@ def train(
     history = fit(
         parts["model"], loader, loader.to_evaluate if evaluate else None, parts["optimizer"],
         parts["scheduler"], criterion or nn.CrossEntropyLoss(), epochs=EPOCHS,
-        precision="bfloat16", checkpoint=saved, stop=stop,
-        on_step=lambda epoch, step, accuracy: log.lines.append(
-            f"{step.loss} {random.random()} {np.random.rand()}"  # a user of the other generators
-        ),
+        compute=Compute("cpu", "bfloat16"), checkpoint=saved, callbacks=[log], stop=stop,
     )  # fmt: skip
     parts["history"], parts["log"] = history, log
     return history, loader

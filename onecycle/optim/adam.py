@@ -1,4 +1,4 @@
-"""The optimizer of the assignment: Adam, with a decay that is apart from the gradient."""
+"""The optimizer of the assignment: Adam with decoupled weight decay."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch import nn
 def get_optimizer(
     model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.Adam:
-    """Adam with decoupled decay of the weights; biases and BN are not decayed.
+    """Adam with decoupled weight decay; biases and batch norm are not decayed.
 
     Args:
-        model: on its device already.
-        lr: rate of the first step, above 0.
-        weight_decay: a step takes rate * decay of each weight.
-        betas: decay of the gradient's mean and of its square, 0..1.
+        model: on its device already; frozen parameters are left out.
+        lr: learning rate of the first step, above 0.
+        weight_decay: each step shrinks the weights by the factor 1 - lr * weight_decay, 0 or more.
+        betas: decay of the running means of the gradient and of its square, 0..1.
+
+    Returns:
+        The optimizer, fused on cuda.
 
     Source:
         Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2017).

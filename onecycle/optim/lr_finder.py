@@ -1,8 +1,9 @@
-"""The range test: LRMAX and LRMIN from a sweep of the learning rate.
+"""The range test: the learning rate is raised step by step until the loss diverges.
 
-The sweep is torch-lr-finder's, which is bent in four places: its bar cannot be switched off and
-writes a widget that repository pages refuse, it prints, it does not stop at a loss that is not finite,
-and it refuses loaders that are not torch's.
+The sweep is torch-lr-finder's, which this file bends in five places, because its last release (0.2.2)
+prints, shows a widget that cannot be switched off, moves the global random numbers, takes only
+torch's loaders, and continues after a loss that is not finite. What is a private class below is one
+of these places.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -26,19 +28,19 @@ from torch.utils.data import DataLoader
 from onecycle.errors import UsageError
 
 SMOOTHING_STEPS = 7
-"""Width of the centred mean over the losses; the finder's own average lags behind the rates."""
+"""Width of the centred mean of the losses; the finder's own average lags behind."""
 TOLERATED_RISE = 0.1
 """How far the loss may rise above its minimum at LRMAX, as a share of its whole fall."""
 LEAST_FALL = 0.02
-"""A loss that falls by less than this share of itself says nothing about the rate."""
+"""A loss that falls by less than this share of itself says nothing about the learning rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class LRFinding:
-    """What a range test measured, and the rates that follow from it."""
+    """What a range test measured, and the learning rates that follow from it."""
 
     lrs: list[float]
-    """The rate of each step, rising."""
+    """The learning rate of each step, rising."""
     losses: list[float]
     """The batch's loss at each step."""
     smoothed: list[float]
@@ -64,113 +66,83 @@ def find_lr(
     autocast_dtype: torch.dtype = torch.float32,
     on_step: Callable[[int, int], None] | None = None,
 ) -> LRFinding:
-    """Raise the rate step by step, exponentially, until the loss diverges; suggest LRMAX and LRMIN.
+    """Raise the learning rate exponentially until the loss diverges, and suggest LRMAX and LRMIN.
 
     The test runs on copies: model, optimizer and the global random numbers stay as they are.
 
     Args:
-        model: on its device, as it will be trained.
-        optimizer: of the model's parameters.
+        model: (N, 3, H, W) -> (N, K), on its device, as it will be trained.
+        optimizer: of the model's parameters, without a scheduler.
         criterion: loss to minimise, of (output, labels).
-        loader: training batches of any kind, begun anew where they end.
-        start_lr: first rate.
-        end_lr: last rate, reached where the loss does not diverge before.
-        num_steps: steps from one to the other.
-        ratio: LRMAX / LRMIN.
-        autocast_dtype: of the matrix products, as in training.
-        on_step: called with the steps done and their number.
+        loader: training batches of any kind; started again when it ends.
+        start_lr: learning rate of the first step, above 0.
+        end_lr: learning rate of the last step, reached unless the loss diverges before.
+        num_steps: number of steps, 20 or more.
+        ratio: LRMAX / LRMIN, above 1.
+        autocast_dtype: type of the matrix products, as in training.
+        on_step: called after each step with the number of steps done and ``num_steps``.
+
+    Returns:
+        The curve, and LRMAX and LRMIN by the rule of :func:`suggest_lr`.
 
     Raises:
-        UsageError: the curve says nothing about the rate, see :func:`suggest_lr`; or the GPU's
-            memory does not hold a batch.
+        UsageError: the optimizer has a scheduler; the curve says nothing about the learning rate,
+            see :func:`suggest_lr`; or a batch does not fit the GPU's memory.
 
     Source:
-        Smith, "Cyclical Learning Rates for Training Neural Networks" (2015); the sweep is
-        torch-lr-finder's.
+        Smith, "Cyclical Learning Rates for Training Neural Networks" (2015).
     """
     if any("initial_lr" in group for group in optimizer.param_groups):
         raise UsageError(
-            "the optimizer has a scheduler already; find the learning rate before you make one"
+            "the optimizer already has a scheduler, which sets its learning rate; run find_lr "
+            "before the scheduler is made, or with a new optimizer"
         )
-    device = next(model.parameters()).device
-    batches = _Sized(loader)
-    with _global_randomness_kept(device):
-        model, optimizer = copy.deepcopy((model, optimizer))
+    device, batches = next(model.parameters()).device, _Sized(loader)
+    with _global_randomness_kept(device), _silenced(on_step):
+        finder = _finder(*copy.deepcopy((model, optimizer)), criterion, device, autocast_dtype)
         try:
-            lrs, losses = _sweep(
-                model, optimizer, _FiniteLoss(criterion), batches, (start_lr, end_lr, num_steps),
-                autocast_dtype, on_step,
-            )  # fmt: skip
+            finder.range_test(
+                _finder_module().TrainDataLoaderIter(batches),  # it accepts no other loaders
+                start_lr=start_lr,
+                end_lr=end_lr,
+                num_iter=num_steps,
+                smooth_f=0,
+                non_blocking_transfer=device.type == "cuda",
+            )
+        except _NotFinite:
+            pass
         except torch.OutOfMemoryError as error:
             raise UsageError(
                 f"the memory of {device} does not hold {batches} in the range test; "
                 "lower batch_size, or give lr_max"
             ) from error
-    return suggest_lr(lrs[: len(losses)], losses, ratio=ratio)
-
-
-def _sweep(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    criterion: nn.Module,
-    batches: _Sized,
-    rates: tuple[float, float, int],
-    dtype: torch.dtype,
-    on_step: Callable[[int, int], None] | None,
-) -> tuple[list[float], list[float]]:
-    """The learning rates and losses of torch-lr-finder's sweep, which changes model and optimizer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its tqdm warns in notebooks
-        import torch_lr_finder  # here, so that training at a given rate does without it
-
-    device, stdout = next(model.parameters()).device, sys.stdout
-    start_lr, end_lr, num_steps = rates
-
-    def steps(numbers: range) -> Iterator[int]:
-        for number in numbers:
-            yield number
-            if on_step is not None:
-                with contextlib.redirect_stdout(stdout):
-                    on_step(number + 1, len(numbers))
-
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        mock.patch.object(torch_lr_finder.lr_finder, "tqdm", steps),
-        contextlib.suppress(_NotFinite),
-    ):
-        kind = device.type
-        amp = {"device_type": kind, "dtype": dtype, "enabled": dtype != torch.float32}
-        finder = torch_lr_finder.LRFinder(
-            model, optimizer, criterion, device=device, amp_backend="torch", amp_config=amp,
-            grad_scaler=torch.amp.GradScaler(kind, enabled=dtype == torch.float16),
-        )  # fmt: skip
-        finder.range_test(
-            torch_lr_finder.TrainDataLoaderIter(batches), start_lr=start_lr, end_lr=end_lr,
-            num_iter=num_steps, smooth_f=0, non_blocking_transfer=kind == "cuda",
-        )  # fmt: skip
-    return finder.history["lr"], finder.history["loss"]
+    losses = finder.history["loss"]
+    return suggest_lr(finder.history["lr"][: len(losses)], losses, ratio=ratio)
 
 
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float], *, ratio: float = 200.0) -> LRFinding:
     """LRMAX and LRMIN from the curve of a range test.
 
-    LRMAX is the highest rate before the smoothed loss has risen by a tenth of its whole fall: the
-    end of the plateau, below the rates that diverge. LRMIN is LRMAX / ``ratio``.
+    LRMAX is the highest learning rate before the smoothed loss has risen by a tenth of its whole
+    fall: the end of the plateau, below the learning rates that diverge. LRMIN is LRMAX / ``ratio``.
 
     Args:
-        lrs: rising rates.
+        lrs: learning rates, rising.
         losses: the loss at each of them; the curve ends at the first that is not finite.
         ratio: LRMAX / LRMIN, above 1.
 
+    Returns:
+        The curve, and LRMAX and LRMIN.
+
     Raises:
-        UsageError: ``ratio`` is out of range; fewer than 20 finite losses, a loss that does not
-            fall, or one that still falls at the last rate.
+        UsageError: ``ratio`` is out of range; or the curve has fewer than 20 finite losses, does
+            not fall, or does not rise again.
     """
     finite = next((i for i, x in enumerate(losses) if not math.isfinite(x)), len(losses))
     if not 1 < ratio < math.inf:
         raise UsageError(f"ratio is {ratio}; LRMAX / LRMIN must be above 1")
     lrs, losses = [float(x) for x in lrs[:finite]], [float(x) for x in losses[:finite]]
-    way_out = "give lr_max, or sweep other rates"
+    way_out = "give lr_max, or sweep other learning rates"
     if len(losses) < 20:
         raise UsageError(
             f"the range test has {len(losses)} finite losses; it needs 20 or more: {way_out}"
@@ -180,13 +152,13 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], *, ratio: float = 
     fall = max(smoothed[: lowest + 1]) - smoothed[lowest]
     if fall < LEAST_FALL * abs(smoothed[lowest]) or fall == 0:
         raise UsageError(
-            f"the loss does not fall between the rates {lrs[0]:.2g} and {lrs[-1]:.2g}: {way_out}"
+            f"the loss does not fall between learning rates {lrs[0]:.2g} and {lrs[-1]:.2g}: {way_out}"
         )
     ceiling = smoothed[lowest] + TOLERATED_RISE * fall
     beyond = [i for i in range(lowest, len(smoothed)) if smoothed[i] > ceiling]
     if not beyond:
         raise UsageError(
-            f"the loss has not risen again at the highest rate, {lrs[-1]:.2g}: {way_out}"
+            f"the loss has not risen again at the highest learning rate, {lrs[-1]:.2g}: {way_out}"
         )
     lr_max = lrs[beyond[0] - 1]
     return LRFinding(
@@ -208,8 +180,54 @@ def _centred_mean(losses: list[float]) -> list[float]:
     return [float(np.mean(losses[max(0, i - half) : i + half + 1])) for i in range(len(losses))]
 
 
+def _finder_module() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its tqdm warns in notebooks
+        import torch_lr_finder  # here, so that training at a given learning rate needs no such package
+    return torch_lr_finder
+
+
+def _finder(model, optimizer, criterion, device: torch.device, dtype: torch.dtype) -> Any:
+    """torch-lr-finder's object for this model, in mixed precision where that is asked for."""
+    return _finder_module().LRFinder(
+        model,
+        optimizer,
+        _FiniteLoss(criterion),
+        device=device,
+        amp_backend="torch",
+        amp_config={
+            "device_type": device.type,
+            "dtype": dtype,
+            "enabled": dtype != torch.float32,
+        },
+        grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+    )
+
+
+@contextlib.contextmanager
+def _silenced(on_step: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Inside the block torch-lr-finder prints nothing and calls ``on_step`` in place of its bar.
+
+    The bar cannot be switched off, and GitHub refuses to show a notebook with its widget.
+    """
+    stdout = sys.stdout
+
+    def steps(numbers: range) -> Iterator[int]:
+        for number in numbers:
+            yield number
+            if on_step is not None:
+                with contextlib.redirect_stdout(stdout):
+                    on_step(number + 1, len(numbers))
+
+    with (
+        mock.patch.object(_finder_module().lr_finder, "tqdm", steps),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        yield
+
+
 class _Sized:
-    """A loader that tells how large its batches are."""
+    """A loader that knows the size of its batches."""
 
     def __init__(self, loader) -> None:
         self.loader = loader
@@ -229,7 +247,7 @@ class _NotFinite(Exception):
 
 
 class _FiniteLoss(nn.Module):
-    """Ends the sweep at a loss that is not finite, after which torch-lr-finder would go on."""
+    """Ends the sweep at a loss that is not finite; torch-lr-finder would continue."""
 
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
@@ -253,5 +271,3 @@ def _global_randomness_kept(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-

@@ -1,7 +1,6 @@
-"""The free recipe: the same network and parameter shapes, trained in as few epochs as possible.
+"""The speedrun recipe: the same network, initialised from the images and trained with Muon.
 
-A network prepared from the images, and Muon in place of Adam. Everything else of a training stays
-as it is: the loop, the schedule, the loss, the files.
+It needs fewer epochs. Loop, schedule, loss and files of a training stay the same.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from onecycle.errors import UsageError
 
 WHITENING_IMAGES = 2000
-"""How many images at most the covariance of the patches is taken from: 1.8 million patches."""
+"""Images at most that the covariance of the patches is computed from: 1.8 million patches."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of a quintic that brings singular values to 0.7..1.2 in five rounds."""
 
@@ -31,21 +30,24 @@ def prepare_network(
     output_scale: float = 1 / 8,
     bn_momentum: float = 0.4,
 ) -> None:
-    """Give a network, in place, the start that the shortest published trainings have.
+    """Initialise a network, in place, as the fastest published trainings do.
 
-    The first convolution whitens patches and stays so (:func:`whiten_`); the others begin as
-    identities (:func:`dirac_`). BN scales are frozen at 1, and at 0 the biases of the
-    convolutions, which the BN behind each of them takes away again. The last layer is made small.
-    Names, shapes and number of the parameters stay, so the plain network loads the weights.
+    The first convolution whitens patches and is frozen (:func:`whiten_`); the others start as
+    identities (:func:`dirac_`). The scales of batch norm are frozen at 1. The biases of the
+    convolutions are frozen at 0: the batch norm after each convolution cancels them. The last
+    layer is scaled down. Names, shapes and number of the parameters stay the same, so the plain
+    network loads the weights.
 
     Args:
-        model: convolutions with a BN behind each and a linear layer at the end, on any device.
-        images: (N, H, W, 3) uint8 training images; 2,000 at most are looked at.
+        model: convolutions, each followed by batch norm, and a linear layer at the end; on any
+            device.
+        images: (N, H, W, 3) uint8 training images; 2,000 at most are used.
         mean: of each channel, 0..1, as the network's input is normalised.
         std: of each channel, 0..1.
-        output_scale: factor of the last layer's weights, above 0: the log-probabilities begin
-            near uniform and are trained gently, without a factor in the network.
-        bn_momentum: a batch's share in BN's running statistics, 0..1; a short run has few batches.
+        output_scale: factor of the last layer's weights, above 0. With small weights the first
+            predictions are near uniform.
+        bn_momentum: weight of a batch in the running statistics of batch norm, 0..1; a short
+            training has few batches.
 
     Raises:
         UsageError: the first convolution has too few filters, see :func:`whiten_`.
@@ -79,12 +81,13 @@ def prepare_network(
 def whiten_(layer: nn.Conv2d, images: Tensor) -> None:
     """Freeze a layer, in place, with filters whose outputs are uncorrelated and have variance 1.
 
-    They are the eigenvectors of the patches' covariance divided by the roots of their eigenvalues;
-    then the same with the sign changed, which ReLU lets through; further filters stay as they are.
+    The first filters are the eigenvectors of the patches' covariance, divided by the square roots
+    of their eigenvalues. The next ones are the same with the opposite sign, because ReLU would
+    drop the negative outputs of the first. All further filters stay as they are.
 
     Args:
-        layer: C channels, h x w, with P = C * h * w filters or more.
-        images: (N, C, H, W) float, as the layer sees them.
+        layer: C input channels, h x w, with P = C * h * w filters or more.
+        images: (N, C, H, W) float, normalised as the layer's input.
 
     Raises:
         UsageError: the layer has fewer than P filters.
@@ -95,7 +98,9 @@ def whiten_(layer: nn.Conv2d, images: Tensor) -> None:
     filters, *shape = layer.weight.shape
     size = math.prod(shape)
     if filters < size:
-        raise UsageError(f"{filters} filters cannot whiten patches of {size} numbers; have {size}")
+        raise UsageError(
+            f"{filters} filters cannot whiten patches of {size} numbers; have {size} or more"
+        )
     patches = F.unfold(images, layer.kernel_size).transpose(0, 1).flatten(1)
     values, vectors = torch.linalg.eigh(torch.cov(patches).cpu().double())
     # The largest first; a flat image set has eigenvalues of 0.
@@ -107,7 +112,11 @@ def whiten_(layer: nn.Conv2d, images: Tensor) -> None:
 
 @torch.no_grad()
 def dirac_(layer: nn.Conv2d) -> None:
-    """The first filters pass one input channel each unchanged, in place; the rest stay random."""
+    """Let the first filters pass one input channel each unchanged, in place; the rest stay random.
+
+    Args:
+        layer: any convolution.
+    """
     nn.init.dirac_(layer.weight[: layer.in_channels])
 
 
@@ -117,7 +126,7 @@ def orthogonalise(matrices: Tensor, rounds: int = 5) -> Tensor:
 
     Args:
         matrices: (..., m, n), of any scale.
-        rounds: of the Newton-Schulz iteration.
+        rounds: iterations of Newton-Schulz.
 
     Source:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
@@ -149,10 +158,10 @@ def get_speedrun_optimizer(
 
     Args:
         model: see :func:`prepare_network`; frozen parameters are left out.
-        lr: rate of the filters, above 0.
-        betas: decay of the gradient's mean, of filters too, and of its square; 0..1.
-        bias_rate: rate of biases and BN, as a share of ``lr``.
-        head_rate: rate of the last layer's weights, as a share of ``lr``.
+        lr: learning rate of the filters, above 0.
+        betas: decay of the running means of the gradient (filters too) and of its square, 0..1.
+        bias_rate: learning rate of biases and batch norm, as a share of ``lr``.
+        head_rate: learning rate of the last layer's weights, as a share of ``lr``.
         compiled: see :class:`Muon`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -167,15 +176,17 @@ def get_speedrun_optimizer(
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, each step orthogonalised over a layer's filters; Adam for the rest.
 
-    Filters keep the norm that an orthogonal matrix would have, so that a rate is a share of the
-    weights and no decay is needed: a BN behind the layer makes their scale meaningless.
+    Filters are kept at the norm of an orthogonal matrix, so the learning rate is relative to the
+    weights. No weight decay is needed, because the batch norm after the layer cancels their scale.
 
     Args:
-        groups: parameter groups; where ``orthogonal`` is set they have two dimensions or more, of
-            which the first counts the filters. Other groups go by Adam with ``lr * lr_scale``.
-        lr: rate, above 0.
-        betas: decay of the gradient's mean, and of its square in Adam's groups; 0..1.
-        compiled: whether ``torch.compile`` makes the iteration; see ``hardware.get_compile_mode``.
+        groups: parameter groups. With ``orthogonal`` set, parameters have two dimensions or more,
+            of which the first counts the filters. Adam updates the other groups, with the learning
+            rate ``lr * lr_scale``.
+        lr: learning rate, above 0.
+        betas: decay of the running means of the gradient and, in Adam's groups, of its square,
+            0..1.
+        compiled: whether the iteration is compiled, see ``compute.get_compile_mode``.
 
     Source:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the norm of
@@ -183,7 +194,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     _compiled = None
-    """Of the class, because a copy has nothing but the state: it goes on without the compiler."""
+    """On the class, because a copy has the state only: it runs without the compiler."""
 
     def __init__(
         self,
@@ -196,12 +207,19 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "lr_scale": 1.0, "orthogonal": False}
         super().__init__(groups, defaults)
         if compiled:
-            # Without CUDA graphs, whose memory the training step's own graphs would take back.
+            # Without CUDA graphs: those of the training step would reuse their memory.
             self._compiled = torch.compile(_directions, dynamic=False)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step along the gradients."""
+        """Update the parameters.
+
+        Args:
+            closure: computes the loss again, with gradients; None: the gradients are there.
+
+        Returns:
+            The loss of ``closure``, or None.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -216,12 +234,12 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
-# A few launches for all parameters together: one by one, they would keep a fast GPU waiting.
+# A few kernel launches for all parameters together: with one per parameter, a fast GPU would wait.
 
 
 def _muon_step(state, parameters, group, directions) -> None:
     momentum, _ = group["betas"]
-    gradients, means = [p.grad for p in parameters], _kept(state, parameters, "mean")
+    gradients, means = [p.grad for p in parameters], _averages(state, parameters, "mean")
     torch._foreach_lerp_(means, gradients, 1 - momentum)
     updates = directions(torch._foreach_lerp(gradients, means, momentum))  # Nesterov's
     norms = torch._foreach_norm(parameters)
@@ -231,22 +249,22 @@ def _muon_step(state, parameters, group, directions) -> None:
 
 
 def _directions(gradients: list[Tensor]) -> list[Tensor]:
-    """Each of them orthogonalised over its filters."""
-    shapes, made = {}, {}  # layers of one shape go through the iteration together
+    """Each gradient orthogonalised over its filters."""
+    shapes, directions = {}, {}  # layers of one shape go through the iteration together
     for index, gradient in enumerate(gradients):
         shapes.setdefault(gradient.shape, []).append(index)
     for shape, indices in shapes.items():
         updates = orthogonalise(torch.stack([gradients[index].flatten(1) for index in indices]))
         for index, update in zip(indices, updates):
             # In the gradient's memory format, so that one launch adds them all.
-            made[index] = torch.empty_like(gradients[index]).copy_(update.view(shape))
-    return [made[index] for index in range(len(gradients))]
+            directions[index] = torch.empty_like(gradients[index]).copy_(update.view(shape))
+    return [directions[index] for index in range(len(gradients))]
 
 
 def _adam_step(state, parameters, group) -> None:
     beta1, beta2 = group["betas"]
     gradients = [p.grad for p in parameters]
-    means, squares = (_kept(state, parameters, name) for name in ("mean", "square"))
+    means, squares = (_averages(state, parameters, name) for name in ("mean", "square"))
     for p in parameters:
         state[p]["step"] = state[p].get("step", 0) + 1
     step = state[parameters[0]]["step"]
@@ -260,8 +278,8 @@ def _adam_step(state, parameters, group) -> None:
     torch._foreach_addcdiv_(parameters, means, roots, -rate)
 
 
-def _kept(state, parameters, name: str) -> list[Tensor]:
-    """What is kept of each parameter under a name, zeros at first."""
+def _averages(state, parameters, name: str) -> list[Tensor]:
+    """The running mean of each parameter under a name, zeros at first."""
     for p in parameters:
         if name not in state[p]:
             state[p][name] = torch.zeros_like(p)

@@ -19,22 +19,25 @@ def one_cycle(
     peak_step: int,
     momentum: tuple[float, float] | None = None,
 ) -> OneCycleLR:
-    """One cycle of two straight lines: LRMIN to LRMAX at the peak, back to LRMIN at the last step.
+    """A linear increase from LRMIN to LRMAX and a linear decrease back to LRMIN at the last step.
 
-    "No annihilation": nothing goes below LRMIN.
+    There is no annihilation phase: the learning rate never falls below LRMIN.
 
     Args:
-        optimizer: its rate is set to ``lr_min`` at once.
-        lr_max: LRMAX, above ``lr_min``.
-        lr_min: LRMIN, above 0.
-        total_steps: N, 3 or more; the rates are those of the steps 0..N-1.
-        peak_step: how many steps the rise takes: step ``peak_step - 1`` has the rate LRMAX.
-            Brought into 2..N-1.
-        momentum: Adam's beta1 at LRMIN and at LRMAX, between which it goes as the rate does; None:
-            it stays as the optimizer has it.
+        optimizer: its learning rate is set to ``lr_min`` at once.
+        lr_max: LRMAX, the peak, above ``lr_min``.
+        lr_min: LRMIN, the first and last learning rate, above 0.
+        total_steps: optimizer steps of the whole training, N, 3 or more.
+        peak_step: steps of the increase: step ``peak_step - 1`` (from 0) has LRMAX. Clipped to
+            2..N-1.
+        momentum: Adam's beta1 at LRMIN and at LRMAX, cycled against the learning rate; None: not
+            cycled.
+
+    Returns:
+        The scheduler, to be stepped after every optimizer step but the last.
 
     Raises:
-        UsageError: a rate or the number of steps is out of range.
+        UsageError: a learning rate or the number of steps is out of range.
 
     Source:
         Smith and Topin, "Super-Convergence" (2017).

@@ -1,4 +1,4 @@
-"""Where and how a training computes: device, number format, compiler, processes."""
+"""Where and how a training computes: device, precision, compilation, and the group of processes."""
 
 from __future__ import annotations
 
@@ -23,33 +23,41 @@ from onecycle.errors import UsageError
 from onecycle.training.group import Group
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The number formats of the matrix products, by name."""
 PACKAGES = (
     "torch", "torchvision", "albumentations", "torch-lr-finder", "torchsummary", "numpy",
     "matplotlib", "scikit-learn",
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Compute:
-    """Where and how a training computes. ``Compute.choose()`` takes the fastest that is here.
+    """Where and how a training computes.
+
+    The constructor takes the values as they are; :meth:`choose` picks the best for this machine.
 
     Args:
-        device: where the network is.
-        precision: "float32", "bfloat16" or "float16" (cuda only), of the matrix products.
-        compile_mode: of ``torch.compile``; None: not compiled.
-        group: the processes that train together; None: this one alone.
+        device: where the network computes.
+        precision: number format of the matrix products: "float32", "bfloat16" or "float16". The
+            weights stay float32.
+        compile_mode: mode of ``torch.compile`` for the training step; None: not compiled.
+        group: the processes that train together; None: this process alone.
+
+    Raises:
+        UsageError: ``precision`` is not one of the three.
     """
 
     device: torch.device
     precision: str = "float32"
     compile_mode: str | None = None
-    group: Group | None = None
+    group: Group = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(
                 f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}"
             )
+        object.__setattr__(self, "device", torch.device(self.device))
         if self.group is None:
             object.__setattr__(self, "group", Group(self.device))
 
@@ -61,55 +69,54 @@ class Compute:
         compile: str = "off",
         group: Group | None = None,
     ) -> Compute:
-        """What the words of :func:`get_device`, :func:`get_precision`, :func:`get_compile_mode` ask.
+        """The best that this machine has, or what is asked for by name.
 
         Args:
-            device: not looked at if there is a group, which has its own.
-            precision: auto, bfloat16, float16 or float32.
-            compile: off, default or reduce-overhead.
-            group: the processes that train together.
+            device: "auto", "cuda", "mps" or "cpu", see :func:`get_device`; a group has its own.
+            precision: "auto", "float32", "bfloat16" or "float16", see :func:`get_precision`.
+            compile: "off", "default" or "reduce-overhead", see :func:`get_compile_mode`.
+            group: the processes that train together; None: this process alone.
 
         Raises:
-            UsageError: something is unknown, or not on this machine.
+            UsageError: this machine does not have what is asked for.
         """
         place = get_device(device) if group is None else group.device
         return cls(place, get_precision(place, precision), get_compile_mode(place, compile), group)
 
     @classmethod
     def of(cls, model: nn.Module) -> Compute:
-        """Float32 on the device of a network, in one process."""
+        """The model's device, in float32, in this process alone."""
         return cls(next(model.parameters()).device)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix products."""
+        """The precision as torch's type."""
         return PRECISIONS[self.precision]
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.precision != "float32")
+        """A context in which matrix products have the precision."""
+        enabled = self.precision != "float32"
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
     def place(self, batch: Tensor) -> Tensor:
-        """A batch on the device, images in the memory format of the network."""
+        """A batch on the device; images (N, C, H, W) in the memory format that is fastest there."""
         return batch.to(
             self.device,
-            # On mps such a copy can read memory that has been given away meanwhile.
+            # On mps such a copy can read memory that was freed in the meantime.
             non_blocking=self.device.type == "cuda",
-            memory_format=(
-                _memory_format(self.device) if batch.ndim == 4 else torch.preserve_format
-            ),
+            memory_format=_memory_format(self.device) if batch.ndim == 4 else torch.preserve_format,
         )
 
     def place_model(self, model: nn.Module) -> nn.Module:
-        """A network on the device, in the memory format that is fastest there."""
+        """The model, moved to the device in place. Make its optimizer afterwards."""
         return to_device(model, self.device)
 
     def describe(self) -> dict[str, Any]:
-        """Versions, processor and settings that the figures of a run depend on, in plain data."""
-        is_cuda = self.device.type == "cuda"
+        """Versions, processor and settings that the last bits of a run depend on."""
+        on_gpu = self.device.type == "cuda"
         return {
             "device": self.device.type,
-            "device_name": torch.cuda.get_device_name(self.device) if is_cuda else _cpu_name(),
+            "device_name": torch.cuda.get_device_name(self.device) if on_gpu else _cpu_name(),
             "precision": self.precision,
             "compile_mode": self.compile_mode,
             "num_processes": self.group.world_size,
@@ -126,7 +133,7 @@ def get_device(name: str = "auto") -> torch.device:
         name: "auto" for the best of cuda, mps and cpu, or one of them by name.
 
     Raises:
-        UsageError: the device is unknown or not on this machine.
+        UsageError: this machine does not have the device.
     """
     here = {
         "cuda": torch.cuda.is_available(),
@@ -146,7 +153,7 @@ def get_precision(device: torch.device, name: str = "auto") -> str:
 
     Args:
         device: where the network trains.
-        name: "auto" for the fastest that the hardware is built for, or one of the three.
+        name: "auto" for the fastest one with hardware support, or one of the three.
 
     Raises:
         UsageError: the name is unknown, or float16 on a device other than cuda.
@@ -161,14 +168,14 @@ def get_precision(device: torch.device, name: str = "auto") -> str:
     if name not in PRECISIONS:
         raise UsageError(f"precision is {name!r}; it must be auto, {', '.join(PRECISIONS)}")
     if name == "float16" and device.type != "cuda":
-        raise UsageError(f"precision is float16 on {device.type}; take bfloat16 or float32 there")
+        raise UsageError(f"precision is float16 on {device.type}; use bfloat16 or float32 there")
     return name
 
 
 def get_compile_mode(device: torch.device, name: str = "off") -> str | None:
-    """The mode in which ``torch.compile`` makes the training step, None for not at all.
+    """The mode in which ``torch.compile`` compiles the training step; None: not compiled.
 
-    Compiling takes its time before the first step: it pays for long runs.
+    Compilation delays the first step, so it is worth it for long runs only.
 
     Args:
         device: where the network trains.
@@ -182,7 +189,7 @@ def get_compile_mode(device: torch.device, name: str = "off") -> str | None:
         return None
     if name not in modes:
         raise UsageError(f"compile is {name!r}; it must be off, {', '.join(modes)}")
-    # Triton translates its launchers with the machine's C compiler, against Python's own headers.
+    # Triton compiles its launchers with the machine's C compiler and Python's headers.
     compiler = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
     headers = Path(sysconfig.get_path("include"), "Python.h").exists()
     triton = importlib.util.find_spec("triton")
@@ -195,12 +202,12 @@ def get_compile_mode(device: torch.device, name: str = "off") -> str | None:
 
 
 def tune_process() -> None:
-    """Set what makes every training in this process faster; called once, before the first.
+    """Make every training in this process faster; call it once, before the first.
 
     On cuda, cuDNN tries its kernels on the first batch of each shape and keeps the fastest. On the
-    CPU, memory that tensors leave behind stays in the process for the next ones: glibc would give
-    each large block back to the system, which has to clear its pages anew a moment later. So the
-    process stays as large as it once was.
+    CPU, the process keeps freed memory for the next tensors: glibc would return each large block
+    to the system, which then clears the same pages again a moment later. So the process never
+    shrinks.
 
     Source:
         mallopt(3): M_MMAP_MAX and M_TRIM_THRESHOLD.
@@ -212,12 +219,41 @@ def tune_process() -> None:
         libc.mallopt(m_trim_threshold, -1)
 
 
+def set_seed(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch, on all devices.
+
+    Args:
+        seed: 0..2**32 - 1.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a network to a device, in the memory format that is fastest there.
+
+    Args:
+        model: any network; moved in place.
+        device: where it will compute.
+
+    Returns:
+        The same model.
+    """
+    device = torch.device(device)
+    return model.to(device, memory_format=_memory_format(device))
+
+
+def _memory_format(device: torch.device) -> torch.memory_format:
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def _cpu_has_bfloat16() -> bool:
     flags = _cpu_fields().get("flags", "")
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> dict[str, str | None]:
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -237,20 +273,3 @@ def _cpu_fields() -> dict[str, str]:
             return {name.strip(): value.strip() for name, value in pairs}
     except OSError:
         return {}
-
-
-def set_seed(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators (on all devices)."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a network to its device, in the memory format that is fastest there."""
-    device = torch.device(device)
-    return model.to(device, memory_format=_memory_format(device))
-
-
-def _memory_format(device: torch.device) -> torch.memory_format:
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last

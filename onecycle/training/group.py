@@ -1,10 +1,11 @@
-"""Several processes that train one network together, on one machine or on many."""
+"""Several processes that train one network together, on one machine or several."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,34 +17,32 @@ from torch.nn.parallel import DistributedDataParallel
 from onecycle.errors import UsageError
 
 TIMEOUT = timedelta(hours=1)
-"""How long a process waits for the others: one of them may download, decode or test rates."""
+"""How long a process waits for the others: one of them may download images or run a range test."""
 
 
+@dataclass(frozen=True)
 class Group:
-    """The processes that train together; each has a share of every batch.
+    """The processes that train together; each has a share of every batch. By default one process.
 
-    The gradient is the mean over the whole batch, so schedule and recipe mean what they mean for
-    one process. BN's statistics are those of each process's share; the running ones, which the
-    evaluation uses, are process 0's.
+    The gradient is the mean over the whole batch, so schedule and recipe mean the same as in one
+    process. In training, batch norm uses the statistics of each process's share; the running
+    statistics, which the evaluation uses, are those of process 0.
 
     Args:
         device: where this process computes.
-        rank: this process, 0..world_size-1.
-        world_size: how many there are.
-        local_rank: this process among those of its machine.
+        rank: number of this process, 0..world_size - 1.
+        world_size: number of processes.
+        local_rank: number of this process among those of its machine.
     """
 
-    def __init__(
-        self, device: torch.device, rank: int = 0, world_size: int = 1, local_rank: int = 0
-    ) -> None:
-        self.device = device
-        self.rank = rank
-        self.world_size = world_size
-        self.local_rank = local_rank
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
 
     @contextlib.contextmanager
     def one_by_machine_first(self) -> Iterator[None]:
-        """What is in the block, one process of each machine does before the others."""
+        """Run the block in one process of each machine first, then in the others."""
         if self.local_rank:
             self.agrees(True)
         yield
@@ -51,32 +50,35 @@ class Group:
             self.agrees(True)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients that are means over the processes."""
+        """The module with gradients averaged over the processes."""
         if self.world_size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        # Without a broadcast of BN's statistics before every step: ``align`` makes one an epoch.
+        # No broadcast of the statistics of batch norm in every step: ``align`` does it once per epoch.
         return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor added up over the processes; every one gets the same."""
+        """The sum of the tensor over the processes, in place; all get the same."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def align(self, model: nn.Module) -> None:
-        """Give every process the buffers (BN's statistics) of process 0."""
+        """Give every process the buffers (running statistics) of process 0."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def gather(self, outputs: Tensor, labels: Tensor, loader: Any) -> tuple[Tensor, Tensor]:
-        """Put the shares of all processes together, in the order of the data set.
+        """Join the shares of all processes, in the order of the data set.
 
         Args:
-            outputs: (n, K) of this process's images, also of none.
-            labels: (n,) of the same.
-            loader: gave them; its ``indices()`` are their places among all images.
+            outputs: (n, K) float, of this process's images; n may be 0.
+            labels: (n,) int64, of the same images.
+            loader: the loader of these images; its ``indices()`` are their places among all.
+
+        Returns:
+            (N, K) outputs and (N,) labels of all images.
         """
         if self.world_size == 1:
             return outputs, labels
@@ -84,7 +86,7 @@ class Group:
         number = self.sum(torch.tensor([len(places)], device=self.device))
         width = torch.tensor([outputs.shape[1]], device=self.device)
         dist.all_reduce(width, dist.ReduceOp.MAX)  # a process without images does not know it
-        # Each place is filled by exactly one process, so the sum is a gathering.
+        # Exactly one process fills each place, so the sum joins the shares.
         all_outputs = torch.zeros(int(number), int(width), device=self.device)
         all_labels = torch.zeros(int(number), dtype=torch.int64, device=self.device)
         if len(places):
@@ -93,30 +95,30 @@ class Group:
         return self.sum(all_outputs), self.sum(all_labels)
 
     def same(self, value: Any) -> Any:
-        """What process 0 has, for all: plain data."""
+        """The value of process 0, in all processes: plain data."""
         values = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
     def agrees(self, value: bool) -> bool:
-        """Whether all processes say the same; none goes on before each has said it."""
-        # A broadcast would not do: its source goes on at once.
-        said = self.sum(torch.tensor(int(value), device=self.device))
-        return said.item() in (0, self.world_size)
+        """Whether the value is the same in all processes; each waits here for all others."""
+        # In a broadcast the source would not wait.
+        count = self.sum(torch.tensor(int(value), device=self.device))
+        return count.item() in (0, self.world_size)
 
 
 @contextlib.contextmanager
 def join_group(device: torch.device) -> Iterator[Group]:
     """The group that ``torchrun`` started this process in, or a group of one.
 
-    NCCL joins GPUs, gloo everything else.
+    The processes communicate by NCCL on GPUs, and by gloo elsewhere.
 
     Args:
-        device: as chosen for a single process; on several GPUs each process gets its own.
+        device: as chosen for a single process; with several GPUs each process gets its own.
 
     Raises:
-        UsageError: there are more processes on this machine than GPUs, or several on mps.
+        UsageError: this machine has more processes than GPUs, or several on mps.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "RANK" not in os.environ:

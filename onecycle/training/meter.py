@@ -1,4 +1,4 @@
-"""What the steps of a training measure: collected on the device, read a few times an epoch."""
+"""What the training steps measure: collected on the device, read a few times per epoch."""
 
 from __future__ import annotations
 
@@ -10,49 +10,45 @@ from torch import Tensor
 
 from onecycle.errors import DivergedError
 from onecycle.records import EpochRecord, History, StepRecord
-from onecycle.training.group import Group
+from onecycle.training.compute import Compute
 
 READ_EVERY = 49
-"""Steps on a GPU between two readings of the losses: each waits for all work on the GPU. The 98 of
-an epoch are read twice."""
-
-
+"""Steps on a GPU between two readings of the losses, each of which waits for all work on the GPU.
+An epoch of 98 steps is read twice."""
 SKIPS_TOLERATED = 25
 """Steps in a row that float16's loss scaling may skip; each halves the scale."""
 
 
-
-
 class Meter:
-    """Collects what the steps measure on the device, and reads it a few times an epoch.
+    """Collects what the steps measure on the device, and reads it a few times per epoch.
 
     Args:
-        history: where it goes.
-        device: where the measurements are.
-        group: adds the measurements of its processes up.
-        float16: gradients may overflow, up to a number of times in a row.
+        history: gets a record of each step and epoch.
+        compute: the device; the group whose measurements are added up; in float16 gradients may
+            overflow, a limited number of times in a row.
     """
 
-    def __init__(self, history: History, device: torch.device, group: Group, *, float16: bool) -> None:
+    def __init__(self, history: History, compute: Compute) -> None:
         self.history = history
-        self.group = group
-        self.float16 = float16
+        self.group = compute.group
+        self.float16 = compute.precision == "float16"
         self.skipped_in_a_row = 0
-        self.values = torch.zeros(READ_EVERY if device.type == "cuda" else 1, 3, device=device)
+        rows = READ_EVERY if compute.device.type == "cuda" else 1
+        self.values = torch.zeros(rows, 3, device=compute.device)
         self.pending: list[tuple[float, int]] = []
 
     def start(self) -> None:
-        """Start the clock of an epoch, or of the rest of one."""
+        """Start the clock of an epoch, or of the rest of an epoch."""
         self.since = time.perf_counter()
 
     def note(self, lr: float, size: int, share: float, measured: Tensor, norm: Tensor) -> None:
         """Keep what a step measured, on the device.
 
         Args:
-            lr: the rate that it used.
+            lr: the learning rate that it used.
             size: images in the batch, over all processes.
-            share: of these images, how much this process has, 0..1.
-            measured: (2,) mean loss and number of right answers, of this process.
+            share: this process's share of these images, 0..1.
+            measured: (2,) mean cross-entropy and number of correct predictions, of this process.
             norm: of the gradient.
         """
         row = self.values[len(self.pending)]
@@ -61,16 +57,27 @@ class Meter:
 
     @property
     def is_full(self) -> bool:
-        """It is time to read."""
+        """Whether it is time to read."""
         return len(self.pending) == len(self.values)
 
     @property
     def accuracy(self) -> float:
-        """Of the epoch so far, 0..1."""
+        """Training accuracy of the epoch so far, 0..1."""
         return self.history.running["correct"] / self.history.running["images"]
 
     def read(self, epoch: int, stop: bool) -> bool:
-        """Move what was collected into the history; whether a process of the group is to stop."""
+        """Move what was collected into the history.
+
+        Args:
+            epoch: from 1.
+            stop: whether this process wants to stop.
+
+        Returns:
+            Whether a process of the group wants to stop.
+
+        Raises:
+            DivergedError: a loss or a gradient is not finite.
+        """
         rows = self.values[: len(self.pending)].flatten()
         total = self.group.sum(torch.cat([rows, rows.new_full((1,), float(stop))])).tolist()
         running = self.history.running
@@ -98,16 +105,16 @@ class Meter:
     def end_epoch(
         self, test_loss: float | None, test_accuracy: float | None, test_seconds: float
     ) -> EpochRecord:
-        """Close the epoch under way; its record goes into the history.
+        """Close the current epoch; its record goes into the history.
 
         Args:
-            test_loss: mean over the test images, in nats; None where none were given.
+            test_loss: mean over the test images, in nats; None without test images.
             test_accuracy: 0..1, or None.
-            test_seconds: that the evaluation took.
+            test_seconds: duration of the evaluation.
 
         Raises:
-            DivergedError: the test loss is not finite: the very last step can break what was
-                finite before.
+            DivergedError: the test loss is not finite: the weights can diverge in the very last
+                step, after its loss.
         """
         history, running, step = self.history, self.history.running, self.history.steps[-1]
         epoch = len(history.epochs) + 1
@@ -129,7 +136,7 @@ class Meter:
 
 
 def diverged(epoch, step: StepRecord, what: str, value: float, before: list) -> DivergedError:
-    """The error that says where ``what`` was no longer finite, and what to do."""
+    """The error that says where ``what`` stopped being finite, and what to do."""
     last = ", ".join(f"{record.loss:.3g}" for record in before[-3:]) or "none"
     return DivergedError(
         f"{what} is {value} in epoch {epoch}, step {step.step}, at rate {step.lr:.3g}; "
@@ -138,6 +145,6 @@ def diverged(epoch, step: StepRecord, what: str, value: float, before: list) -> 
 
 
 def not_saved(history: History, error: DivergedError) -> DivergedError:
-    """The error that says where a state was refused by the checkpoint, and what to do."""
+    """The error that says where the checkpoint refused a state, and what to do."""
     epoch = len(history.epochs) + (history.running["images"] > 0)
     return diverged(epoch, history.steps[-1], "the state", f"not finite ({error})", history.steps)

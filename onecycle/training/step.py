@@ -1,6 +1,8 @@
-"""One optimizer step: forward pass, loss, gradient, update."""
+"""One optimizer step: forward pass and loss, gradient, update, learning rate of the next step."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,13 @@ from torch import Tensor, nn
 from onecycle.training.compute import Compute
 
 
-class _Objective(nn.Module):
-    """Forward pass and loss as one module, to be compiled and distributed as one."""
+class Objective(nn.Module):
+    """Forward pass and loss as one module, to be compiled and distributed as one.
+
+    Args:
+        model: (N, 3, H, W) -> (N, K) log-probabilities or logits.
+        criterion: loss of (output, labels), a mean over the batch.
+    """
 
     def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
         super().__init__()
@@ -18,6 +25,7 @@ class _Objective(nn.Module):
         self.criterion = criterion
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss to minimise, and (2,) cross-entropy and number of correct predictions."""
         output = self.model(images)
         with torch.no_grad():
             plain = F.cross_entropy(output.float(), labels)
@@ -26,16 +34,14 @@ class _Objective(nn.Module):
 
 
 class Step:
-    """Updates a network by one batch; in a group, by the batch of all its processes.
+    """Everything that a training step changes. A call is one step.
 
     Args:
-        model: on its device.
-        criterion: loss of (output, labels), a mean over the batch.
+        model: on the device of ``compute``.
+        criterion: loss to minimise, of (output, labels): a mean over the batch.
         optimizer: of the model's parameters.
-        compute: precision, compiler and group.
-
-    Attributes:
-        scaler: float16's loss scaling, which has a state to be saved.
+        scheduler: sets the learning rate of each step.
+        compute: precision, compilation, and the group that shares the batch.
     """
 
     def __init__(
@@ -43,39 +49,66 @@ class Step:
         model: nn.Module,
         criterion: nn.Module,
         optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
         compute: Compute,
     ) -> None:
-        self.compute, self.optimizer = compute, optimizer
-        enabled = compute.precision == "float16"
-        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=enabled)
-        self._objective = compute.group.wrap(_Objective(model, criterion))
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.compute = compute
+        self.scaler = torch.amp.GradScaler(
+            compute.device.type, enabled=compute.precision == "float16"
+        )
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._objective = compute.group.wrap(Objective(model, criterion))
         if compute.compile_mode is not None:
-            # Two batch shapes, each compiled for itself: the last batch of an epoch is smaller.
+            # Two batch shapes, each compiled separately: the last batch of an epoch is smaller.
             self._objective = torch.compile(
                 self._objective, mode=compute.compile_mode, dynamic=False
             )
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def __call__(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Update the network.
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint has to keep, by name."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.scaler,
+        }
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, *, share: float, is_last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """One step; its measurements stay on the device.
 
         Args:
-            images: (n, C, H, W) of this process, on the device.
-            labels: (n,) of the same.
-            share: of the whole batch that these are, 0..1.
+            images: (n, 3, H, W) on the device: this process's share of the batch.
+            labels: (n,) int64, on the device.
+            share: n as a share of the batch of the whole group, 0..1.
+            is_last: the last step of the training: the schedule has no learning rate after it.
 
         Returns:
-            (2,) mean cross-entropy and number of right answers, and the norm of the gradient: both
-            of this process, on the device.
+            (2,) mean cross-entropy and number of correct predictions, of this process's share; and
+            the norm of the whole batch's gradient, in float16 times the scale of the loss.
         """
         with self.compute.autocast():
             loss, measured = self._objective(images, labels)
         self.optimizer.zero_grad()
-        # A group takes the mean of its gradients; this makes it that of the whole batch.
-        self.scaler.scale(loss * (share * self.compute.group.world_size)).backward()
+        # A group averages the gradients of its processes; with this factor the average is the
+        # gradient of the whole batch.
+        weight = share * self.compute.group.world_size
+        self.scaler.scale(loss * weight).backward()
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self._parameters if p.grad is not None]
         )
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if not is_last:
+            self.scheduler.step()
         return measured, norm

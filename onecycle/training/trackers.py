@@ -1,4 +1,4 @@
-"""Live views: what a run tells TensorBoard, or any object with ``log(dict, step)``."""
+"""Live views: TensorBoard, or any object with ``log(dict, step)``."""
 
 from __future__ import annotations
 
@@ -12,42 +12,38 @@ from onecycle.errors import StorageError, UsageError
 from onecycle.records import EpochRecord, StepRecord
 
 FLUSH_S = 10
-"""At most so many seconds pass before TensorBoard can show a value."""
+"""Seconds at most until TensorBoard can show a value."""
 
 
 class Tracker(Protocol):
-    """What takes the values of a run; a run of wandb and the module trackio are ones as they are."""
+    """Takes the values of a run. A run of wandb and the module trackio are trackers as they are."""
 
     def log(self, values: dict[str, float], step: int) -> Any:
-        """Take some values.
-
-        Args:
-            values: plain numbers by name.
-            step: optimizer steps before this one; never falls within a run.
-        """
+        """Take values by name; ``step`` is the optimizer steps before this one, never falling."""
 
 
 class TrackerCallback:
-    """A callback of the training loop that passes its records on to a tracker.
+    """A callback of ``fit`` that passes its records to a tracker.
 
     After a step: ``lr`` and ``loss/step``. After an epoch, at its last step: ``loss/train``,
-    ``accuracy/train`` and, if there was an evaluation, ``loss/test`` and ``accuracy/test``. Losses
-    are in nats, accuracies 0..1.
+    ``accuracy/train`` and, after an evaluation, ``loss/test`` and ``accuracy/test``. Losses are in
+    nats, accuracies 0..1.
 
     Args:
-        tracker: called with a dict and the step.
+        tracker: gets the values.
         steps_per_epoch: optimizer steps per epoch.
     """
 
     def __init__(self, tracker: Tracker, steps_per_epoch: int) -> None:
-        self.tracker, self.steps_per_epoch = tracker, steps_per_epoch
+        self.tracker = tracker
+        self.steps_per_epoch = steps_per_epoch
 
     def on_step(self, epoch: int, step: StepRecord, accuracy: float) -> None:
-        """Pass a step on."""
+        """Log a step."""
         self.tracker.log({"lr": step.lr, "loss/step": step.loss}, step.step)
 
     def on_epoch(self, record: EpochRecord) -> None:
-        """Pass an epoch on."""
+        """Log an epoch."""
         values = {
             f"{quantity}/{split}": getattr(record, f"{split}_{quantity}")
             for quantity in ("loss", "accuracy")
@@ -60,11 +56,11 @@ class TrackerCallback:
 class TensorBoardTracker:
     """Values and figures as TensorBoard's event files. Close it at the end, also after an error.
 
-    A run that goes on in the same folder takes back what was logged there from its first step on,
-    so that no step is drawn twice.
+    A run that resumes in the same folder replaces what was logged there from its first step on, so
+    that no step is drawn twice.
 
     Args:
-        folder: of the event files; made with the first value where it is missing.
+        folder: of the event files; made with the first value.
 
     Raises:
         UsageError: tensorboard is not installed.
@@ -75,7 +71,7 @@ class TensorBoardTracker:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UsageError(
-                "tensorboard is not installed: pip install tensorboard, or go without it"
+                "tensorboard is not installed: pip install tensorboard, or train without it"
             ) from error
         self._new_writer = SummaryWriter
         self._folder = str(folder)
@@ -83,30 +79,22 @@ class TensorBoardTracker:
         self._is_new = True
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Write some values.
-
-        Args:
-            values: plain numbers by name; names with the same beginning before "/" share a group.
-            step: optimizer steps before this one.
+        """Write values; names with the same beginning before "/" share a group.
 
         Raises:
             StorageError: the folder cannot be made or written.
         """
-        writer = self._open(step)
+        writer = self._open(purge_from=step)
         for name, value in values.items():
             writer.add_scalar(name, value, step)
 
     def log_figures(self, figures: Mapping[str, Figure], step: int) -> None:
-        """Write some figures as pictures.
-
-        Args:
-            figures: by name.
-            step: optimizer steps before this one.
+        """Write figures by name, as pictures.
 
         Raises:
             StorageError: the folder cannot be made or written.
         """
-        writer = self._open(None)  # the values of that step stay
+        writer = self._open(purge_from=None)  # the values of that step stay
         for name, figure in figures.items():
             writer.add_figure(name, figure, step, close=False)
 

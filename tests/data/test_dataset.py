@@ -157,6 +157,13 @@ def test_mean_and_std_are_those_of_the_images():
     assert part.mean != images.mean
 
 
+def test_a_channel_without_any_deviation_can_be_divided_by_it():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    images[..., 2] = 7
+    mean, std = get_stats(images)
+    assert (mean[2], std[2]) == (pytest.approx(7 / 255), 1 / 255)
+
+
 @pytest.mark.parametrize("source", ["CIFAR-10", "CIFAR-10 (image folder)"])
 def test_of_cifar10_mean_and_std_are_the_published_ones_for_every_part(source):
     images = ImageDataset(noise(40), [0, 1] * 20, "ab", source)

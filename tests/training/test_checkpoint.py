@@ -39,10 +39,10 @@ from torch import nn
 from onecycle.errors import CheckpointError, DivergedError, StorageError
 from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.training import checkpoint
-from onecycle.training import loop as utils
 from onecycle.training.checkpoint import LAST, PREVIOUS
+from onecycle.training.loop import fit
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -414,10 +414,13 @@ def test_ends_of_short_epochs_are_not_all_saved(tmp_path):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_stop_at_an_epochs_end_and_the_last_epoch_are_saved_at_any_time(tmp_path, epochs):
-    parts, loader, stopped = make(epochs=epochs), Batches(), []
-    utils.fit(
+    class Stopped(list):
+        on_epoch = list.append
+
+    parts, loader, stopped = make(epochs=epochs), Batches(), Stopped()
+    fit(
         parts["model"], loader, loader.to_evaluate, parts["optimizer"], parts["scheduler"],
-        nn.CrossEntropyLoss(), epochs=epochs, on_epoch=stopped.append,
+        nn.CrossEntropyLoss(), epochs=epochs, callbacks=[stopped],
         stop=lambda: epochs == 2 and bool(stopped),  # the last epoch needs no stop
         checkpoint=new(tmp_path, every_s=600.0, epoch_every_s=600.0),
     )  # fmt: skip
@@ -428,22 +431,22 @@ def test_a_stop_at_an_epochs_end_and_the_last_epoch_are_saved_at_any_time(tmp_pa
 
 @pytest.mark.parametrize("how", ["the same object", "a new one"])
 def test_a_training_loop_goes_on_from_what_it_saved_though_nobody_loaded_it(tmp_path, how):
-    def fit(parts, saving, stop=lambda: False):
-        return utils.fit(
+    def training(parts, saving, stop=lambda: False):
+        return fit(
             parts["model"], Batches(), None, parts["optimizer"], parts["scheduler"],
             nn.CrossEntropyLoss(), epochs=EPOCHS, checkpoint=saving, stop=stop,
         )  # fmt: skip
 
     whole, stopped = make(), make()
     torch.manual_seed(5)
-    fit(whole, None)
+    training(whole, None)
     saving = new(tmp_path)
     torch.manual_seed(5)
-    done = fit(stopped, saving, stop_after(STEPS + 1))
+    done = training(stopped, saving, stop_after(STEPS + 1))
     assert len(done.steps) == STEPS + 1
     if how == "a new one":
         stopped, saving = make(seed=1), new(tmp_path)
-    assert len(fit(stopped, saving).steps) == EPOCHS * STEPS
+    assert len(training(stopped, saving).steps) == EPOCHS * STEPS
     weights = [parts["model"].state_dict() for parts in (whole, stopped)]
     for one, other in zip(*(state.values() for state in weights)):
         assert torch.equal(one, other)
@@ -698,8 +701,8 @@ def test_a_run_killed_inside_a_save_ends_like_one_that_was_not(tmp_path, whole_r
 
 
 def test_one_single_place_reads_pickles_and_only_tensors_and_plain_data():
-    folders = (ROOT, *(ROOT / name for name in ("checkpoint", "models", "report", "scripts")))
-    files = [file for folder in folders for file in folder.glob("*.py")]
+    folders = [ROOT / name for name in ("onecycle", "models", "scripts")]
+    files = [*ROOT.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
     loads = []
     for file in files:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):

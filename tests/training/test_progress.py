@@ -1,6 +1,7 @@
 import contextlib
 import io
 import re
+import sys
 
 import pytest
 from tqdm import std as tqdm_std
@@ -41,6 +42,14 @@ def screen(text):
     return rows
 
 
+@contextlib.contextmanager
+def terminal():
+    """Both streams as one text, as a person sees them."""
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        yield stream
+
+
 def percentages(text):
     return [int(share) for share in re.findall(r"(\d+)%\|", text)]
 
@@ -63,10 +72,10 @@ def test_epoch_has_a_line_of_its_last_step_a_line_of_the_test_set_and_a_blank():
     train(log, epochs=2, steps=3)
     expected = [
         "EPOCH = 1 | LR = 0.0123457 | Loss = 1.23 | Batch = 2 | Accuracy = 50.00",
-        "Test set: Average loss: 0.1234, Accuracy: 324/360 (90.00%)",
+        "Test images: Average loss: 0.1234, Accuracy: 324/360 (90.00%)",
         "",
         "EPOCH = 2 | LR = 0.0246913 | Loss = 0.62 | Batch = 2 | Accuracy = 50.00",
-        "Test set: Average loss: 0.1234, Accuracy: 342/360 (95.00%)",
+        "Test images: Average loss: 0.1234, Accuracy: 342/360 (95.00%)",
         "",
     ]
     assert [line.removesuffix(" | 12.3 s") for line in log.lines] == expected
@@ -91,7 +100,7 @@ def test_number_of_right_images_is_exact(total, stride):
     for correct in (*range(0, total, stride), total):
         log.on_epoch(epoch_record(test_accuracy=correct / total))
         expected = f"Accuracy: {correct}/{total} ({100 * correct / total:.2f}%)"
-        assert log.lines[-2] == f"Test set: Average loss: 0.1234, {expected}"
+        assert log.lines[-2] == f"Test images: Average loss: 0.1234, {expected}"
 
 
 def test_images_that_are_not_the_test_set_are_called_by_their_name():
@@ -102,52 +111,63 @@ def test_images_that_are_not_the_test_set_are_called_by_their_name():
 
 
 @pytest.mark.parametrize("seconds_matter", [False, True], ids=["in no time", "slowly"])
-def test_lines_are_what_stays_on_the_stream(clock, seconds_matter):
-    stream = io.StringIO()
-    log = TrainingLog(4, 100, stream=stream)
-    log.write("CIFAR-10: 50,000 training images")
-    log.write()
-    train(log, epochs=3, steps=4, clock=clock if seconds_matter else None)
-    log.write("Accuracy 90.00 %")
+def test_lines_are_what_stays_on_a_terminal(clock, seconds_matter):
+    with terminal() as stream:
+        log = TrainingLog(4, 100)
+        log.write("CIFAR-10: 50,000 training images")
+        log.write()
+        train(log, epochs=3, steps=4, clock=clock if seconds_matter else None)
+        log.write("Accuracy 90.00 %")
     assert len(log.lines) == 12
     assert screen(stream.getvalue()) == [*log.lines, ""]
 
 
-# On a GPU only every twentieth step is told.
+def test_bars_go_to_standard_error_and_lines_to_standard_output(clock, capsys):
+    log = TrainingLog(4, 100)
+    train(log, epochs=1, steps=4, clock=clock)
+    captured = capsys.readouterr()
+    assert captured.out == "\n".join([*log.lines, ""])
+    assert percentages(captured.err) and screen(captured.err) == [""]
+
+
+def test_closed_standard_error_is_a_log_without_a_bar(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    log = TrainingLog(4, 100, stream=io.StringIO())
+    train(log, epochs=1, steps=4, clock=clock)
+    with progress_bar("range test") as move:
+        move(1, 2)
+    assert len(log.lines) == 3
+
+
+# On a GPU only some of the steps are reported.
 @pytest.mark.parametrize("every", [1, 2, 3])
-def test_bar_shows_the_share_of_the_epoch_that_is_done_and_begins_anew_with_each(clock, every):
-    stream = io.StringIO()
-    log = TrainingLog(10, 100, stream=stream)
-    train(log, epochs=2, steps=10, clock=clock, every=every)
+def test_bar_shows_the_share_of_the_epoch_that_is_done_and_begins_anew_with_each(
+    clock, capsys, every
+):
+    train(TrainingLog(10, 100), epochs=2, steps=10, clock=clock, every=every)
+    shown = capsys.readouterr().err
     told = [*range(10 * every, 100, 10 * every), 100]
-    # With the first step that is told, a bar appears; with each later one it moves.
-    moves = [share for share in percentages(stream.getvalue()) if share > told[0]]
+    # With the first step that is reported, a bar appears; with each later one it moves.
+    moves = [share for share in percentages(shown) if share > told[0]]
     assert moves == told[1:] * 2
     batch = told[1] // 10 - 1
-    assert f"EPOCH = 2 | LR = 0.0246913 | Loss = 0.62 | Batch = {batch} |" in stream.getvalue()
+    assert f"EPOCH = 2 | LR = 0.0246913 | Loss = 0.62 | Batch = {batch} |" in shown
 
 
-def test_closed_in_the_middle_of_an_epoch_the_bar_leaves_its_row_to_the_next_line(clock):
-    stream = io.StringIO()
-    log = TrainingLog(4, 100, stream=stream)
-    log.write("begun")
-    for index in range(2):
-        clock.now += 2
-        log.on_step(1, StepRecord(step=index, lr=0.01, loss=2.0), 0.5)
-    log.close()
-    print("the loss is nan", file=stream)
-    log.close()
-    assert percentages(stream.getvalue()) == [0, 50]
-    assert screen(stream.getvalue()) == ["begun", "the loss is nan", ""]
-
-
-def test_without_a_stream_all_goes_to_standard_output_as_it_is_then(clock):
-    log = TrainingLog(4, 100)
-    replaced = io.StringIO()
-    with contextlib.redirect_stdout(replaced):
-        train(log, epochs=1, steps=4, clock=clock)
-    assert percentages(replaced.getvalue())
-    assert screen(replaced.getvalue()) == [*log.lines, ""]
+def test_a_line_in_the_middle_of_an_epoch_has_a_row_of_its_own(clock):
+    with terminal() as stream:
+        log = TrainingLog(4, 100)
+        log.write("begun")
+        for index in range(3):
+            clock.now += 2
+            log.on_step(1, StepRecord(step=index, lr=0.01, loss=2.0), 0.5)
+            if index == 1:
+                log.write("a line of the caller's")
+        log.close()
+        print("the loss is nan")
+        log.close()
+    assert percentages(stream.getvalue()) == [0, 50, 0]  # a new bar is drawn before it is moved
+    assert screen(stream.getvalue()) == ["begun", "a line of the caller's", "the loss is nan", ""]
 
 
 def test_line_reaches_the_stream_at_once():
@@ -162,54 +182,54 @@ def test_line_reaches_the_stream_at_once():
     assert stream.flushed == "begun\n"
 
 
-def test_progress_bar_moves_to_what_is_done_and_leaves_nothing_behind(clock):
-    stream = io.StringIO()
-    with progress_bar("CIFAR-10", stream) as move:
+def test_progress_bar_moves_to_what_is_done_and_leaves_nothing_behind(clock, capsys):
+    with progress_bar("CIFAR-10") as move:
         for done in (0, 100, 250, 500, 750, 999):
             clock.now += 2
             move(done, 1000)
-    assert "CIFAR-10" in stream.getvalue()
-    assert [share for share in percentages(stream.getvalue()) if share] == [10, 25, 50, 75, 100]
-    assert screen(stream.getvalue()) == [""]
+    captured = capsys.readouterr()
+    assert "CIFAR-10:" in captured.err and not captured.out
+    assert [share for share in percentages(captured.err) if share] == [10, 25, 50, 75, 100]
+    assert screen(captured.err) == [""]
 
 
-def test_progress_bar_goes_back_where_the_work_begins_again(clock):
-    stream = io.StringIO()
-    with progress_bar("CIFAR-10", stream) as move:
+def test_progress_bar_has_no_numbers_in_a_unit_of_its_own(clock, capsys):
+    with progress_bar("pictures") as move:
+        for done in (1, 30_000):
+            clock.now += 2
+            move(done, 60_000)
+    shown = capsys.readouterr().err
+    assert " 50%|" in shown and "00:02<" in shown
+    assert not re.search(r"60\.0k|60000|30\.0k", shown)
+
+
+def test_progress_bar_goes_back_where_the_work_begins_again(clock, capsys):
+    with progress_bar("CIFAR-10") as move:
         for done in (25, 50, 75, 0, 20, 40):  # as where a mirror breaks off and the next begins
             clock.now += 2
             move(done, 100)
-    seen = percentages(stream.getvalue())
+    shown = capsys.readouterr().err
+    seen = percentages(shown)
     assert seen[:3] == [25, 50, 75] and seen[-2:] == [20, 40]
-    assert screen(stream.getvalue()) == [""]
+    assert screen(shown) == [""]
 
 
-def test_progress_bar_of_something_quick_is_never_shown(clock):
-    stream = io.StringIO()
-    with progress_bar("CIFAR-10", stream) as move:
+def test_progress_bar_of_something_quick_is_never_shown(clock, capsys):
+    with progress_bar("CIFAR-10") as move:
         for done in range(1, 6):
             clock.now += 0.1
             move(done, 5)
-    assert screen(stream.getvalue()) == [""]
-    assert not percentages(stream.getvalue())
+    shown = capsys.readouterr().err
+    assert screen(shown) == [""] and not percentages(shown)
 
 
-def test_progress_bar_leaves_nothing_behind_where_the_work_fails(clock):
-    stream = io.StringIO()
-    with pytest.raises(ConnectionError), progress_bar("CIFAR-10", stream) as move:
+def test_progress_bar_leaves_nothing_behind_where_the_work_fails(clock, capsys):
+    with pytest.raises(ConnectionError), progress_bar("CIFAR-10") as move:
         clock.now += 2
         move(1, 2)
         raise ConnectionError
-    assert percentages(stream.getvalue()) == [50]
-    assert screen(stream.getvalue()) == [""]
-
-
-def test_progress_bar_without_a_stream_goes_to_standard_output(clock, capsys):
-    with progress_bar("LR finder") as move:
-        clock.now += 2
-        move(1, 2)
-    captured = capsys.readouterr()
-    assert percentages(captured.out) == [50] and not captured.err
+    shown = capsys.readouterr().err
+    assert percentages(shown) == [50] and screen(shown) == [""]
 
 
 def test_an_epoch_without_test_images_has_one_line():

@@ -1,3 +1,4 @@
+import copy
 import csv
 import dataclasses
 import errno
@@ -17,10 +18,19 @@ from torch import nn
 
 from models import CustomResNet
 from onecycle.errors import RunError, StorageError
-from onecycle.results.folder import prepare_folder, write_evaluation, write_run
+from onecycle.records import EpochRecord, History, StepRecord
+from onecycle.results.evaluation import evaluate_predictions
+from onecycle.results.folder import (
+    own_folder,
+    prepare_folder,
+    read_history,
+    results_of,
+    write_evaluation,
+    write_run,
+)
+from onecycle.results.folder import read_results as folder_results
 from onecycle.results.weights import save_weights
-from onecycle.training.compute import describe_machine, to_device
-from onecycle.training.loop import EpochRecord, StepRecord
+from onecycle.training.compute import Compute, to_device
 
 WRITTEN = (
     "classes.csv", "errors.csv", "figures/history.png", "figures/samples.png", "history.csv",
@@ -43,33 +53,41 @@ STEPS = [StepRecord(step=step, lr=0.1 / (step + 3), loss=2 / (step + 7)) for ste
 LOG = ["CIFAR-10 · 50,000 images", "", "a table\nof two rows"]
 
 
+LABELS = np.array([0, 0, 0, 1, 1, 3, 1])
+# Nothing is a "two", though something is predicted as it.
+PREDICTED = np.array([0, 0, 1, 1, 2, 3, 0])
+ABOUT = {
+    "recipe": {"epochs": 2, "lr_max": None, "weight_decay": 0.2},
+    "data": {
+        "source": "digits",
+        "classes": ["zero", "one", "two", "three, with a comma 猫"],
+        "mean": [0.1, 1 / 3, 0.3],
+        "std": [0.2, 0.2, 0.2],
+        "num_test": 7,
+    },
+    "learning_rate": {"lr_max": 0.01, "lr_min": 1 / 3000, "losses": [2.3, 1.9], "rule": "so"},
+    "machine": {"device": "cpu", "threads": 1, "precision": "float32", "versions": {}},
+}
+
+
 @pytest.fixture
-def arguments():
+def evaluation():
+    probabilities = np.full((7, 4), 0.1)
+    probabilities[np.arange(7), PREDICTED] = 0.7
+    return evaluate_predictions(probabilities, LABELS, ABOUT["data"]["classes"])
+
+
+@pytest.fixture
+def arguments(evaluation):
     torch.manual_seed(0)
+    history = History(list(EPOCHS), list(STEPS))
     return {
+        "results": results_of(copy.deepcopy(ABOUT), history, evaluation),
         "model": nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Linear(4, 2)),
-        "recipe": {"epochs": 2, "lr_max": None, "weight_decay": 0.2},
-        "data": {
-            "source": "digits",
-            "classes": ("zero", "one", "two", "three"),
-            "mean": (0.1, 1 / 3, 0.3),
-            "std": (0.2, 0.2, 0.2),
-            "num_test": 7,
-        },
-        "learning_rate": {"lr_max": 0.01, "lr_min": 1 / 3000, "losses": [2.3, 1.9], "rule": "so"},
-        "machine": {"device": "cpu", "threads": 1, "precision": "float32", "versions": {}},
-        "epochs": EPOCHS,
-        "steps": STEPS,
-        # Nothing is a "two", though something is taken for it.
-        "labels": np.array([0, 0, 0, 1, 1, 3, 1]),
-        "predicted": np.array([0, 0, 1, 1, 2, 3, 0]),
+        "history": history,
+        "evaluation": evaluation,
         "log": list(LOG),
         "figures": {name: Figure(figsize=(0.4, 0.4)) for name in ("history", "samples")},
-        "evaluation": {"accuracy": 5 / 6, "classes": [{"name": "zero", "recall": None}]},
-        "tables": {
-            "errors": [["index", "true"], [2, "kat, with a comma"], [5, "猫"]],
-            "classes": [["class", "precision"]],  # no row at all
-        },
         "report": "<!doctype html><p>猫</p>\n",
     }
 
@@ -120,12 +138,7 @@ def test_run_is_exactly_the_documented_files_in_a_folder_that_is_made(tmp_path, 
 
 def test_results_hold_what_the_run_was_told(tmp_path, arguments):
     results = read_results(write_run(tmp_path, **arguments))
-    for part in ("recipe", "learning_rate", "machine"):
-        assert results[part] == arguments[part]
-    assert results["data"] == {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in arguments["data"].items()
-    }
+    assert {part: results[part] for part in ABOUT} == ABOUT
 
 
 def test_final_figures_are_the_last_epochs_and_not_the_best_ones(tmp_path, arguments):
@@ -140,7 +153,7 @@ def test_accuracy_of_a_class_is_its_share_of_right_images_and_null_where_it_has_
 ):
     results = read_results(write_run(tmp_path, **arguments))
     assert results["final"]["class_accuracy"] == {
-        "zero": 2 / 3, "one": 1 / 3, "two": None, "three": 1.0,
+        "zero": 2 / 3, "one": 1 / 3, "two": None, "three, with a comma 猫": 1.0,
     }  # fmt: skip
 
 
@@ -156,32 +169,60 @@ def test_history_is_unrounded_and_the_same_in_both_files(tmp_path, arguments):
 
 def test_evaluation_tables_and_report_are_written_as_they_are_given(tmp_path, arguments):
     written = contents(write_run(tmp_path, **arguments))
-    assert read_results(tmp_path)["evaluation"] == arguments["evaluation"]
-    assert written["errors.csv"].decode() == 'index,true\n2,"kat, with a comma"\n5,猫\n'
-    assert written["classes.csv"].decode() == "class,precision\n"
+    summary = arguments["evaluation"].summary()
+    assert read_results(tmp_path)["evaluation"] == json.loads(json.dumps(summary))
+    errors = written["errors.csv"].decode().splitlines()
+    assert errors[0] == "index,true,predicted,probability_true,probability_predicted"
+    assert [line.split(",")[:3] for line in errors[1:]] == [
+        ["2", "zero", "one"], ["4", "one", "two"], ["6", "one", "zero"],
+    ]  # fmt: skip
+    assert '"three, with a comma 猫",1.0,1.0,1.0,1' in written["classes.csv"].decode()
     assert written["report.html"].decode() == arguments["report"]
 
 
-def test_run_without_evaluation_has_none_of_its_files(tmp_path, arguments):
-    for name in ("evaluation", "tables", "report"):
-        del arguments[name]
-    written = contents(write_run(tmp_path, **arguments))
-    assert sorted(written) == sorted(set(WRITTEN) - {"classes.csv", "errors.csv", "report.html"})
-    assert "evaluation" not in read_results(tmp_path)
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_evaluation_alone_is_written_with_its_results_last(tmp_path, monkeypatch, number):
-    given = {"results": {"a": 1}, "tables": {"errors": [["index"], [3]]}, "report": "<p>"}
-    out = write_evaluation(tmp_path / "whole" / "one", **given)
-    whole = {"errors.csv": b"index\n3\n", "report.html": b"<p>", "results.json": b'{\n "a": 1\n}\n'}
-    assert contents(out) == whole
+@pytest.mark.parametrize("number", range(4))
+def test_evaluation_alone_is_written_with_its_results_last(
+    tmp_path, evaluation, monkeypatch, number
+):
+    given = ({"a": 1}, evaluation, "<p>")
+    out = write_evaluation(tmp_path / "whole" / "one", *given)
+    whole = contents(out)
+    names = ["errors.csv", "classes.csv", "report.html", "results.json"]
+    assert sorted(whole) == sorted(names) and whole["results.json"] == b'{\n "a": 1\n}\n'
     with pytest.raises(StorageError, match="holds a finished run"):
         prepare_folder(out)
     monkeypatch.setattr(os, "replace", fail_at(number, os.replace))
     with pytest.raises(StorageError, match="No space left"):
-        write_evaluation(tmp_path / "part", **given)
-    assert set(contents(tmp_path / "part")) == set(list(whole)[:number])
+        write_evaluation(tmp_path / "part", *given)
+    assert set(contents(tmp_path / "part")) == set(names[:number])
+
+
+def test_a_history_is_read_as_it_was_written(tmp_path, arguments):
+    write_run(tmp_path, **arguments)
+    history, lines = read_history(tmp_path, read_results(tmp_path))
+    assert history.epochs == EPOCHS and history.steps == STEPS
+    assert lines == "\n".join(LOG).split("\n")
+
+
+def test_results_that_are_none_are_nothing(tmp_path):
+    assert folder_results(tmp_path) == {}
+    for text in ("", "[1, 2]", "{", "null", '"text"'):
+        (tmp_path / "results.json").write_text(text)
+        assert folder_results(tmp_path) == {}
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_folder_in_which_nothing_was_written_goes_again_if_it_is_new(tmp_path, is_new):
+    folder = tmp_path / "runs" / "one"
+    if not is_new:
+        folder.mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), own_folder(folder):
+        raise ZeroDivisionError
+    assert folder.exists() != is_new
+    with own_folder(folder) as warning:
+        assert warning is None
+        (folder / "mine").touch()
+    assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
 def test_steps_are_unrounded_and_numbered_from_zero(tmp_path, arguments):
@@ -200,8 +241,7 @@ def test_log_file_is_the_lines_one_after_the_other(tmp_path, arguments):
 def test_weights_load_without_pickled_code_and_come_with_recipe_and_data(tmp_path, arguments):
     write_run(tmp_path, **arguments)
     saved = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert saved["recipe"] == arguments["recipe"]
-    assert saved["data"] == arguments["data"]
+    assert saved["recipe"] == ABOUT["recipe"] and saved["data"] == ABOUT["data"]
     expected = arguments["model"].state_dict()
     assert list(saved["state_dict"]) == list(expected)
     for name, value in expected.items():
@@ -213,7 +253,7 @@ def test_weights_of_the_trained_network_load_strictly_into_a_new_one(tmp_path, a
     trained = to_device(CustomResNet(num_classes=4), torch.device("cpu"))
     write_run(tmp_path, **arguments | {"model": trained})
     saved = torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]
-    fresh = CustomResNet(num_classes=len(arguments["data"]["classes"]))
+    fresh = CustomResNet(num_classes=4)
     fresh.load_state_dict(saved, strict=True)
     for name, value in trained.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value)
@@ -295,7 +335,7 @@ def test_results_never_lie_beside_files_of_another_run(tmp_path, arguments, monk
     before = contents(write_run(tmp_path, **arguments))
     monkeypatch.setattr(os, "replace", fail_at(4, os.replace))
     with pytest.raises(StorageError):
-        write_run(tmp_path, **arguments | {"log": ["another run"], "epochs": EPOCHS[:1]})
+        write_run(tmp_path, **arguments | {"log": ["another run"]})
     left = contents(tmp_path)
     assert "results.json" not in left or left == before
 
@@ -312,9 +352,9 @@ def test_file_in_the_place_of_the_figures_folder_is_a_storage_error(tmp_path, ar
 @pytest.mark.parametrize("place", ["history", "learning_rate", "data"])
 def test_number_that_json_does_not_have_leaves_no_results(tmp_path, arguments, place, number):
     if place == "history":
-        arguments["epochs"] = [*EPOCHS, dataclasses.replace(LAST_EPOCH, epoch=3, test_loss=number)]
+        arguments["results"]["history"][-1]["test_loss"] = number
     else:
-        arguments[place]["losses"] = [1.0, number]
+        arguments["results"][place]["losses"] = [1.0, number]
     with pytest.raises(ValueError):
         write_run(tmp_path, **arguments)
     assert set(contents(tmp_path)) <= set(WRITTEN) - {"results.json"}
@@ -380,7 +420,7 @@ def test_storage_error_is_a_run_error_an_os_error_and_exit_code_6():
 
 
 def test_machine_is_plain_data_with_the_settings_of_the_run():
-    machine = describe_machine(torch.device("cpu"), "bfloat16")
+    machine = Compute(torch.device("cpu"), "bfloat16").describe()
     assert json.loads(json.dumps(machine, allow_nan=False)) == machine
     assert (machine["device"], machine["precision"]) == ("cpu", "bfloat16")
     assert machine["device_name"].strip() and "\n" not in machine["device_name"]
@@ -391,13 +431,13 @@ def test_machine_names_the_threads_that_torch_uses(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert describe_machine(torch.device("cpu"), "float32")["threads"] == threads
+        assert Compute(torch.device("cpu")).describe()["threads"] == threads
     finally:
         torch.set_num_threads(before)
 
 
 def test_machine_names_the_true_versions():
-    versions = describe_machine(torch.device("cpu"), "float32")["versions"]
+    versions = Compute(torch.device("cpu")).describe()["versions"]
     # The build, as in 2.9.0+cpu, is not in every wheel's metadata.
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert versions["numpy"] == np.__version__

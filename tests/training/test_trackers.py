@@ -1,12 +1,11 @@
 import builtins
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from onecycle.errors import StorageError, UsageError
-from onecycle.training.trackers import TensorBoardTracker, call_all, track
+from onecycle.training.trackers import TensorBoardTracker, TrackerCallback
 
 STEPS_PER_EPOCH = 3
 
@@ -23,14 +22,14 @@ class Notebook:
 
 def run(tracker, *, first_step=0, epochs=2, shift=0.0, test=True):
     """The calls that a training loop makes, with values that tell the steps apart."""
-    on_step, on_epoch = track(tracker, STEPS_PER_EPOCH)
+    callback = TrackerCallback(tracker, STEPS_PER_EPOCH)
     for epoch in range(1, epochs + 1):
         for number in range((epoch - 1) * STEPS_PER_EPOCH, epoch * STEPS_PER_EPOCH):
             if number >= first_step:
                 step = SimpleNamespace(step=number, lr=0.5**number, loss=shift + number)
-                on_step(epoch, step, 0.5)
+                callback.on_step(epoch, step, 0.5)
         if epoch * STEPS_PER_EPOCH > first_step:
-            on_epoch(
+            callback.on_epoch(
                 SimpleNamespace(
                     epoch=epoch, lr=0.1, train_loss=shift + 1 / epoch, train_accuracy=0.25 * epoch,
                     test_loss=2 / epoch if test else None, test_accuracy=0.125 if test else None,
@@ -84,7 +83,7 @@ def test_tensorboard_shows_the_same_values(tmp_path):
     )
 
 
-def test_a_run_that_goes_on_draws_no_step_twice(tmp_path):
+def test_a_run_that_resumes_draws_no_step_twice(tmp_path):
     first = TensorBoardTracker(tmp_path)
     run(first)
     first.close()
@@ -110,14 +109,6 @@ def test_figures_of_a_run_that_only_had_to_be_drawn_leave_its_curves(tmp_path):
     (picture,) = reader.Images("history")
     assert (picture.width, picture.height, picture.step) == (100, 50, 5)
     assert ("lr", 5) in {(name, step) for name, step, _ in written}
-
-
-def test_several_callbacks_are_called_in_order_and_none_is_left_out():
-    calls = []
-    both = call_all(lambda *v: calls.append(("a", v)), None, lambda *v: calls.append(("b", v)))
-    both(1, "x")
-    assert calls == [("a", (1, "x")), ("b", (1, "x"))]
-    call_all(None)(np.nan)
 
 
 def test_without_tensorboard_one_line_says_what_to_install(monkeypatch, tmp_path):

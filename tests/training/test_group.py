@@ -10,8 +10,9 @@ from torch import nn
 
 from onecycle.data.loaders import EpochBatches, ResidentLoader
 from onecycle.errors import UsageError
-from onecycle.training import loop as utils
+from onecycle.training.compute import Compute
 from onecycle.training.group import Group, join_group
+from onecycle.training.loop import fit, predict
 
 CPU = torch.device("cpu")
 
@@ -41,10 +42,11 @@ def network(bn):
 def training(group=None, *, bn=False, count=52, batch_size=16, epochs=2, **options):
     model = network(bn)
     optimizer = options.pop("optimizer", torch.optim.SGD)(model.parameters(), lr=0.5)
-    history = utils.fit(
+    history = fit(
         model, resident(count, batch_size, group=group), resident(21, 4, False, group),
         optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
-        nn.CrossEntropyLoss(label_smoothing=0.1), epochs=epochs, group=group, **options,
+        nn.CrossEntropyLoss(label_smoothing=0.1), epochs=epochs,
+        compute=Compute(CPU, group=group), **options,
     )  # fmt: skip
     return model, history
 
@@ -81,7 +83,9 @@ def together(rank, port, folder, die_at):
         asked = iter([False, False, rank == 1] + [False] * 50)
         _, stopped = training(group, stop=lambda: next(asked))
         predictions = {
-            count: utils.predict(plain, resident(count, 4, False, group), group=group)
+            count: predict(
+                plain, resident(count, 4, False, group), compute=Compute(CPU, group=group)
+            )
             for count in (1, 2, 21)
         }
         state = b"".join(value.numpy().tobytes() for value in with_bn.state_dict().values())
@@ -161,7 +165,7 @@ def test_a_wish_to_stop_in_one_process_stops_all_at_the_same_step(found):
 def test_every_image_is_evaluated_once_and_in_its_place(found, count):
     model = network(bn=False)
     model.load_state_dict(found[0]["weights"])
-    alone = utils.predict(model, resident(count, 4, False))
+    alone = predict(model, resident(count, 4, False))
     for each in found:
         probabilities, labels = each["predictions"][count]
         np.testing.assert_allclose(probabilities, alone.probabilities, rtol=1e-5)

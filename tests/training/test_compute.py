@@ -9,7 +9,7 @@ import torch
 from onecycle.errors import UsageError
 from onecycle.training import compute as hardware
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_devices_and_precisions():

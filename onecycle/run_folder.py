@@ -1,0 +1,151 @@
+"""A run and its folder: what makes it this run and no other, what it left, what it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from onecycle.errors import CheckpointError, UsageError
+from onecycle.optim.lr_finder import LRFinding
+from onecycle.recipe import as_data, with_later_fields
+from onecycle.records import History
+from onecycle.results.evaluation import Evaluation
+from onecycle.results.folder import (
+    own_folder,
+    prepare_folder,
+    read_history,
+    read_results,
+    results_of,
+    write_run,
+)
+from onecycle.results.report import build_report
+from onecycle.results.weights import load_into, save_weights
+from onecycle.training.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from onecycle.run import Run
+
+
+def describe_images(run: Run) -> dict[str, Any]:
+    """The images of a run in plain data, for results, report and weights."""
+    return {
+        "source": run.train.source,
+        "classes": list(run.train.classes),
+        "mean": list(run.train.mean),
+        "std": list(run.train.std),
+        "num_train": len(run.train),
+        "num_test": len(run.test),
+        "evaluated_on": run.test.name,
+        "augmentation": "batched" if run.augment is None else run.given["augment"],
+    }
+
+
+def identify(run: Run) -> dict[str, Any]:
+    """What decides the numbers of a run, in plain data."""
+    return {
+        "recipe": as_data(run.recipe),
+        "data": run.data | {"sha256": [run.train.digest(), run.test.digest()]},
+        "parts": run.given,
+        "workers": run.workers if run.augment else None,
+        "steps_per_epoch": len(run.train_loader),  # a large group leaves a small batch out
+    }
+
+
+def digest_of(run: Run) -> str:
+    """The identity as a short text, for ``results.json``."""
+    return hashlib.sha256(json.dumps(run.identity, sort_keys=True).encode()).hexdigest()
+
+
+def is_result_of(run: Run, results: dict[str, Any]) -> bool:
+    """Whether the content of a ``results.json`` is this run's."""
+    if "history" not in results:  # an evaluation's
+        return False
+    if "identity" in results:
+        return results["identity"] == digest_of(run)
+    recipe = with_later_fields(results["recipe"])  # of a run from before there were digests
+    return recipe == as_data(run.recipe) and results["data"] == run.data
+
+
+def finished_results(run: Run) -> dict[str, Any]:
+    """What this run left in its folder when it was finished, or nothing, for all processes alike.
+
+    Raises:
+        StorageError: the folder holds another finished run, or this one is to begin afresh.
+    """
+    results = run.compute.group.same(read_results(run.folder) if run.is_first else None)
+    if results and (run.resume != "auto" or not is_result_of(run, results)):
+        prepare_folder(run.folder)  # says why not
+    return results
+
+
+def reopen(
+    folder: Path, results: dict[str, Any], model: nn.Module
+) -> tuple[History, LRFinding, list[str]]:
+    """Give a network the weights of a finished run; what was measured, and the lines of its log.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or another network's.
+    """
+    load_into(model, folder / "model.safetensors")
+    history, lines = read_history(folder, results)
+    rates = {"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"]
+    return history, LRFinding(**rates), lines
+
+
+def write_folder(run: Run, evaluation: Evaluation) -> None:
+    """The folder of a finished run: weights, report, results, tables, log and figures.
+
+    Raises:
+        StorageError: something cannot be written.
+    """
+    about, title = run.about, f"{run.given['model']} on {run.test.source}"
+    with own_folder(run.folder):
+        try:
+            save_weights(
+                run.folder / "model.safetensors", run.model.state_dict(),
+                data=about["data"], recipe=about["recipe"], dtype=torch.float32,
+            )  # fmt: skip
+        except UsageError as error:
+            run.log.write(f"without model.safetensors, which evaluate and predict read: {error}")
+        report = build_report(
+            about, evaluation, run.test.data, title=title, history=run.history,
+            samples=run.samples, maps=run.error_maps, command=run.command,
+        )  # fmt: skip
+        results = results_of(about, run.history, evaluation) | {"identity": digest_of(run)}
+        write_run(
+            run.folder, results, model=run.model, history=run.history, evaluation=evaluation,
+            log=run.log.lines, figures=run.figures(), report=report,
+        )  # fmt: skip
+        run.checkpoint.discard()
+
+
+def open_checkpoint(run: Run) -> Checkpoint:
+    """The state of the unfinished run in its folder, loaded if there is one.
+
+    Raises:
+        CheckpointError: it is damaged or another run's, or not all processes see it.
+    """
+    checkpoint = Checkpoint(
+        run.folder,
+        identity=run.identity,
+        environment=run.machine,
+        extra={"log": run.log},
+        every_s=run.save_every_s,
+        write=run.is_first,
+    )
+    resumed = checkpoint.load(run.resume)
+    if not run.compute.group.agrees(resumed):
+        raise CheckpointError(
+            f"not all processes see the checkpoint in {run.folder}: "
+            "name a folder that all machines share"
+        )
+    for warning in checkpoint.warnings:
+        run.log.show(warning)
+    if resumed:
+        run.log.show(f"resuming from {checkpoint.source}")
+    return checkpoint
