@@ -1,7 +1,7 @@
 """The command line: ``onecycle train``, ``evaluate``, ``predict`` and ``export``.
 
-A command is a module with ``ABOUT`` (its line in the help), ``add_options(parser)``, ``check(args)``
-for what can be refused before torch is imported, ``main(args)``, which gives the exit code, and
+A command is a module with ``ABOUT`` (its description), ``add_options(parser)``, ``check(args)`` for
+what can be refused before torch is imported, ``main(args)``, which gives the exit code, and
 ``kept(args)``, what an interruption leaves behind.
 """
 

@@ -105,10 +105,16 @@ def prepare(args: argparse.Namespace, group: Group) -> None:
     Raises:
         StorageError: it is another run's, is in use, or cannot be written.
     """
-    from onecycle.results.folder import own_folder, prepare_folder, read_results
+    from onecycle.results.folder import (
+        RESULTS_FILE,
+        own_folder,
+        prepare_folder,
+        read_results,
+    )
 
     is_first = group.rank == 0
-    if is_first and (stored := read_results(args.out).get("recipe")):
+    if is_first and (args.out / RESULTS_FILE).exists():
+        stored = read_results(args.out).get("recipe")
         same = isinstance(stored, dict) and with_later_fields(stored) == as_data(args.recipe)
         if args.resume != "auto" or not same:
             prepare_folder(args.out)  # says why not
