@@ -41,9 +41,9 @@ def setting(
 class Recipe:
     """What is trained and how. Change it with ``dataclasses.replace``.
 
-    Epochs, peak and batch size are the assignment's. Decay, beta2, label smoothing and LRMAX / LRMIN
-    are ours, against overfitting. Options, help and checks are made from the fields: a new one needs
-    no other place.
+    Epochs, peak and batch size are the assignment's. Decay, beta2, label smoothing and
+    LRMAX / LRMIN are ours, against overfitting. Options, help and checks are made from the fields:
+    a new one needs no other place.
 
     Raises:
         UsageError: a value is of another type or out of its bounds.

@@ -1,7 +1,7 @@
 """The command line: ``onecycle train``, ``evaluate``, ``predict`` and ``export``.
 
-A command is a module with ``ABOUT`` (its line in the help), ``add_options(parser)``, ``check(args)``
-for what can be refused before torch is imported, ``main(args)``, which gives the exit code, and
+A command is a module with ``ABOUT`` (its description), ``add_options(parser)``, ``check(args)`` for
+what can be refused before torch is imported, ``main(args)``, which gives the exit code, and
 ``kept(args)``, what an interruption leaves behind.
 """
 
@@ -24,7 +24,10 @@ COMMANDS = {"train": train, "evaluate": evaluate, "predict": predict, "export": 
 def make_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(
-        prog="onecycle", description="Train, evaluate and explain small image classifiers."
+        prog="onecycle",
+        description="Train, evaluate and explain small image classifiers.",
+        epilog="For example: onecycle train --dataset digits. The options of a command are shown "
+        "by onecycle COMMAND --help.",
     )
     parser.add_argument("--version", action="version", version=f"onecycle {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")

@@ -117,7 +117,7 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     add = add_device(parser)
     # fmt: off
     add("--precision", choices=PRECISIONS, default="auto",
-        help="number format of the matrix products; auto is the fastest that the device is built for")
+        help="number format of matrix products; auto is the fastest that the device is built for")
     add("--compile", choices=COMPILE_MODES, default="off",
         help="on a GPU: faster steps after a slow start (%(default)s)")
     add("--augmentation", choices=("batched", "albumentations"), default="batched",

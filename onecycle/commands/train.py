@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import INTERRUPTED, TERMINATED, complain, custom_resnet, say
+from onecycle.commands.common import INTERRUPTED, TERMINATED, custom_resnet, say
 from onecycle.commands.options import (
     add_compute,
     add_data,
@@ -105,16 +105,20 @@ def prepare(args: argparse.Namespace, group: Group) -> None:
     Raises:
         StorageError: it is another run's, is in use, or cannot be written.
     """
-    from onecycle.results.folder import own_folder, prepare_folder, read_results
+    from onecycle.results.folder import (
+        RESULTS_FILE,
+        own_folder,
+        prepare_folder,
+        read_results,
+    )
 
     is_first = group.rank == 0
-    if is_first and (stored := read_results(args.out)):
-        recipe = with_later_fields(stored.get("recipe", {}))
-        if args.resume != "auto" or recipe != as_data(args.recipe):
+    if is_first and (args.out / RESULTS_FILE).exists():
+        stored = read_results(args.out).get("recipe")
+        same = isinstance(stored, dict) and with_later_fields(stored) == as_data(args.recipe)
+        if args.resume != "auto" or not same:
             prepare_folder(args.out)  # says why not
-    with own_folder(args.out, is_first=is_first) as warning:
-        if warning:
-            complain(warning)
+    with own_folder(args.out, is_first=is_first):
         if is_first:
             (args.out / STATUS_FILE).unlink(missing_ok=True)  # of an earlier start
 

@@ -243,6 +243,15 @@ def test_results_of_an_evaluation_are_no_finished_run(finished, tmp_path, capsys
     assert "holds a finished run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"recipe": null}', '{"history": []}'])
+def test_results_that_are_none_are_not_written_over(tmp_path, capsys, content):
+    (tmp_path / "results.json").write_text(content)
+    assert commands.main([*WORDS, "--out", str(tmp_path)]) == 6
+    error = capsys.readouterr().err
+    assert "holds a finished run" in error and error.count("\n") == 1
+    assert (tmp_path / "results.json").read_text() == content
+
+
 def test_a_recipe_from_the_results_of_a_run_gives_its_numbers(tiny, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert commands.main([*WORDS, "--beta2", "0.9", "--out", str(first)]) == 0
