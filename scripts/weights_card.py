@@ -25,7 +25,7 @@ def render_card(file: Path, results: dict, evaluated: dict | None) -> str:
     Args:
         file: the weights.
         results: the numbers of the run that trained them.
-        evaluated: the numbers of evaluate.py on this file, where there are some.
+        evaluated: the numbers of ``onecycle evaluate`` on this file, if there are some.
     """
     weights = load_weights(file)
     content, recipe = file.read_bytes(), weights.recipe
@@ -58,7 +58,7 @@ def render_card(file: Path, results: dict, evaluated: dict | None) -> str:
         measured = evaluated["evaluation"]
         figures = {
             "Test accuracy of this file, in float32": share(measured),
-            "The same, with mirror images counted in": percent(measured["mirrored_accuracy"]),
+            "The same, averaged with mirrored images (flip TTA)": percent(measured["mirrored_accuracy"]),
             "Test loss of this file": f"{measured['loss']:.4f} nats",
             "Expected calibration error": f"{measured['calibration']['error']:.4f}",
             "Measured on": f"{evaluated['machine']['device_name']}, "
@@ -99,33 +99,41 @@ CARD_USE = """
 ## Use
 
 ```python
-from models import CustomResNet, load_weights
-from pictures import read_picture
-from predictions import predict_pictures
+from data import read_picture
+from models import CustomResNet
+from onecycle import load_weights
+from onecycle.results.pictures import predict_pictures
 
 weights = load_weights("weights/{file}")
 model = CustomResNet.from_pretrained(weights)
-found = predict_pictures(
-    model, [read_picture("photo.jpg")],
-    mean=weights.mean, std=weights.std, classes=weights.classes,
+(guesses,) = predict_pictures(
+    model,
+    [read_picture("photo.jpg")],
+    mean=weights.mean,
+    std=weights.std,
+    classes=weights.classes,
 )
+print(guesses[0].label, guesses[0].probability)
 ```
 
 ```
-python predict.py photo.jpg
-python evaluate.py weights/{file} --data-dir path/to/cifar10
+onecycle predict photo.jpg --weights weights/{file}
+onecycle evaluate weights/{file} --data-dir path/to/cifar10
 ```
 
-The second measures the accuracy again: on the images named above, the same to the image on the same
-machine and nearly so elsewhere; on another copy of CIFAR-10 it differs.
+The second command measures the accuracy again. On the images named above it is the same to the image on
+the same machine, and nearly the same elsewhere. On another copy of CIFAR-10 it differs.
+
+To classify your own pictures, use these weights as a
+[start](../docs/own_pictures.md#start-from-trained-weights).
 
 ## Limits
 
-- Whatever a picture shows, the answer is one of the ten classes, often with a high probability.
-  There is no answer "none of these".
-- It sees 32x32 pixels, the square in the middle of a picture: small or distant things are lost.
-- The training photographs show one thing each, large and centred; other pictures are another task.
-- One run with one seed. Nothing was measured on noise, weather, other cameras or drawings.
+- The answer is one of the ten classes whatever a picture shows, often with a high probability. There is
+  no answer "none of these".
+- The network sees 32x32 pixels, the square in the middle of a picture. Small or distant things are lost.
+- The training photographs show one thing each, large and centred. Other pictures are another task.
+- It is a single run with one seed. Nothing was measured on noise, weather, other cameras or drawings.
 - It is for study. It knows no people and is not fit for decisions about any.
 
 The images are CIFAR-10's: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images"

@@ -128,6 +128,6 @@ def test_a_class_without_a_share_is_a_dash(publish, results, evaluated):
     evaluated["evaluation"]["mirrored_accuracy"] = None
     results["final"]["class_accuracy"]["airplane"] = None
     card = publish.render_card(publish.WEIGHTS, results, evaluated)
-    assert "| airplane | – | 60.0% | – |" in card and "counted in | – |" in card
+    assert "| airplane | – | 60.0% | – |" in card and "(flip TTA) | – |" in card
     card = publish.render_card(publish.WEIGHTS, results, None)
     assert "| airplane | – |" in card and "| – | " in publish.render_results(results)
