@@ -122,7 +122,8 @@ class Run:
         self.given = {name: name_of(value) for name, value in given.items() if value is not None}
         tune_process()
         set_seed(recipe.seed)
-        self.criterion = criterion or nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        criterion = criterion or nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.criterion = criterion.to(self.compute.device)  # it may have weights of classes
         self.train_loader = self.loader(train=True, shared=True)
         self.test_loader = self.loader(train=False, shared=True)
         self.total_steps = recipe.epochs * len(self.train_loader)

@@ -67,8 +67,8 @@ def is_result_of(run: Run, results: dict[str, Any]) -> bool:
         return False
     if "identity" in results:
         return results["identity"] == digest_of(run)
-    recipe = with_later_fields(results["recipe"])  # of a run from before there were digests
-    return recipe == as_data(run.recipe) and results["data"] == run.data
+    recipe = with_later_fields(results["recipe"])  # from before there were digests
+    return recipe == as_data(run.recipe) and results.get("data") == run.data
 
 
 def finished_results(run: Run) -> dict[str, Any]:
@@ -91,10 +91,15 @@ def reopen(
     Raises:
         CheckpointError: a file is missing, damaged or another network's.
     """
-    load_into(model, folder / "model.safetensors")
     history, lines = read_history(folder, results)
-    rates = {"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"]
-    return history, LRFinding(**rates), lines
+    try:
+        finding = LRFinding(
+            **{"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"]
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: results.json has no learning rate ({error})") from error
+    load_into(model, folder / "model.safetensors")
+    return history, finding, lines
 
 
 def write_folder(run: Run, evaluation: Evaluation) -> None:

@@ -322,3 +322,11 @@ def test_the_speedrun_prepares_the_network(data, tmp_path):
     run = Run(tmp_path, data, Wide, recipe, **HERE)
     assert not run.model.features[0].weight.requires_grad  # whitened
     assert run.fit().epochs[-1].epoch == 2
+
+
+def test_a_results_file_that_cannot_be_read_is_not_written_over(data, tmp_path):
+    for text in ("{", '{"history": []}', '{"history": [], "recipe": 3}'):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises((CheckpointError, StorageError)):
+            Run(tmp_path, data, Tiny, RECIPE, **HERE).fit()
+        assert (tmp_path / "results.json").read_text() == text

@@ -79,11 +79,26 @@ def own_folder(folder: Path, *, is_first: bool = True) -> Iterator[str | None]:
 
 
 def read_results(folder: str | os.PathLike) -> dict[str, Any]:
-    """What a finished run left in its folder, or nothing."""
+    """What a finished run left in its folder, or nothing.
+
+    Raises:
+        CheckpointError: there is a ``results.json`` that is none.
+    """
+    file = Path(folder) / RESULTS_FILE
     try:
-        return dict(json.loads((Path(folder) / RESULTS_FILE).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        results = dict(json.loads(file.read_text("utf-8")))
+        if not isinstance(results.get("recipe"), dict):
+            raise ValueError("no recipe")
+        return results
+    except FileNotFoundError:
         return {}
+    except NotADirectoryError:  # which is refused where the folder is made
+        return {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it holds no results of a run"
+        raise CheckpointError(
+            f"{file} cannot be read: {reason}; remove it, or name another folder"
+        ) from error
 
 
 def read_history(folder: Path, results: Mapping[str, Any]) -> tuple[History, list[str]]:
