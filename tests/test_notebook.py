@@ -68,7 +68,9 @@ def executed(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
             patch.setenv("PYTHONPATH", path.rstrip(os.pathsep))
-            NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}).execute()
+            NotebookClient(
+                notebook, resources={"metadata": {"path": str(folder)}}, coalesce_streams=True
+            ).execute()
         executed.append(notebook)
     return folder, executed
 
