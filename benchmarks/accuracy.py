@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,7 +33,8 @@ from benchmarks.common import (
 )
 from benchmarks.training import KINDS, check_input, load_images, train_once
 from onecycle.errors import DivergedError, UsageError
-from onecycle.recipe import PRESETS, Recipe, with_later_fields
+from onecycle.recipe import PRESETS, Recipe, type_of, with_later_fields
+from onecycle.training.compute import Compute
 
 OVERRIDES = ("epochs", "peak_epoch", "batch_size")
 
@@ -61,22 +62,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def fields_of(assignments: Sequence[str]) -> dict[str, Any]:
     """``["lr_max=0.01", "lr_min=none"]`` as recipe fields, each of its own type."""
-    types = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    types = get_type_hints(Recipe)
     given = {}
     for assignment in assignments:
         name, _, text = assignment.partition("=")
         if name not in types:
             raise UsageError(f"{assignment!r}: the recipe has {', '.join(types)}, as FIELD=VALUE")
+        kind, may_be_none = type_of(types[name])
         try:
-            if "None" in types[name] and text.lower() == "none":
+            if may_be_none and text.lower() == "none":
                 given[name] = None
-            elif types[name] == "bool":
+            elif kind is bool:
                 given[name] = {"true": True, "false": False}[text.lower()]
             else:
-                number = {"int": int, "str": str}.get(types[name].split(" ")[0], float)
-                given[name] = number(text)
+                given[name] = kind(text) if kind in (int, float) else text
         except (ValueError, KeyError):
-            raise UsageError(f"{assignment!r}: {name} is of type {types[name]}") from None
+            raise UsageError(f"{assignment!r}: {name} is no {kind.__name__}") from None
     return given
 
 
@@ -172,8 +173,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         try:
             run = train_once(
-                recipe, train, test, device=device, precision=precision, kind=args.input,
-                compile_mode=args.compile, on_epoch=tell,
+                recipe, train, test, Compute(device, precision, args.compile), kind=args.input,
+                on_epoch=tell,
             )  # fmt: skip
             said = f"{run['accuracy']:.2%}, mirrored {run['accuracy_mirrored']:.2%}"
         except DivergedError as error:  # a result; any other error ends the campaign

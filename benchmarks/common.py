@@ -18,7 +18,7 @@ from onecycle.commands.common import run_command
 from onecycle.files import write_whole
 from onecycle.training.compute import (
     PRECISIONS,
-    describe_machine,
+    Compute,
     get_compile_mode,
     get_device,
     get_precision,
@@ -117,7 +117,7 @@ def line_through(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 
 def machine(device: torch.device, precision: str, compile_mode: str | None) -> dict[str, Any]:
     """What the figures depend on."""
-    described = describe_machine(device, precision, compile_mode=compile_mode)
+    described = Compute(device, precision, compile_mode).describe()
     return described | {"cores": num_cores(), "amx": has_amx()}
 
 

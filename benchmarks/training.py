@@ -12,29 +12,23 @@ from torch import nn
 
 from benchmarks.common import now
 from models import CustomResNet
+from onecycle import ImageDataset, Recipe, load_cifar10, load_digits
 from onecycle.data.augmentation import get_test_batch_transform
-from onecycle.data.cifar10 import CIFAR10_CLASSES, load_cifar10
-from onecycle.data.dataset import ImageDataset
-from onecycle.data.digits import load_digits
-from onecycle.data.folder import load_image_folder
-from onecycle.data.loaders import ResidentLoader, get_loader
+from onecycle.data.dataset import CIFAR10_CLASSES
+from onecycle.data.loaders import ResidentLoader
 from onecycle.errors import UsageError
+from onecycle.modules import freeze_idle_biases
 from onecycle.optim.lr_finder import find_lr
-from onecycle.recipe import Recipe
-from onecycle.training.compute import PRECISIONS, set_seed, to_device
+from onecycle.run_parts import OPTIMIZERS, choose_rates, make_loader, one_cycle_of
+from onecycle.training.compute import Compute, set_seed
 from onecycle.training.loop import fit, predict
-from onecycle.training_parts import (
-    AUGMENTATION,
-    make_augmentation,
-    make_optimizer,
-    make_scheduler,
-    mean_and_std,
-)
 from transformation import get_train_aug_transform
 
 EVALUATED_AT_ONCE = 500
 KINDS = ("batched", "albumentations")
 """Of the training input."""
+AUGMENTATION = ("alternating_flip", "cutout_size_px", "padding")
+"""The recipe's fields that only the batched input takes."""
 
 
 def random_images(count: int, seed: int = 0) -> ImageDataset:
@@ -45,12 +39,10 @@ def random_images(count: int, seed: int = 0) -> ImageDataset:
 
 
 def load_images(data_dir: str | None, count: int) -> tuple[ImageDataset, ImageDataset]:
-    """Training and test images; noise where no folder is given, ``count`` and 1,000 of it."""
+    """Training and test images; noise if no folder is given, ``count`` and 1,000 of it."""
     if data_dir is None:
         return random_images(count), random_images(1000, seed=1)
-    if data_dir == "digits":
-        return load_digits()
-    return load_cifar10(data_dir, load_folder=load_image_folder)
+    return load_digits() if data_dir == "digits" else load_cifar10(data_dir)
 
 
 def check_input(recipe: Recipe, images: ImageDataset, kind: str) -> None:
@@ -59,38 +51,31 @@ def check_input(recipe: Recipe, images: ImageDataset, kind: str) -> None:
         raise UsageError(
             f"batch_size is {recipe.batch_size}, more than the {len(images)} training images"
         )
-    for name in set(AUGMENTATION) - {"flip_probability"}:
+    for name in AUGMENTATION:
         if kind != "batched" and getattr(recipe, name) != getattr(Recipe(), name):
             raise UsageError(f"{name} is {getattr(recipe, name)}; it needs the batched input")
 
 
 def train_loader(
-    images: ImageDataset,
-    recipe: Recipe,
-    device: torch.device,
-    *,
-    kind: str = "batched",
-    workers: int = 0,
+    images: ImageDataset, recipe: Recipe, compute: Compute, *, kind: str = "batched", workers: int = 0
 ):
     """Augmented training batches: "batched" on the device, or "albumentations" image by image."""
-    normal = mean_and_std(images)
-    if kind == "batched":
-        transform = make_augmentation(recipe, images, normal, device)
-        return ResidentLoader(
-            transform, images.targets, recipe.batch_size,
-            device=device, train=True, seed=recipe.seed,
-        )  # fmt: skip
-    transform = get_train_aug_transform(*normal, flip_probability=recipe.flip_probability)
-    return get_loader(
-        images.with_transform(transform), recipe.batch_size,
-        train=True, seed=recipe.seed, num_workers=workers, device=device,
-    )  # fmt: skip
+    augment = None
+    if kind != "batched":
+        augment = get_train_aug_transform(
+            images.mean, images.std, flip_probability=recipe.flip_probability
+        )
+    return make_loader(
+        (images, images), recipe, compute, train=True, shared=False, augment=augment, workers=workers
+    )
 
 
-def test_loader(images: ImageDataset, normalised_as: ImageDataset, device: torch.device):
+def test_loader(images: ImageDataset, like: ImageDataset, compute: Compute):
     """Normalised batches, in order."""
-    transform = get_test_batch_transform(images.data, *mean_and_std(normalised_as), device=device)
-    return ResidentLoader(transform, images.targets, EVALUATED_AT_ONCE, device=device, train=False)
+    transform = get_test_batch_transform(images.data, like.mean, like.std, device=compute.device)
+    return ResidentLoader(
+        transform, images.targets, EVALUATED_AT_ONCE, device=compute.device, train=False
+    )
 
 
 @dataclasses.dataclass
@@ -102,68 +87,64 @@ class Parts:
     optimizer: torch.optim.Optimizer
 
 
-def make_parts(
-    recipe: Recipe,
-    device: torch.device,
-    *,
-    train: ImageDataset | None = None,
-    lr: float = 1e-3,
-    compile_mode: str | None = None,
-) -> Parts:
+def make_parts(recipe: Recipe, compute: Compute, train: ImageDataset) -> Parts:
     """Network, loss and optimizer of a recipe, seeded; ``train`` is what it is prepared for."""
     set_seed(recipe.seed)
-    model = to_device(CustomResNet(len(train.classes) if train else 10), device)
+    model = compute.place_model(CustomResNet(len(train.classes)))
+    freeze_idle_biases(model)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    normal = mean_and_std(train) if train else None  # looked at by the speedrun alone
-    optimizer = make_optimizer(recipe, model, train, normal, lr=lr, compile_mode=compile_mode)
-    return Parts(model, criterion, optimizer)
+    return Parts(model, criterion, OPTIMIZERS[recipe.optimizer](model, recipe, train, compute))
 
 
 def fit_parts(
     parts: Parts,
     loader,
     recipe: Recipe,
+    compute: Compute,
     *,
-    lr_max: float,
-    precision: str,
-    compile_mode: str | None = None,
+    finding,
     on_epoch: Callable[[Any], None] | None = None,
 ):
-    """``utils.fit`` over the whole cycle of a recipe, without evaluation: the history.
+    """``fit`` over the whole cycle of a recipe, without evaluation: the history.
 
     Raises:
         KeyboardInterrupt: out of ``on_epoch`` too, which ``fit`` would take for a wish to stop: the
             part of a training is no result.
     """
-    lr_min = lr_max / recipe.lr_ratio if recipe.lr_min is None else recipe.lr_min
-    scheduler = make_scheduler(recipe, parts.optimizer, loader, lr_max=lr_max, lr_min=lr_min)
+    scheduler = one_cycle_of(parts.optimizer, recipe, finding, len(loader))
+    callbacks = [_Epochs(on_epoch)] if on_epoch else []
     history = fit(
         parts.model, loader, None, parts.optimizer, scheduler, parts.criterion,
-        epochs=recipe.epochs, precision=precision, compile_mode=compile_mode, on_epoch=on_epoch,
+        epochs=recipe.epochs, compute=compute, callbacks=callbacks,
     )  # fmt: skip
     if len(history.epochs) < recipe.epochs:
         raise KeyboardInterrupt
     return history
 
 
-def warm_up(recipe: Recipe, train: ImageDataset, device, precision: str, compile_mode) -> None:
+class _Epochs:
+    def __init__(self, on_epoch: Callable[[Any], None]) -> None:
+        self.on_epoch = on_epoch
+
+
+def warm_up(recipe: Recipe, train: ImageDataset, compute: Compute) -> None:
     """Compile for the two batch shapes of an epoch, on a twin; what follows finds it done."""
     size = recipe.batch_size
     few = train.subset(range(size + len(train) % size)) if len(train) > 2 * size else train
-    short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_min=None)
-    loader = train_loader(few, short, device)
-    parts = make_parts(short, device, train=train, compile_mode=compile_mode)
-    fit_parts(parts, loader, short, lr_max=1e-3, precision=precision, compile_mode=compile_mode)
+    short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_min=None, lr_max=1e-3)
+    parts = make_parts(short, compute, train)
+    fit_parts(
+        parts, train_loader(few, short, compute), short, compute,
+        finding=choose_rates(short, None),
+    )  # fmt: skip
 
 
 def train_once(
     recipe: Recipe,
     train: ImageDataset,
     test: ImageDataset,
+    compute: Compute,
     *,
-    device: torch.device,
-    precision: str,
-    compile_mode: str | None = None,
     kind: str = "batched",
     on_epoch: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
@@ -173,38 +154,35 @@ def train_once(
         DivergedError: the loss is not finite.
         UsageError: the range test says nothing, or the recipe does not go with the images.
     """
+    device = compute.device
     begin = now(device)
     if device.type == "cuda":
-        warm_up(recipe, train, device, precision, compile_mode)
+        warm_up(recipe, train, compute)
     compiled = now(device)
-    loader = train_loader(train, recipe, device, kind=kind)
-    parts = make_parts(
-        recipe, device, train=train, lr=recipe.finder_start_lr, compile_mode=compile_mode
-    )
-    lr_max, swept = recipe.lr_max, {}
-    if lr_max is None:
-        finding = find_lr(
+    loader = train_loader(train, recipe, compute, kind=kind)
+    parts = make_parts(recipe, compute, train)
+    found, swept = None, {}
+    if recipe.lr_max is None:
+        found = find_lr(
             parts.model, parts.optimizer, parts.criterion, loader,
             start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-            num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
-            autocast_dtype=PRECISIONS[precision],
+            num_steps=recipe.finder_steps, ratio=recipe.lr_ratio, autocast_dtype=compute.dtype,
         )  # fmt: skip
         # Its rates follow from the recipe; from both, what another rule would have found.
-        lr_max, swept = finding.lr_max, {"range_test": [round(x, 4) for x in finding.losses]}
+        swept = {"range_test": [round(x, 4) for x in found.losses]}
+    finding = choose_rates(recipe, found)
     ready = now(device)
-    history = fit_parts(
-        parts, loader, recipe, lr_max=lr_max, precision=precision, compile_mode=compile_mode,
-        on_epoch=on_epoch,
-    )  # fmt: skip
+    history = fit_parts(parts, loader, recipe, compute, finding=finding, on_epoch=on_epoch)
     trained = now(device)
-    evaluated = test_loader(test, train, device)
-    found = predict(parts.model, evaluated, precision=precision, mirrored=True)
+    predicted = predict(
+        parts.model, test_loader(test, train, compute), compute=compute, mirrored=True
+    )
     return {
         "seed": recipe.seed,
-        "lr_max": lr_max,
+        "lr_max": finding.lr_max,
         **swept,
-        "accuracy": found.accuracy,
-        "accuracy_mirrored": found.mirrored_accuracy,
+        "accuracy": predicted.accuracy,
+        "accuracy_mirrored": predicted.mirrored_accuracy,
         "train_accuracy": history.epochs[-1].train_accuracy,
         "train_loss": history.epochs[-1].train_loss,
         "train_accuracy_by_epoch": [round(epoch.train_accuracy, 5) for epoch in history.epochs],
