@@ -12,7 +12,10 @@ DECAY = "decay per step"
 
 
 def factors_of(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The two levels of each factor, the lower one first; empty if this is no full factorial."""
+    """The two levels of each factor, the lower one first; empty if this is no full factorial.
+
+    That of a single factor is none: its summary says as much.
+    """
     levels = {name: levels_of(recipe, recipes) for name, recipe in recipes.items()}
     found: dict[str, set[Any]] = {}
     for row in levels.values():
@@ -21,7 +24,7 @@ def factors_of(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]
     factors = {name: values for name, values in found.items() if len(values) > 1}
     combined = {tuple(row[name] for name in factors) for row in levels.values()}
     is_full = len(combined) == len(recipes) == 2 ** len(factors)
-    if not factors or not is_full or any(len(values) != 2 for values in factors.values()):
+    if len(factors) < 2 or not is_full or any(len(values) != 2 for values in factors.values()):
         return {}
     return {name: sorted(values) for name, values in factors.items()}
 

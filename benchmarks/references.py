@@ -137,7 +137,7 @@ def run_ours(args, seed: int, out: Path) -> dict[str, dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
-    device, precision = settle(args)
+    compute = settle(args)
     found = sorted(path.parent for path in args.references.glob("*/run.sh"))
     if not found:
         raise UsageError(f"{args.references} has no folder with a run.sh; see benchmarks/README.md")
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "most_seconds": args.most_seconds,
         "seeds": args.seeds,
     }
-    result = new_result("references", device, precision, settings, compile_mode=args.compile)
+    result = new_result("references", compute, settings)
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images.npz"
         write_images(images, train, test)
