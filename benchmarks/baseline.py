@@ -35,6 +35,7 @@ from benchmarks.common import (
     spread,
     write_json,
 )
+from benchmarks.training import fit_run, load_images, make_run, plain_recipe
 from models import CustomResNet
 from onecycle.errors import UsageError
 from transformation import get_train_aug_transform
