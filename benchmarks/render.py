@@ -133,7 +133,21 @@ def render_accuracy(result: dict[str, Any]) -> str:
     )
     head = ["Recipe", "epochs", "batch", "seeds", "accuracy", "worst", "with mirror images",
             "training accuracy", "training seconds"]  # fmt: skip
-    return f"{about}\n\n{table(head, rows)}"
+    parts = [about, table(head, rows)]
+    if "effects" in result:
+        parts.append(render_effects(result["effects"]))
+    if "missing" in result:
+        parts.append(f"For {len(result['missing'])} of the runs there was no time.")
+    return "\n\n".join(parts)
+
+
+def render_effects(effects: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [name, row["low"], row["high"],
+         f"{100 * row['effect']:+.2f} ± {100 * row['standard_error']:.2f}"]
+        for name, row in effects.items()
+    ]  # fmt: skip
+    return table(["Factor", "lower", "upper", "effect in points, standard error"], rows)
 
 
 def render_references(result: dict[str, Any]) -> str:
@@ -154,11 +168,15 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "step": render_step,
     "baseline": render_baseline,
     "scaling": render_scaling,
-    "accuracy": render_accuracy,
-    "speedrun": render_accuracy,
-    "speedrun_epochs": render_accuracy,
+    **dict.fromkeys(("accuracy", "speedrun", "speedrun_epochs"), render_accuracy),
     "references": render_references,
 }
+CHOICE = {
+    "factorial": "**How the recipe was chosen**: all combinations of two levels of four numbers",
+    "halving": "**The recipes that follow from it**, over seeds",
+    "chosen": "**The chosen recipe**, on the test images",
+}
+"""The sections by which the recipe is chosen, which are told of where they were run."""
 PLACES = [
     ("cpu", CPU, ("input", "step", "baseline", "scaling")),
     ("gpu", GPU, ("accuracy", "step", "input", "speedrun", "speedrun_epochs", "references",
@@ -179,6 +197,10 @@ def render_benchmarks(cpu: Path = CPU, gpu: Path = GPU) -> str:
             for name, result in results.items()
             if result
         ]
+        for name, title in CHOICE.items() if place == "gpu" else ():
+            if result := load(folders[place] / f"{name}.json"):
+                about = f"{title}: {machine_of(result)}"
+                parts += [about, f"{render_accuracy(result)}{broken_off(result)}"]
         missing = {}
         for name in (name for name, result in results.items() if not result):
             missing.setdefault(COMMANDS.get(name, COMMANDS[place]), []).append(name)
