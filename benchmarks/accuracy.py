@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import (
     new_result,
     parser,
-    print_table,
     run_benchmark,
     settle,
     spread,
     write_json,
 )
 from benchmarks.effects import effects_of
+from benchmarks.tables import show
 from benchmarks.training import KINDS, check_input, graph_of, load_images, train_once, warm_up
 from onecycle.data.dataset import Images
 from onecycle.errors import DivergedError, UsageError
@@ -270,47 +270,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result = store(args.out, fresh, recipes, name, run)
         print(f"{count + 1} of {len(wanted)}: {name}, seed {recipe.seed}: {said}", flush=True)
     print()
-    print_accuracy(result)
+    show(result)
     return result
-
-
-def print_accuracy(result: dict[str, Any]) -> None:
-    settings = result["settings"]
-    print(
-        f"{settings['images']}: trained on {settings['num_train']:,}, evaluated on "
-        f"{settings['num_evaluated']:,} {settings['evaluated_on']}, last epoch"
-    )
-    rows = []
-    for name, row in result["summary"].items():
-        cells = [name, row.get("accuracy", {}).get("count", 0), row["failed"]]
-        if "accuracy" in row:
-            plain = row["accuracy"]
-            cells += [
-                f"{100 * plain['mean']:.2f} ± {100 * plain['std']:.2f}",
-                f"{100 * plain['least']:.2f}",
-                f"{100 * row['accuracy_mirrored']['mean']:.2f}",
-                f"{100 * row['train_accuracy']['mean']:.2f}",
-                f"{row['share_at_90']:.0%}",
-                f"{row['training_seconds']['median']:.2f}",
-            ]
-        rows.append(cells + [""] * (9 - len(cells)))
-    print_table(
-        ["variant", "seeds", "failed", "accuracy %", "worst", "mirrored", "training", "at 90 %",
-         "seconds"],
-        rows,
-    )  # fmt: skip
-    if "effects" in result:
-        print_effects(result["effects"])
-
-
-def print_effects(effects: dict[str, dict[str, Any]]) -> None:
-    print("\nMain effects on the accuracy, of the upper level against the lower one")
-    rows = [
-        [name, row["low"], row["high"], f"{100 * row['effect']:+.2f}",
-         f"{100 * row['standard_error']:.2f}"]
-        for name, row in effects.items()
-    ]  # fmt: skip
-    print_table(["factor", "lower", "upper", "effect, points", "standard error"], rows)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ from benchmarks.common import (
     new_result,
     now,
     parser,
-    print_table,
     run_benchmark,
     set_sizes,
     settle,
     spread,
     write_json,
 )
+from benchmarks.tables import show
 from benchmarks.training import fit_run, load_images, make_run, plain_recipe
 from models import CustomResNet
 from onecycle.errors import UsageError
@@ -162,17 +162,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         run = make_run(recipe, (train, test), compute)
         mark = [now(device)]
         fit_run(run, on_epoch=turn)
-    summary = result["summary"]
-    print_table(
-        ["loop", "images/s", "least", "most"],
-        [
-            [name, *(f"{summary[name][key]:,.0f}" for key in ("median", "least", "most"))]
-            for name in ("ours", "plain")
-        ],
-    )
-    ratio = summary["ratio"]
-    print(f"ratio {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
-    print(summary["goal"])
+    show(result)
     return result
 
 

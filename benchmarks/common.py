@@ -141,13 +141,3 @@ def new_result(name: str, compute: Compute, settings: dict[str, Any]) -> dict[st
         "runs": [],
         "summary": {},
     }
-
-
-def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on standard output."""
-    rows = [list(head), *[[str(cell) for cell in row] for row in rows]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    for index, row in enumerate(rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-        if index == 0:
-            print("  ".join("-" * width for width in widths))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
@@ -24,7 +23,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks import campaign
 from benchmarks.common import run_benchmark, write_json
+from benchmarks.sections import ROOT, Section, sections
 from benchmarks.training import load_images
 from onecycle.errors import DataError, RunError, UsageError, WorkerError
 from onecycle.training.compute import get_compile_mode, get_device
 
-ROOT = Path(__file__).resolve().parent.parent
 TOTAL_S = 505.0
 """Of the nine minutes; the rest is for starting and ending."""
 PROBE_S = 90.0
@@ -46,7 +44,7 @@ END_S = 5.0
 """For a section to end what it has started."""
 LOG_CHARACTERS = 20_000
 """Of a section's output, its end."""
-START_S = 15.0
+START_S = 10.0
 """For a campaign of trainings to start, and to write what it has done."""
 MODES = ("reduce-overhead", "default")
 """Of the compiler, the one that is expected to be fastest first."""
@@ -61,63 +59,6 @@ for step in range(3):
 torch.cuda.synchronize()
 """
 """Small steps through the compiler, whose failure is not any section's."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """One command and its time."""
-
-    name: str
-    script: str
-    options: tuple[str, ...]
-    most_s: float
-    """It is ended after so long; what it has written by then counts."""
-    least_s: float
-    """With less than this left it is not begun."""
-    follow: Callable[[Path], list[str]] | None = None
-    """More options, by what earlier sections left in the folder of the results."""
-
-
-def given_rate() -> tuple[str, ...]:
-    """LRMAX of the published run, where torch-lr-finder is not here to find one."""
-    if importlib.util.find_spec("torch_lr_finder") is not None:
-        return ()
-    published = json.loads((ROOT / "results" / "cifar10" / "results.json").read_text("utf-8"))
-    return ("--set", f"lr_max={published['learning_rate']['lr_max']:.4g}")
-
-
-def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
-    """What is measured, the most important first."""
-    some = [str(seed) for seed in seeds]
-    speedrun = ("--preset", "speedrun", "--seeds")
-    held_out = ("--val", "5000")
-    test_seeds = [str(seed) for seed in range(10, 15)]
-
-    def lasting(*epochs: int) -> list[str]:
-        return [word for n in epochs for word in ("--variant", f"{n} epochs: epochs={n}")]
-
-    made = [
-        # The recipe is chosen on held-out training images; that of the chosen one is on the test's.
-        Section("factorial", "accuracy.py", (*campaign.factorial(), *held_out), 260, 100),
-        Section("halving", "accuracy.py", ("--seeds", "2", "3", "4", *held_out), 150, 70,
-                campaign.halving_options),
-        Section("chosen", "accuracy.py", ("--seeds", *test_seeds), 100, 45,
-                campaign.chosen_options),
-        Section("step", "step.py", ("--profile",), 130, 40),
-        Section("accuracy", "accuracy.py", ("--seeds", *some, *given_rate()), 150, 40),
-        # What 90 % take: with mirror images, without them.
-        Section("speedrun", "accuracy.py", (*speedrun, *some, *lasting(5, 7)), 100, 30),
-        Section("input", "input.py", ("--seconds", "0.5"), 45, 20),
-        # The plain loop takes seconds for each 10,000 images.
-        Section("baseline", "baseline.py", ("--rounds", "3", "--images", "20000"), 80, 45),
-        Section("speedrun_epochs", "accuracy.py",
-                (*speedrun, *some[:2], *held_out, *lasting(4, 5, 6, 7, 8)), 100, 30),
-        Section("scaling", "scaling.py", ("--compile", "off"), 110, 40),
-    ]  # fmt: skip
-    if references:  # the first run of each compiles
-        options = ("--references", references, "--seeds", *some[:2], "--most-seconds", "200")
-        made.insert(3, Section("references", "references.py", options, 300, 90))
-    return made
 
 
 def fastest_mode(file: Path) -> list[str]:

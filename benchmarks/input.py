@@ -25,12 +25,12 @@ from benchmarks.common import (
     now,
     num_cores,
     parser,
-    print_table,
     run_benchmark,
     settle,
     spread,
     write_json,
 )
+from benchmarks.tables import show
 from benchmarks.training import load_images, make_run, plain_recipe
 from onecycle.training.compute import Compute
 
@@ -140,19 +140,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["summary"] = summarise(result["runs"], device)
         write_json(args.out, result)
     write_json(args.out, result)
-    print_table(
-        ["input", "images/s", "least", "most", "first batch, s"],
-        [
-            [name, *(f"{row[key]:,.0f}" for key in ("median", "least", "most")),
-             f"{row['first_batch_s']:.2f}"]
-            for name, row in result["summary"].get("variants", {}).items()
-        ],
-    )  # fmt: skip
-    for name, ratio in result["summary"].get("ratios", {}).items():
-        print(f"{name}: {ratio['median']:.1f} ({ratio['least']:.1f} to {ratio['most']:.1f}), "
-              f"goal {ratio['goal']:g}")  # fmt: skip
-    for name, note in notes.items():
-        print(f"{name}: {note}")
+    show(result)
     return result
 
 

@@ -26,12 +26,12 @@ from benchmarks.common import (
     new_result,
     now,
     parser,
-    print_table,
     run_benchmark,
     set_sizes,
     settle,
     write_json,
 )
+from benchmarks.tables import show
 from benchmarks.training import fit_run, load_images, make_run, plain_recipe
 from onecycle.training.compute import Compute
 
@@ -125,18 +125,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["summary"] = summarise(result["runs"])
         write_json(args.out, result)
     write_json(args.out, result)
-    print_table(
-        ["axis", *AXES, "seconds", "peak MB"],
-        [
-            [run["axis"], *(run[name] for name in AXES), f"{min(run['seconds']):.2f}",
-             f"{run['memory_bytes'] / 1e6:.0f}"]
-            for run in result["runs"]
-        ],
-    )  # fmt: skip
-    for point, error in result["failed"].items():
-        print(f"{point}: {error}")
-    for axis, row in result["summary"].items():
-        print(f"{axis}: " + "; ".join(f"{name} {value}" for name, value in told(row).items()))
+    show(result)
     return result
 
 
@@ -170,16 +159,6 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             | {"last_over_first": memory[-1] / max(memory[0], 1)},
         }
     return summary
-
-
-def told(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        f"from first to last (x{row['times']:g})": f"seconds x{row['seconds']['last_over_first']:.2f}, "
-        f"memory x{row['memory_bytes']['last_over_first']:.2f}",
-        "line of seconds": f"R2 {row['seconds']['r2']:.4f}",
-        "line of memory": f"R2 {row['memory_bytes']['r2']:.4f}, "
-        f"{row['memory_bytes']['slope']:,.0f} bytes each",
-    }
 
 
 if __name__ == "__main__":

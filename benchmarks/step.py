@@ -24,13 +24,13 @@ from benchmarks.common import (
     new_result,
     now,
     parser,
-    print_table,
     run_benchmark,
     set_sizes,
     settle,
     spread,
     write_json,
 )
+from benchmarks.tables import show
 from benchmarks.training import fit_run, load_images, make_run, plain_recipe
 from onecycle.data.dataset import Images
 from onecycle.run import Run
@@ -240,7 +240,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         except Exception as error:
             result["failed"]["profile"] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
         write_json(args.out, result)
-    print_step(result)
+    show(result)
+    for row in result.get("profile", {}).get("operations", [])[:10]:
+        print(f"{row['share']:6.1%}  {row['milliseconds']:9.1f} ms  {row['operation']}")
     return result
 
 
@@ -267,34 +269,6 @@ def summarise(result: dict[str, Any], precision: str) -> dict[str, Any]:
         # Against the fastest bare step of all, whatever its mode.
         summary["fastest_loop_over_fastest_bare"] = loops[fastest] / max(bare.values())
     return summary
-
-
-def print_step(result: dict[str, Any]) -> None:
-    summary = result["summary"]
-    for kind, row in summary["products_tflops"].items():
-        print(f"matrix product, {kind}: {row['median']:.3g} TFLOP/s")
-    rows = []
-    for name, row in summary["modes"].items():
-        for part in ("bare", "loop"):
-            if part in row:
-                ratio = row.get("loop_over_bare") if part == "loop" else None
-                rows.append([
-                    f"{part}, {name}", f"{row[part]['median']:,.0f}", f"{row[part]['std']:,.0f}",
-                    f"{row[part]['tflops']:.3g}", f"{row[part]['share_of_product']:.0%}",
-                    f"{row['set_up_s'][part]:.1f}", f"{ratio['median']:.3f}" if ratio else "",
-                ])  # fmt: skip
-    print_table(
-        ["step", "images/s", "±", "TFLOP/s", "of product", "set-up s", f"loop/bare ({GOAL})"], rows
-    )
-    if "fastest_loop" in summary:
-        print(
-            f"fastest loop ({summary['fastest_loop']}) / fastest bare step "
-            f"({summary['fastest_bare']}): {summary['fastest_loop_over_fastest_bare']:.3f}"
-        )
-    for name, error in result["failed"].items():
-        print(f"{name}: {error}")
-    for row in result.get("profile", {}).get("operations", [])[:10]:
-        print(f"{row['share']:6.1%}  {row['milliseconds']:9.1f} ms  {row['operation']}")
 
 
 if __name__ == "__main__":

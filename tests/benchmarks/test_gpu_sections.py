@@ -109,7 +109,7 @@ def test_a_section_follows_what_an_earlier_one_left(tmp_path):
 def test_a_campaign_is_told_to_end_before_its_section_is_ended(tmp_path):
     section = gpu.sections([0], None)[0]
     command = gpu.command_of(section, tmp_path, ["--compile", "default"], arguments(tmp_path), 260)
-    assert command[command.index("--most-seconds") + 1] == "245"
+    assert command[command.index("--most-seconds") + 1] == "250"
     assert command[command.index("--compile") + 1] == "default"
 
 
