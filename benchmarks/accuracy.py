@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
