@@ -107,7 +107,7 @@ def test_it_asks_for_what_requirements_txt_says(site):
 WATCHED = """
 import importlib, os, random, signal, socket, sys, threading, warnings
 import matplotlib, numpy, torch
-import sklearn.metrics  # which adds warning filters of its own
+import sklearn.metrics, torchvision  # which add warning filters of their own
 
 def refuse(*args, **options):
     raise AssertionError("a socket was opened")
