@@ -26,6 +26,7 @@ from fault_table import render_faults
 from weights_card import SOURCES, recipe_rows, render_card, share
 
 from benchmarks import render
+from benchmarks.tables import table
 from models import CustomResNet
 from onecycle.files import write_whole
 from onecycle.modules import model_summary
@@ -147,7 +148,7 @@ def render_headline(results: Mapping[str, Any]) -> str:
     if is_copy:
         notes.append(JPEG_COPY)
     head = ["", f"test accuracy after {epochs} epochs", "training time*"]
-    return f"{render.table(head, rows)}\n\n\\* {' '.join(notes)}"
+    return f"{table(head, rows)}\n\n\\* {' '.join(notes)}"
 
 
 def render_results(results: Mapping[str, Any]) -> str:
@@ -182,11 +183,11 @@ def render_results(results: Mapping[str, Any]) -> str:
         parts.append(JPEG_COPY)
     classes = final["class_accuracy"]
     parts += [
-        render.table(["measure", "value"], rows.items()),
+        table(["measure", "value"], rows.items()),
         "Accuracy by class, final epoch:",
-        render.table(list(classes), [[percent(value, 1) for value in classes.values()]]),
+        table(list(classes), [[percent(value, 1) for value in classes.values()]]),
         "The recipe, the assignment's numbers and ours:",
-        render.table(["field", "value", "meaning"], recipe_rows(results)),
+        table(["field", "value", "meaning"], recipe_rows(results)),
     ]
     return "\n\n".join(parts)
 
