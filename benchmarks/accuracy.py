@@ -14,26 +14,29 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import (
     new_result,
     parser,
-    print_table,
     run_benchmark,
     settle,
     spread,
     write_json,
 )
-from benchmarks.training import KINDS, check_input, load_images, train_once
+from benchmarks.effects import effects_of
+from benchmarks.tables import show
+from benchmarks.training import KINDS, check_input, graph_of, load_images, train_once, warm_up
+from onecycle.data.dataset import Images
 from onecycle.errors import DivergedError, UsageError
-from onecycle.recipe import PRESETS, Recipe, type_of, with_later_fields
+from onecycle.recipe import PRESETS, TYPES, Recipe, with_later_fields
 from onecycle.training.compute import Compute
 
 OVERRIDES = ("epochs", "peak_epoch", "batch_size")
@@ -46,7 +49,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--preset", default="assignment", choices=sorted(PRESETS))
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     add("--variant", action="append", metavar="NAME[: FIELD=VALUE ...]",
-        help="a recipe: the preset but for the fields given; may be repeated")
+        help="a recipe: the preset but for the fields given, with seed=N of that seed alone; may be "
+        "repeated")
     add("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="for all variants")
     add("--epochs", type=int, metavar="N")
     add("--peak-epoch", type=float, metavar="N")
@@ -56,19 +60,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="evaluate on N training images that are held out, not on the test images")
     add("--limit-train", type=int, metavar="N", help="train on N images, the classes in proportion")
     add("--limit-test", type=int, metavar="N", help="evaluate on N images")
+    add("--most-seconds", type=float, default=math.inf, metavar="X",
+        help="begin no run that would end later, by the longest so far")
     # fmt: on
     return made.parse_args(argv)
 
 
-def fields_of(assignments: Sequence[str]) -> dict[str, Any]:
+def fields_of(words: Sequence[str]) -> dict[str, Any]:
     """``["lr_max=0.01", "lr_min=none"]`` as recipe fields, each of its own type."""
-    types = get_type_hints(Recipe)
     given = {}
-    for assignment in assignments:
-        name, _, text = assignment.partition("=")
-        if name not in types:
-            raise UsageError(f"{assignment!r}: the recipe has {', '.join(types)}, as FIELD=VALUE")
-        kind, may_be_none = type_of(types[name])
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in TYPES:
+            raise UsageError(f"{word!r}: the recipe has {', '.join(TYPES)}, as FIELD=VALUE")
+        kind, may_be_none = TYPES[name]
         try:
             if may_be_none and text.lower() == "none":
                 given[name] = None
@@ -77,21 +82,23 @@ def fields_of(assignments: Sequence[str]) -> dict[str, Any]:
             else:
                 given[name] = kind(text) if kind in (int, float) else text
         except (ValueError, KeyError):
-            raise UsageError(f"{assignment!r}: {name} is no {kind.__name__}") from None
+            raise UsageError(f"{word!r}: {name} is of type {kind.__name__}") from None
     return given
 
 
-def recipes_of(args: argparse.Namespace) -> dict[str, Recipe]:
-    """The variants by name, all with seed 0."""
+def recipes_of(args: argparse.Namespace) -> tuple[dict[str, Recipe], dict[str, list[int]]]:
+    """The variants by name, and the seeds of each: its own, or those of all."""
     base = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
-    made = {}
+    made, seeds = {}, {}
     for variant in args.variant or [args.preset]:
-        name, _, assignments = variant.partition(":")
-        fields = base | fields_of(args.set) | fields_of(assignments.split())
+        name, _, words = variant.partition(":")
+        fields = {"seed": None} | base | fields_of(args.set) | fields_of(words.split())
         if name in made or not name.strip():
             raise UsageError(f"variant {variant!r}: each needs a name of its own")
-        made[name] = dataclasses.replace(PRESETS[args.preset], **fields, seed=0)
-    return made
+        own = fields.pop("seed")
+        seeds[name] = args.seeds if own is None else [own]
+        made[name] = dataclasses.replace(PRESETS[args.preset], **fields, seed=own or 0)
+    return made, seeds
 
 
 def continued(file: Path, fresh: dict[str, Any], recipes: dict[str, Recipe]) -> dict[str, Any]:
@@ -101,7 +108,8 @@ def continued(file: Path, fresh: dict[str, Any], recipes: dict[str, Recipe]) -> 
         found = fresh | {"recipes": {}, "runs": []}
         if file.exists():
             found = json.loads(file.read_text("utf-8"))
-            found.pop("broken_off", None)  # said of the call before
+            for said_before in ("broken_off", "missing"):
+                found.pop(said_before, None)
         there = found["settings"] | {"device": found["machine"]["device"]}
         stored = found["recipes"]
     except (ValueError, KeyError, TypeError) as error:
@@ -136,91 +144,134 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    args = parse(argv)
-    device, precision = settle(args)
-    recipes = recipes_of(args)
+def load_parts(args: argparse.Namespace) -> Images:
+    """The images to train and to evaluate on."""
     train, test = load_images(args.data_dir, 50_000)
     if args.val is not None:
         train, test = train.hold_out(args.val)
-    train, test = train.sample(args.limit_train), test.sample(args.limit_test)
-    settings = {
+    return train.sample(args.limit_train), test.sample(args.limit_test)
+
+
+def settings_of(args: argparse.Namespace, images: Images, compute: Compute) -> dict[str, Any]:
+    train, test = images
+    return {
         "images": train.source,
         "num_train": len(train),
         "num_evaluated": len(test),
-        "evaluated_on": "test images" if args.val is None else "held-out training images",
-        "precision": precision,
+        "evaluated_on": test.name,
+        "precision": compute.precision,
         "input": args.input,
-        "compile": args.compile,
+        "compile": compute.compile_mode,
     }
-    fresh = new_result("accuracy", device, precision, settings, compile_mode=args.compile)
-    here = fresh["machine"]
-    result = continued(args.out, fresh, recipes)
-    for recipe in recipes.values():
-        check_input(recipe, train, args.input)
-    done = {(run["variant"], run["seed"]) for run in result["runs"]}
-    missing = [(name, seed) for seed in args.seeds for name in recipes if (name, seed) not in done]
-    for count, (name, seed) in enumerate(missing, 1):
-        started = time.perf_counter()
-        recipe = dataclasses.replace(recipes[name], seed=seed)
 
-        def tell(record, name=name, seed=seed, epochs=recipe.epochs) -> None:
+
+class Campaign:
+    """Trains one recipe after the other, and knows what the next one will take.
+
+    Args:
+        images: to train and to evaluate on.
+        compute: where and how.
+        kind: of the input.
+    """
+
+    def __init__(self, images: Images, compute: Compute, kind: str) -> None:
+        self.images, self.compute, self.kind = images, compute, kind
+        self.graph: tuple[Any, ...] | None = None
+        self.longest = self.longest_compiling = 0.0
+
+    def needs(self, recipe: Recipe) -> float:
+        """Seconds that a run will take, by the longest so far."""
+        compiling = 0.0 if self.graph == graph_of(recipe) else self.longest_compiling
+        return self.longest + compiling
+
+    def train(self, name: str, recipe: Recipe) -> tuple[dict[str, Any], str]:
+        """A run of the results file, and a few words on it."""
+
+        def tell(record) -> None:
             print(
-                f"{name}, seed {seed}: epoch {record.epoch} of {epochs}, "
+                f"{name}, seed {recipe.seed}: epoch {record.epoch} of {recipe.epochs}, "
                 f"training accuracy {record.train_accuracy:.2%}",
                 file=sys.stderr,
             )
 
+        begin, compiling = time.perf_counter(), 0.0
         try:
+            if self.compute.device.type == "cuda" and self.graph != graph_of(recipe):
+                compiling = warm_up(recipe, self.images, self.compute)
+                self.graph = graph_of(recipe)
             run = train_once(
-                recipe, train, test, Compute(device, precision, args.compile), kind=args.input,
-                on_epoch=tell,
+                recipe, self.images, self.compute,
+                kind=self.kind, on_epoch=tell, compiled=compiling,
             )  # fmt: skip
             said = f"{run['accuracy']:.2%}, mirrored {run['accuracy_mirrored']:.2%}"
         except DivergedError as error:  # a result; any other error ends the campaign
-            run = {"seed": seed, "failed": str(error)}
-            said = str(error)
-        result = continued(args.out, fresh, recipes)  # another call may have added other runs
-        elsewhere = {} if here == result["machine"] else {"machine": here}
-        result["runs"].append({"variant": name} | run | elsewhere)
-        result["recipes"][name] = dataclasses.asdict(recipes[name])
-        result["summary"] = summarise(result["runs"])
-        write_json(args.out, result)
-        print(
-            f"{count} of {len(missing)}: {name}, seed {seed}: {said}, "
-            f"{time.perf_counter() - started:.0f} s",
-            flush=True,
-        )
-    print()
-    print_accuracy(result)
+            run, said = {"seed": recipe.seed, "failed": str(error)}, str(error)
+        seconds = time.perf_counter() - begin
+        self.longest = max(self.longest, seconds - compiling)
+        self.longest_compiling = max(self.longest_compiling, compiling)
+        return run, f"{said}, {seconds:.0f} s"
+
+
+def store(
+    file: Path, fresh: dict[str, Any], recipes: dict[str, Recipe], name: str, run: dict[str, Any]
+) -> dict[str, Any]:
+    """Add a run to the file; what is in it now."""
+    result = continued(file, fresh, recipes)  # another call may have added other runs
+    elsewhere = {} if fresh["machine"] == result["machine"] else {"machine": fresh["machine"]}
+    result["runs"].append({"variant": name} | run | elsewhere)
+    result["recipes"][name] = dataclasses.asdict(recipes[name])
+    result["summary"] = summarise(result["runs"])
+    result.pop("effects", None)
+    planned = result["recipes"] | {name: dataclasses.asdict(r) for name, r in recipes.items()}
+    if effects := effects_of(planned, result["runs"]):
+        result["effects"] = effects
+    write_json(file, result)
     return result
 
 
-def print_accuracy(result: dict[str, Any]) -> None:
-    settings = result["settings"]
-    print(
-        f"{settings['images']}: trained on {settings['num_train']:,}, evaluated on "
-        f"{settings['num_evaluated']:,} {settings['evaluated_on']}, last epoch"
-    )
-    rows = []
-    for name, row in result["summary"].items():
-        cells = [name, row.get("accuracy", {}).get("count", 0), row["failed"]]
-        if "accuracy" in row:
-            plain = row["accuracy"]
-            cells += [
-                f"{100 * plain['mean']:.2f} ± {100 * plain['std']:.2f}",
-                f"{100 * plain['least']:.2f}",
-                f"{100 * row['accuracy_mirrored']['mean']:.2f}",
-                f"{100 * row['train_accuracy']['mean']:.2f}",
-                f"{row['share_at_90']:.0%}",
-                f"{row['training_seconds']['median']:.2f}",
-            ]
-        rows.append(cells + [""] * (9 - len(cells)))
-    print_table(
-        ["variant", "seeds", "failed", "accuracy %", "worst", "mirrored", "training", "at 90 %",
-         "seconds"],
-        rows,
-    )  # fmt: skip
+def in_order(
+    recipes: dict[str, Recipe], seeds: dict[str, list[int]], compute: Compute
+) -> list[tuple[str, Recipe]]:
+    """All runs: seeds take turns over the variants, compiled ones graph by graph."""
+    every = dict.fromkeys(seed for name in recipes for seed in seeds[name])
+    runs = [
+        (name, dataclasses.replace(recipe, seed=seed))
+        for seed in every
+        for name, recipe in recipes.items()
+        if seed in seeds[name]
+    ]
+    if compute.compile_mode is not None:
+        graphs = list(dict.fromkeys(graph_of(recipe) for _, recipe in runs))
+        runs.sort(key=lambda run: graphs.index(graph_of(run[1])))
+    return runs
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    begin = time.monotonic()
+    args = parse(argv)
+    compute = settle(args)
+    recipes, seeds = recipes_of(args)
+    images = load_parts(args)
+    fresh = new_result("accuracy", compute, settings_of(args, images, compute))
+    result = continued(args.out, fresh, recipes)
+    for recipe in recipes.values():
+        check_input(recipe, images[0], args.input)
+    campaign = Campaign(images, compute, args.input)
+    done = {(run["variant"], run["seed"]) for run in result["runs"]}
+    planned = in_order(recipes, seeds, compute)
+    wanted = [(name, recipe) for name, recipe in planned if (name, recipe.seed) not in done]
+    for count, (name, recipe) in enumerate(wanted):
+        if time.monotonic() - begin + campaign.needs(recipe) > args.most_seconds:
+            result["missing"] = [[other, later.seed] for other, later in wanted[count:]]
+            write_json(args.out, result)
+            print(f"no time for {len(wanted) - count} of {len(wanted)} runs", flush=True)
+            break
+        run, said = campaign.train(name, recipe)
+        result = store(args.out, fresh, recipes, name, run)
+        print(f"{count + 1} of {len(wanted)}: {name}, seed {recipe.seed}: {said}", flush=True)
+    print()
+    show(result)
+    return result
 
 
 if __name__ == "__main__":

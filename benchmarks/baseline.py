@@ -3,13 +3,12 @@
 
 Plain: float32, default memory format, a DataLoader with the albumentations pipeline, ``.item()``
 after every step. Same network, same images, same batch size. The two take turns, an epoch each; the
-first of each is the warm-up. The plain one has a process of its own, which ``hardware.tune_process``
+first of each is the warm-up. The plain one has a process of its own, which ``tune_process``
 has not touched.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -29,18 +28,16 @@ from benchmarks.common import (
     new_result,
     now,
     parser,
-    print_table,
     run_benchmark,
     set_sizes,
     settle,
     spread,
     write_json,
 )
-from benchmarks.training import fit_parts, load_images, make_parts, train_loader
+from benchmarks.tables import show
+from benchmarks.training import fit_run, load_images, make_run, plain_recipe
 from models import CustomResNet
 from onecycle.errors import UsageError
-from onecycle.recipe import PRESETS
-from onecycle.training_parts import mean_and_std
 from transformation import get_train_aug_transform
 
 GOAL = 3.0
@@ -57,11 +54,11 @@ def parse(argv):
     add("--workers", type=int, metavar="N", help="of the plain loop's DataLoader (0; 2 on a GPU)")
     # fmt: on
     args = made.parse_args(argv)
-    device, precision = settle(args)
+    compute = settle(args)
     if args.rounds < 1:
         raise UsageError(f"--rounds is {args.rounds}; it must be 1 or more")
-    set_sizes(args, device, images=(512, 50_000), batch_size=(256, 512), workers=(0, 2))
-    return args, device, precision
+    set_sizes(args, compute.device, images=(512, 50_000), batch_size=(256, 512), workers=(0, 2))
+    return args, compute
 
 
 class PlainTraining:
@@ -69,7 +66,7 @@ class PlainTraining:
 
     def __init__(self, train, *, batch_size: int, epochs: int, workers: int, device) -> None:
         torch.manual_seed(0)
-        transform = get_train_aug_transform(*mean_and_std(train))
+        transform = get_train_aug_transform(train.mean, train.std)
         self.device = device
         self.loader = DataLoader(
             train.with_transform(transform),
@@ -129,10 +126,11 @@ def own_process(*begin: Any) -> Executor:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    args, device, precision = parse(argv)
+    args, compute = parse(argv)
+    device = compute.device
     if importlib.util.find_spec("albumentations") is None:
         raise UsageError("the plain loop needs albumentations, which is not installed")
-    train, _ = load_images(args.data_dir, args.images)
+    train, test = load_images(args.data_dir, args.images)
     train = train.sample(min(args.images, len(train)))
     settings = {
         "images": train.source,
@@ -140,13 +138,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "rounds": args.rounds,
         "plain_workers": args.workers,
-        "compile": args.compile,
+        "compile": compute.compile_mode,
         "seed": 0,
     }
-    result = new_result("baseline", device, precision, settings, compile_mode=args.compile)
-    recipe = dataclasses.replace(
-        PRESETS["assignment"], batch_size=args.batch_size, epochs=args.rounds + 1, lr_max=0.001
-    )
+    result = new_result("baseline", compute, settings)
+    recipe = plain_recipe(args.batch_size, args.rounds + 1)
     options = {"batch_size": args.batch_size, "epochs": recipe.epochs, "workers": args.workers}
 
     def turn(record) -> None:
@@ -163,23 +159,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         mark[0] = now(device)
 
     with own_process(begin_plain, train, options | {"device": device}) as plain:
-        parts, loader = make_parts(recipe, device), train_loader(train, recipe, device)
+        run = make_run(recipe, (train, test), compute)
         mark = [now(device)]
-        fit_parts(
-            parts, loader, recipe,
-            lr_max=0.001, precision=precision, compile_mode=args.compile, on_epoch=turn,
-        )  # fmt: skip
-    summary = result["summary"]
-    print_table(
-        ["loop", "images/s", "least", "most"],
-        [
-            [name, *(f"{summary[name][key]:,.0f}" for key in ("median", "least", "most"))]
-            for name in ("ours", "plain")
-        ],
-    )
-    ratio = summary["ratio"]
-    print(f"ratio {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
-    print(summary["goal"])
+        fit_run(run, on_epoch=turn)
+    show(result)
     return result
 
 

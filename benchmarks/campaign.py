@@ -1,250 +1,121 @@
-#!/usr/bin/env python3
-"""Which recipe is best: a designed experiment on held-out images, then the test images once.
+"""How the recipe is chosen: a factorial, then the best of three recipes over seeds, then it alone.
 
-Three stages, each with a results file in ``--out``; runs that a file has are not made again:
-
-1. ``factorial``: every combination of two values of four factors, so that each of 16 runs tells of each
-   factor; held-out training images.
-2. ``halving``: the present recipe with a lower LRMAX, and two that take over what helped; three seeds each,
-   held-out training images.
-3. ``chosen``: five seeds of the winner on all training images, evaluated on the test images.
-
-    python benchmarks/campaign.py --data-dir DIR --compile default
+Each step reads what the step before left. All recipes are compared on held-out training images; the
+test images are looked at by the last step alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import json
 import math
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.effects import DECAY
+from onecycle.errors import UsageError
 
-import numpy as np
-
-from benchmarks.accuracy import continued, summarise
-from benchmarks.common import (
-    RESULTS,
-    new_result,
-    parser,
-    print_table,
-    run_benchmark,
-    settle,
-    write_json,
-)
-from benchmarks.training import load_images, train_once
-from onecycle.errors import DivergedError, UsageError
-from onecycle.recipe import PRESETS, Recipe
-from onecycle.training.compute import Compute
-
-FACTORS = {
+PRESENT = {"lr_max": 0.0023, "weight_decay": 0.4, "label_smoothing": 0.1, "padding": "constant"}
+"""The present recipe, as far as the campaign may change it."""
+LEVELS: dict[str, tuple[Any, Any]] = {
     "lr_max": (0.0016, 0.0032),
-    "decay_per_step": (0.0009, 0.0019),
+    DECAY: (0.0009, 0.0019),
     "label_smoothing": (0.1, 0.2),
     "padding": ("constant", "reflect"),
 }
-"""Two values each; ``decay_per_step`` is LRMAX * weight decay, what a step takes of a weight at most."""
-PRESENT = {
-    "lr_max": 0.0023, "decay_per_step": 0.0023 * 0.4, "label_smoothing": 0.1, "padding": "constant",
-}  # fmt: skip
-"""Of the assignment's preset, but for LRMAX, which its range test finds a little higher."""
-WITHIN = 0.0015
-"""A recipe with fewer changes is taken if it is worse by no more than this."""
-SEEDS = {"halving": (2, 3, 4), "chosen": (10, 11, 12, 13, 14)}
+WORDS = ("rate", "decay", "smoothing", "padding")
+"""The factors in the names of variants."""
+HALVING = {"present": math.inf, "effects above 1 error": 1.0, "effects above 2 errors": 2.0}
+"""By recipe, how many standard errors an effect must have to change the present one."""
+ALIKE = 0.0015
+"""Accuracies no further apart than this are the same, and the one with fewer changes is taken."""
 
 
-def recipe_of(levels: Mapping[str, Any], **fields: Any) -> Recipe:
-    """The assignment's preset with values of the factors."""
-    levels = dict(levels)
-    decay = levels.pop("decay_per_step") / levels["lr_max"]
-    return dataclasses.replace(PRESETS["assignment"], weight_decay=decay, **levels, **fields)
+def assignments(fields: Mapping[str, Any]) -> str:
+    """Fields as a variant of accuracy.py has them."""
+    return " ".join(f"{name}={value}" for name, value in fields.items())
 
 
-def design() -> list[tuple[dict[str, Any], int]]:
-    """All combinations with the seed of each; runs that share a compiled graph follow each other."""
-    rows = []
-    for signs in itertools.product((0, 1), repeat=len(FACTORS)):
-        levels = {name: values[sign] for (name, values), sign in zip(FACTORS.items(), signs)}
-        rows.append((levels, sum(signs) % 2))  # confounded with the interaction of all four alone
-    return sorted(rows, key=lambda row: row[0]["label_smoothing"])
+def with_decay(levels: Mapping[str, Any]) -> dict[str, Any]:
+    """Levels as recipe fields: the decay that follows from the decay per step and the rate."""
+    fields = {name: value for name, value in levels.items() if name != DECAY}
+    if DECAY in levels:
+        fields["weight_decay"] = float(f"{levels[DECAY] / levels['lr_max']:.6g}")
+    return fields
 
 
-def effects(runs: Sequence[Mapping[str, Any]], field: str = "accuracy") -> dict[str, Any]:
-    """What each factor does: the mean at its second value minus that at its first.
+def factorial() -> list[str]:
+    """Options of accuracy.py: all combinations, half with each of two seeds.
 
-    Args:
-        runs: of the design, each with its ``levels``.
-        field: of a run.
-
-    Returns:
-        By factor ``effect`` and its ``standard_error``, from what the factors leave unexplained.
-
-    Raises:
-        UsageError: there are too few runs to tell.
+    Which half is the sign of the interaction of all four factors, so the seed's effect is not
+    mixed with that of any one factor, nor of two or three.
     """
-    signs = np.array(
-        [[1 if run["levels"][name] == values[1] else -1 for name, values in FACTORS.items()]
-         for run in runs]
-    )  # fmt: skip
-    x = np.column_stack([np.ones(len(runs)), signs])
-    free = len(runs) - x.shape[1]
-    if free < 1 or np.linalg.matrix_rank(x) < x.shape[1]:
-        raise UsageError(f"{len(runs)} runs do not tell the effects of {len(FACTORS)} factors")
-    y = np.array([run[field] for run in runs])
-    slopes = np.linalg.lstsq(x, y, rcond=None)[0]
-    variance = float(((y - x @ slopes) ** 2).sum()) / free
-    errors = 2 * np.sqrt(variance * np.diag(np.linalg.inv(x.T @ x)))
-    return {
-        name: {"effect": float(2 * slopes[k]), "standard_error": float(errors[k])}
-        for k, name in enumerate(FACTORS, 1)
-    }
-
-
-def candidates(found: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """P0 is the present recipe; P1 and P2 take over effects above one and two standard errors."""
-    made = {"P0": dict(PRESENT)}
-    for name, least in (("P1", 1.0), ("P2", 2.0)):
-        made[name] = PRESENT | {
-            factor: FACTORS[factor][row["effect"] > 0]
-            for factor, row in found.items()
-            if abs(row["effect"]) > least * row["standard_error"]
-        }
+    made = []
+    for signs in itertools.product((0, 1), repeat=len(LEVELS)):
+        chosen = {name: pair[sign] for sign, (name, pair) in zip(signs, LEVELS.items())}
+        fields = with_decay(chosen) | {"seed": sum(signs) % 2}
+        name = " ".join(f"{word}{'-+'[sign]}" for word, sign in zip(WORDS, signs))
+        made += ["--variant", f"{name}: {assignments(fields)}"]
     return made
 
 
-def choose(means: Mapping[str, float], recipes: Mapping[str, Mapping[str, Any]]) -> str:
-    """The best candidate, or one with fewer changes that is hardly worse."""
-    changes = {
-        name: sum(value != PRESENT[factor] for factor, value in recipes[name].items())
-        for name in means
-    }
-    best = max(means.values())
-    close = [name for name, mean in means.items() if mean >= best - WITHIN]
-    return min(close, key=lambda name: (changes[name], -means[name]))
+def improved(effects: Mapping[str, Mapping[str, Any]], errors: float) -> dict[str, Any]:
+    """The present recipe with each factor at its better level whose effect is above the noise."""
+    levels = dict(PRESENT)
+    for name, row in effects.items():
+        if abs(row["effect"]) > errors * row["standard_error"]:
+            levels[name] = row["high"] if row["effect"] > 0 else row["low"]
+    return PRESENT | with_decay(levels)
 
 
-def parse(argv: Sequence[str] | None):
-    made = parser(__doc__, "campaign", data_dir="cifar10", out=RESULTS)
-    add = made.add_argument
-    # fmt: off
-    add("--stages", nargs="+", default=["factorial", "halving", "chosen"], metavar="STAGE")
-    add("--val", type=int, default=5000, metavar="N", help="held-out images (%(default)s)")
-    add("--limit-train", type=int, metavar="N", help="train on N images, to try the command out")
-    add("--epochs", type=int, metavar="N", help="(24)")
-    add("--batch-size", type=int, metavar="N", help="(512)")
-    add("--most-seconds", type=float, default=math.inf, metavar="X",
-        help="no run is begun that would end later")
-    # fmt: on
-    return made.parse_args(argv)
+def halving(effects: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The recipes to compare by name; one that two names would have is there once."""
+    made: dict[str, dict[str, Any]] = {}
+    for name, errors in HALVING.items():
+        fields = PRESENT if errors == math.inf else improved(effects, errors)
+        if fields not in made.values():
+            made[name] = dict(fields)
+    return made
 
 
-class Campaign:
-    """The stages of a campaign and the files that they write."""
+def winner(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the halving's results the fields of the best recipe, by its mean accuracy.
 
-    def __init__(self, args) -> None:
-        self.args, self.begin, self.longest = args, time.perf_counter(), 0.0
-        device, precision = settle(args)
-        self.compute = Compute(device, precision, args.compile)
-        self.images = load_images(args.data_dir, 50_000)
-        given = {"epochs": args.epochs, "batch_size": args.batch_size}
-        self.fields = {name: value for name, value in given.items() if value is not None}
+    Raises:
+        UsageError: no run was done.
+    """
+    found = []
+    for name, row in result["summary"].items():
+        if "accuracy" in row:
+            fields = {field: result["recipes"][name][field] for field in PRESENT}
+            changes = sum(fields[field] != value for field, value in PRESENT.items())
+            found.append((row["accuracy"]["mean"], changes, fields))
+    if not found:
+        raise UsageError("the halving has no finished run to choose by")
+    best = max(mean for mean, _, _ in found)
+    alike = [row for row in found if row[0] >= best - ALIKE - 1e-9]
+    return min(alike, key=lambda row: (row[1], -row[0]))[2]
 
-    def run(
-        self, stage: str, rows: Sequence[tuple[str, Mapping[str, Any], int]], held_out: bool = True
-    ) -> dict[str, Any]:
-        """Make the runs (variant, levels, seed) of a stage that its file does not have: the file."""
-        train, test = self.images
-        train, test = train.hold_out(self.args.val) if held_out else (train, test)
-        train, file = train.sample(self.args.limit_train), self.args.out / f"{stage}.json"
-        settings = {
-            "images": train.source, "num_train": len(train), "num_evaluated": len(test),
-            "evaluated_on": test.name, "precision": self.compute.precision, "input": "batched",
-            "compile": self.args.compile,
-        }  # fmt: skip
-        recipes = {name: recipe_of(levels, **self.fields) for name, levels, _ in rows}
-        device, precision = self.compute.device, self.compute.precision
-        fresh = new_result(stage, device, precision, settings, compile_mode=self.args.compile)
-        result = continued(file, fresh, recipes)
-        done = {(run["variant"], run["seed"]) for run in result["runs"]}
-        missing = [row for row in rows if (row[0], row[2]) not in done]
-        for count, (name, levels, seed) in enumerate(missing, 1):
-            started = time.perf_counter()
-            if started - self.begin + self.longest > self.args.most_seconds:
-                result["broken_off"] = f"no time for {len(missing) - count + 1} of {len(rows)} runs"
-                break
-            recipe = dataclasses.replace(recipes[name], seed=seed)
-            try:
-                run = train_once(recipe, train, test, self.compute)
-            except DivergedError as error:  # a result
-                run = {"seed": seed, "failed": str(error)}
-            result["runs"].append({"variant": name, "levels": dict(levels)} | run)
-            result["recipes"][name] = dataclasses.asdict(recipes[name])
-            result["summary"] = summarise(result["runs"])
-            write_json(file, result)
-            seconds = time.perf_counter() - started
-            self.longest = max(self.longest, seconds if count > 1 else 0.0)
-            said = run.get("failed") or f"{run['accuracy']:.2%}"
-            print(f"{stage} {count}/{len(missing)}: {name}, seed {seed}: {said}, {seconds:.0f} s",
-                  flush=True)  # fmt: skip
-        write_json(file, result)
+
+def _read(out: Path, name: str, field: str) -> dict[str, Any]:
+    file = out / f"{name}.json"
+    try:
+        result = json.loads(file.read_text("utf-8"))
+        if not result[field]:
+            raise KeyError(field)
         return result
-
-    def factorial(self) -> dict[str, Any]:
-        """The effects of the factors."""
-        rows = [(", ".join(map(str, levels.values())), levels, seed) for levels, seed in design()]
-        result = self.run("factorial", rows)
-        runs = [run for run in result["runs"] if "accuracy" in run]
-        result["effects"] = {
-            field: effects(runs, field) for field in ("accuracy", "accuracy_mirrored")
-        }
-        write_json(self.args.out / "factorial.json", result)
-        print_table(
-            ["factor", "effect on accuracy, points", "standard error"],
-            [[name, f"{100 * row['effect']:+.2f}", f"{100 * row['standard_error']:.2f}"]
-             for name, row in result["effects"]["accuracy"].items()],
-        )  # fmt: skip
-        return result
-
-    def halving(self) -> str:
-        """The best of three recipes."""
-        recipes = candidates(self.factorial()["effects"]["accuracy"])
-        rows = []
-        for name, levels in recipes.items():  # the same recipe is run once
-            if levels not in [row[1] for row in rows]:
-                rows += [(name, levels, seed) for seed in SEEDS["halving"]]
-        result = self.run("halving", sorted(rows, key=lambda row: row[1]["label_smoothing"]))
-        done: dict[str, list[float]] = {}
-        for run in result["runs"]:
-            if "accuracy" in run:
-                done.setdefault(run["variant"], []).append(run["accuracy"])
-        best = choose({name: fmean(values) for name, values in done.items()}, recipes)
-        result |= {"candidates": recipes, "chosen": best}
-        write_json(self.args.out / "halving.json", result)
-        print(f"chosen: {best}, {recipes[best]}", flush=True)
-        return best
-
-    def chosen(self) -> None:
-        """What the chosen recipe gives on the test images."""
-        best = self.halving()
-        levels = candidates(self.factorial()["effects"]["accuracy"])[best]
-        self.run("chosen", [(best, levels, seed) for seed in SEEDS["chosen"]], held_out=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{file} has no {field} to go on with: {error!r}") from error
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    campaign = Campaign(args)
-    for stage in args.stages:
-        if stage not in ("factorial", "halving", "chosen"):
-            raise UsageError(f"--stages {stage}: there are factorial, halving and chosen")
-        getattr(campaign, stage)()
+def halving_options(out: Path) -> list[str]:
+    """Options of accuracy.py, by the effects in ``factorial.json``."""
+    recipes = halving(_read(out, "factorial", "effects")["effects"])
+    variants = [f"{name}: {assignments(fields)}" for name, fields in recipes.items()]
+    return [word for variant in variants for word in ("--variant", variant)]
 
 
-if __name__ == "__main__":
-    sys.exit(run_benchmark(main))
+def chosen_options(out: Path) -> list[str]:
+    """Options of accuracy.py, by the means in ``halving.json``."""
+    return ["--variant", f"chosen: {assignments(winner(_read(out, 'halving', 'summary')))}"]

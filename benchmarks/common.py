@@ -16,14 +16,7 @@ import torch
 
 from onecycle.commands.common import run_command
 from onecycle.files import write_whole
-from onecycle.training.compute import (
-    PRECISIONS,
-    Compute,
-    get_compile_mode,
-    get_device,
-    get_precision,
-    tune_process,
-)
+from onecycle.training.compute import PRECISIONS, Compute, tune_process
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FLOP_PER_TRAINED_IMAGE = 2.272e9
@@ -40,7 +33,7 @@ def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
     )
     add = made.add_argument
     # fmt: off
-    add("--data-dir", metavar="DIR", help="CIFAR-10 as train.py takes it, or 'digits'")
+    add("--data-dir", metavar="DIR", help="CIFAR-10 as onecycle train takes it, or 'digits'")
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
     add("--compile", default="off", metavar="M", help="off, default or reduce-overhead")
@@ -51,12 +44,10 @@ def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
     return made
 
 
-def settle(args: argparse.Namespace) -> tuple[torch.device, str]:
-    """The device and the number format that the options ask for; ``compile`` becomes the mode."""
+def settle(args: argparse.Namespace) -> Compute:
+    """Where and how to compute, by the options."""
     tune_process()
-    device = get_device(args.device)
-    args.compile = get_compile_mode(device, args.compile)
-    return device, get_precision(device, args.precision)
+    return Compute.choose(args.device, args.precision, args.compile)
 
 
 def set_sizes(args: argparse.Namespace, device: torch.device, **sizes: tuple[Any, Any]) -> None:
@@ -115,10 +106,9 @@ def line_through(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 # --- results ------------------------------------------------------------------------------------
 
 
-def machine(device: torch.device, precision: str, compile_mode: str | None) -> dict[str, Any]:
+def machine(compute: Compute) -> dict[str, Any]:
     """What the figures depend on."""
-    described = Compute(device, precision, compile_mode).describe()
-    return described | {"cores": num_cores(), "amx": has_amx()}
+    return compute.describe() | {"cores": num_cores(), "amx": has_amx()}
 
 
 def num_cores() -> int:
@@ -142,29 +132,12 @@ def write_json(file: Path, result: dict[str, Any]) -> None:
     write_whole(file, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def new_result(
-    name: str,
-    device: torch.device,
-    precision: str,
-    settings: dict[str, Any],
-    *,
-    compile_mode: str | None = None,
-) -> dict[str, Any]:
+def new_result(name: str, compute: Compute, settings: dict[str, Any]) -> dict[str, Any]:
     """The form of every results file; ``runs`` and ``summary`` are to be filled."""
     return {
         "benchmark": name,
-        "machine": machine(device, precision, compile_mode),
+        "machine": machine(compute),
         "settings": settings,
         "runs": [],
         "summary": {},
     }
-
-
-def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on standard output."""
-    rows = [list(head), *[[str(cell) for cell in row] for row in rows]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    for index, row in enumerate(rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-        if index == 0:
-            print("  ".join("-" * width for width in widths))

@@ -4,10 +4,10 @@
     DATA=images-or-archive OUT=folder [REFERENCES=folder] python benchmarks/gpu.py
 
 DATA (or CIFAR10_DIR) is a folder of the images or a tar archive of one. Each section is a command
-of its own with a time of its own. The first finds the mode of the compiler that is fastest there, which
-the others take; they come in the order of importance. One that fails or takes too long is recorded and
-the next goes on; one for which no time is left is left out, and said so. Where the compiler does not
-work, all of them go on without it.
+of its own with a time of its own, in the order of importance. They take the mode of the compiler that
+``step`` found to be fastest on this card, else the fastest that works there, else none. A section
+that fails or takes too long is recorded and the next goes on; one for which no time is left is left
+out, and said so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
@@ -28,14 +27,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from benchmarks.common import run_benchmark, write_json
+from benchmarks.sections import ROOT, Section, sections
 from benchmarks.training import load_images
-from onecycle.errors import DataError, UsageError, WorkerError
+from onecycle.errors import DataError, RunError, UsageError, WorkerError
 from onecycle.training.compute import get_compile_mode, get_device
 
 TOTAL_S = 505.0
@@ -45,68 +44,21 @@ END_S = 5.0
 """For a section to end what it has started."""
 LOG_CHARACTERS = 20_000
 """Of a section's output, its end."""
+START_S = 10.0
+"""For a campaign of trainings to start, and to write what it has done."""
+MODES = ("reduce-overhead", "default")
+"""Of the compiler, the one that is expected to be fastest first."""
 PROBE = """
-import torch
+import sys, torch
 layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()
-model = torch.compile(torch.nn.Sequential(*layers).cuda())
-with torch.autocast("cuda", torch.float16):
-    output = model(torch.randn(4, 3, 8, 8, device="cuda"))
-output.float().sum().backward()
+model = torch.compile(torch.nn.Sequential(*layers).cuda(), mode=sys.argv[1], dynamic=False)
+for step in range(3):
+    with torch.autocast("cuda", torch.float16):
+        output = model(torch.randn(4, 3, 8, 8, device="cuda"))
+    output.float().sum().backward()
+torch.cuda.synchronize()
 """
-"""A small step through the compiler, whose failure is not any section's."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """One command and its time."""
-
-    name: str
-    script: str
-    options: tuple[str, ...]
-    most_s: float
-    """It is ended after so long; what it has written by then counts."""
-    least_s: float
-    """With less than this left it is not begun."""
-
-
-def given_rate() -> tuple[str, ...]:
-    """LRMAX of the published run, where torch-lr-finder is not here to find one."""
-    if importlib.util.find_spec("torch_lr_finder") is not None:
-        return ()
-    published = json.loads((ROOT / "results" / "cifar10" / "results.json").read_text("utf-8"))
-    return ("--set", f"lr_max={published['learning_rate']['lr_max']:.4g}")
-
-
-def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
-    """What is measured: the step, and the others, the most important first."""
-    some = [str(seed) for seed in seeds]
-    speedrun = ("--preset", "speedrun", "--seeds")
-
-    def lasting(*epochs: int) -> list[str]:
-        return [word for n in epochs for word in ("--variant", f"{n} epochs: epochs={n}")]
-
-    made = [
-        Section("step", "step.py", ("--profile",), 130, 40),
-        Section("accuracy", "accuracy.py", ("--seeds", *some, *given_rate()), 150, 40),
-        # What 90 % take: with mirror images, without them.
-        Section("speedrun", "accuracy.py", (*speedrun, *some, *lasting(5, 7)), 100, 30),
-        Section("input", "input.py", ("--seconds", "0.5"), 45, 20),
-        # The plain loop takes seconds for each 10,000 images.
-        Section("baseline", "baseline.py", ("--rounds", "3", "--images", "20000"), 80, 45),
-        # On held-out training images, where such things are chosen.
-        Section(
-            "speedrun_epochs",
-            "accuracy.py",
-            (*speedrun, *some[:2], "--val", "5000", *lasting(4, 5, 6, 7, 8)),
-            100,
-            30,
-        ),
-        Section("scaling", "scaling.py", ("--compile", "off"), 110, 40),
-    ]
-    if references:
-        options = ("--references", references, "--seeds", *some[:2], "--most-seconds", "90")
-        made.insert(3, Section("references", "references.py", options, 300, 90))
-    return made
+"""Small steps through the compiler, whose failure is not any section's."""
 
 
 def fastest_mode(file: Path) -> list[str]:
@@ -145,12 +97,12 @@ def find_images(place: str | None, scratch: Path) -> Path:
     raise DataError(f"{place} holds neither train/ nor cifar-10-batches-py/")
 
 
-def probe_compiler(seconds: float) -> str:
-    """What keeps ``torch.compile`` from working here; nothing where it works."""
+def probe_compiler(mode: str, seconds: float) -> str:
+    """What keeps a mode of ``torch.compile`` from working here; nothing where it works."""
     try:
-        get_compile_mode(torch.device("cuda"), "default")
+        get_compile_mode(torch.device("cuda"), mode)
         subprocess.run(
-            [sys.executable, "-c", PROBE], check=True, capture_output=True, text=True,
+            [sys.executable, "-c", PROBE, mode], check=True, capture_output=True, text=True,
             timeout=seconds,
         )  # fmt: skip
     except UsageError as error:  # which every section would end with
@@ -160,6 +112,16 @@ def probe_compiler(seconds: float) -> str:
     except subprocess.CalledProcessError as error:
         return error.stderr.strip()[-2000:] or f"it ended with {error.returncode}"
     return ""
+
+
+def working_mode() -> tuple[list[str], str]:
+    """The option for the first mode of the compiler that works here, and what keeps the others."""
+    said = ""
+    for mode in MODES:
+        if not (failure := probe_compiler(mode, PROBE_S)):
+            return ["--compile", mode], said or "works"
+        said += f"{mode}: {failure}\n"
+    return [], said
 
 
 def run_section(
@@ -245,6 +207,39 @@ def earlier(args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(file.read_text("utf-8")) if args.only and file.exists() else {}
 
 
+def command_of(
+    section: Section, images: Path, compiled: Sequence[str], args, most_s: float
+) -> list:
+    """The command line of a section, but for its results file.
+
+    Raises:
+        UsageError: it follows a section that has left nothing to go on with.
+    """
+    more = section.follow(args.out) if section.follow else []
+    if section.script == "accuracy.py":  # ends by itself, so that it can say what is missing
+        more = [*more, "--most-seconds", f"{max(most_s - START_S, 1):.0f}"]
+    return [
+        sys.executable, "-u", str(Path(__file__).parent / section.script),
+        "--data-dir", str(images), "--device", args.device, *compiled, *section.options, *more,
+    ]  # fmt: skip
+
+
+def attempt(
+    section: Section, images: Path, compiled: Sequence[str], args, left: float, log: Path
+) -> str:
+    """Run a section where there is time for it; what became of it."""
+    if left < section.least_s:
+        return f"left out: {max(left, 0):.0f} s were left, it needs {section.least_s:.0f}"
+    most_s = min(left, section.most_s)
+    # An earlier file would be gone on with, and be taken for new.
+    (args.out / f"{section.name}.json").unlink(missing_ok=True)
+    try:
+        command = command_of(section, images, compiled, args, most_s)
+    except RunError as error:
+        return f"left out: {error}"
+    return run_section(section, command, args.out, log, most_s)
+
+
 def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, Any]:
     """Run the sections one after the other, while there is time."""
     begin = time.monotonic()
@@ -254,29 +249,19 @@ def run_all(chosen: Sequence[Section], args: argparse.Namespace) -> dict[str, An
         images = find_images(args.data_dir, Path(scratch))
         load_images(str(images), 0)  # decoded once, and kept beside the images
         done["preparing_images_s"] = time.monotonic() - begin
-        compiled = []  # setting up is reported apart, and so may take its time
+        compiled = []
         if args.device == "cuda":
-            done["compiler"] = probe_compiler(PROBE_S) or "works"
-            compiled = ["--compile", "default"] if done["compiler"] == "works" else []
+            compiled, done["compiler"] = working_mode()
             print(f"compiler: {done['compiler']}", flush=True)
             if not compiled:  # the others of its modes would try to compile again
                 chosen = [without_compiler(section) for section in chosen]
         for section in chosen:
-            left = args.seconds - (time.monotonic() - begin)
             started, log = time.monotonic(), Path(scratch) / f"{section.name}.log"
-            if left < section.least_s:
-                said = f"left out: {max(left, 0):.0f} s were left, it needs {section.least_s:.0f}"
-            else:
-                if compiled:
-                    compiled = fastest_mode(args.out / "step.json") or compiled
-                    done["compile"] = compiled[-1]
-                command = [
-                    sys.executable, "-u", str(Path(__file__).parent / section.script),
-                    "--data-dir", str(images), "--device", args.device, *compiled, *section.options,
-                ]  # fmt: skip
-                # An earlier file would be gone on with, and be taken for new.
-                (args.out / f"{section.name}.json").unlink(missing_ok=True)
-                said = run_section(section, command, args.out, log, min(left, section.most_s))
+            if compiled:
+                compiled = fastest_mode(args.out / "step.json") or compiled
+                done["compile"] = compiled[-1]
+            left = args.seconds - (started - begin)
+            said = attempt(section, images, compiled, args, left, log)
             seconds = time.monotonic() - started
             told = log.read_text("utf-8", "replace")[-LOG_CHARACTERS:] if log.exists() else ""
             told = told.replace(f"{ROOT}{os.sep}", "").replace(f"{args.out}{os.sep}", "")

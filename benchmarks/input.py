@@ -25,14 +25,14 @@ from benchmarks.common import (
     now,
     num_cores,
     parser,
-    print_table,
     run_benchmark,
     settle,
     spread,
     write_json,
 )
-from benchmarks.training import load_images, train_loader
-from onecycle.recipe import PRESETS
+from benchmarks.tables import show
+from benchmarks.training import load_images, make_run, plain_recipe
+from onecycle.training.compute import Compute
 
 GOALS = {"cpu": 5.0, "cuda": 15.0}
 """The batched path against the loader: on one core each, and a GPU against all workers."""
@@ -91,8 +91,8 @@ def measure(variant: Variant, seconds: float) -> dict[str, float]:
 
 
 def variants_of(args, device: torch.device, notes: dict[str, str]) -> list[Variant]:
-    train, _ = load_images(args.data_dir, args.images)
-    recipe = dataclasses.replace(PRESETS["assignment"], batch_size=args.batch_size)
+    train, test = load_images(args.data_dir, args.images)
+    recipe = plain_recipe(args.batch_size, epochs=24)
     cpu, cores = torch.device("cpu"), num_cores()
     workers = min(16, cores) if args.workers is None else args.workers
     made = []
@@ -102,11 +102,11 @@ def variants_of(args, device: torch.device, notes: dict[str, str]) -> list[Varia
         if workers:  # an epoch must outlast the measurement, or starting workers would be in it
             images = train.subset(list(range(len(train))) * -(-workers * 20_000 // len(train)))
         try:
-            loader = train_loader(images, recipe, at, kind=kind, workers=workers)
+            run = make_run(recipe, (images, test), Compute(at), kind=kind, workers=workers)
         except ImportError as error:
             notes[name] = f"not measured: {error.name} is not installed"
             return
-        made.append(Variant(name, loader, at, threads))
+        made.append(Variant(name, run.train_loader, at, threads))
 
     add("albumentations, 1 core", "albumentations", cpu, 1)
     add("batched, 1 core", "batched", cpu, 1)
@@ -119,7 +119,8 @@ def variants_of(args, device: torch.device, notes: dict[str, str]) -> list[Varia
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
-    device, precision = settle(args)
+    compute = settle(args)
+    device = compute.device
     settings = {
         "images": "random images" if args.data_dir is None else "those of the folder",
         "batch_size": args.batch_size,
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "rounds": args.rounds,
         "seed": 0,
     }
-    result = new_result("input", device, precision, settings)
+    result = new_result("input", compute, settings)
     notes = result["notes"] = {}
     variants = variants_of(args, device, notes)
     for variant in variants:
@@ -139,19 +140,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["summary"] = summarise(result["runs"], device)
         write_json(args.out, result)
     write_json(args.out, result)
-    print_table(
-        ["input", "images/s", "least", "most", "first batch, s"],
-        [
-            [name, *(f"{row[key]:,.0f}" for key in ("median", "least", "most")),
-             f"{row['first_batch_s']:.2f}"]
-            for name, row in result["summary"].get("variants", {}).items()
-        ],
-    )  # fmt: skip
-    for name, ratio in result["summary"].get("ratios", {}).items():
-        print(f"{name}: {ratio['median']:.1f} ({ratio['least']:.1f} to {ratio['most']:.1f}), "
-              f"goal {ratio['goal']:g}")  # fmt: skip
-    for name, note in notes.items():
-        print(f"{name}: {note}")
+    show(result)
     return result
 
 

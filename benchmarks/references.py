@@ -28,12 +28,12 @@ import numpy as np
 from benchmarks.common import (
     new_result,
     parser,
-    print_table,
     run_benchmark,
     settle,
     spread,
     write_json,
 )
+from benchmarks.tables import show
 from benchmarks.training import load_images
 from onecycle.data.dataset import ImageDataset
 from onecycle.errors import UsageError
@@ -137,7 +137,7 @@ def run_ours(args, seed: int, out: Path) -> dict[str, dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
-    device, precision = settle(args)
+    compute = settle(args)
     found = sorted(path.parent for path in args.references.glob("*/run.sh"))
     if not found:
         raise UsageError(f"{args.references} has no folder with a run.sh; see benchmarks/README.md")
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "most_seconds": args.most_seconds,
         "seeds": args.seeds,
     }
-    result = new_result("references", device, precision, settings, compile_mode=args.compile)
+    result = new_result("references", compute, settings)
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images.npz"
         write_images(images, train, test)
@@ -163,16 +163,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 run = run_reference(folder, images, test.targets, seed, args.most_seconds)
                 result["runs"].append({"name": folder.name, "seed": seed} | run)
                 store(args.out, result)
-    print_table(
-        ["", "runs", "failed", "accuracy %", "views", "training s", "/ ours as good"],
-        [
-            [name, row["done"], row["failed"],
-             f"{100 * row['accuracy']['mean']:.2f}" if row["done"] else "", row.get("views", ""),
-             f"{row['training_seconds']['median']:.2f}" if row["done"] else "",
-             row.get("against_ours", {}).get("said", "")]
-            for name, row in result["summary"].items()
-        ],
-    )  # fmt: skip
+    show(result)
     return result
 
 

@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.tables import TABLES, copied, machine_of, render_accuracy
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CPU, GPU = RESULTS, RESULTS / "gpu"
@@ -35,130 +40,12 @@ def broken_off(result: dict[str, Any]) -> str:
     )
 
 
-def machine_of(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    if machine["device"] == "cpu":
-        amx = "with AMX" if machine["amx"] else "without AMX"
-        threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-        return f"{machine['device_name']}, {threads}, {amx}"
-    return machine["device_name"]
-
-
-def between(row: dict[str, float], form: str = ",.0f") -> str:
-    """The median, and the range of the runs."""
-    return f"{row['median']:{form}} ({row['least']:{form}} to {row['most']:{form}})"
-
-
-def copied(result: dict[str, Any]) -> str:
-    """What is said of the published image folder, and of no other source."""
-    return " (JPEG copy)" if "image folder" in result["settings"]["images"] else ""
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def render_input(result: dict[str, Any]) -> str:
-    rows = [[name, between(row)] for name, row in result["summary"]["variants"].items()]
-    for name, ratio in result["summary"]["ratios"].items():
-        rows.append([f"**{name}**", f"**{between(ratio, '.1f')}**, goal {ratio['goal']:g}"])
-    rows += [[name, note] for name, note in result["notes"].items()]
-    return table(["Input", "images/s"], rows)
-
-
-def render_step(result: dict[str, Any]) -> str:
-    summary, rows = result["summary"], []
-    for kind, row in summary["products_tflops"].items():
-        rows.append([f"matrix product, {kind}", "", f"{row['median']:.3g}", ""])
-    for mode, row in summary["modes"].items():
-        for part, name in (("bare", "bare step"), ("loop", "whole loop")):
-            if part in row:
-                ratio = row.get("loop_over_bare") if part == "loop" else None
-                rows.append([
-                    f"{name}, {mode}", between(row[part]), f"{row[part]['tflops']:.3g}",
-                    f"{between(ratio, '.3f')}, goal {summary['goal']:g}" if ratio else "",
-                ])  # fmt: skip
-    if len(summary["modes"]) > 1 and "fastest_loop" in summary:
-        name = f"fastest loop ({summary['fastest_loop']}) / bare step ({summary['fastest_bare']})"
-        share = summary["fastest_loop_over_fastest_bare"]
-        rows.append([name, "", "", f"{share:.3f}, goal {summary['goal']:g}"])
-    return table(["Step", "images/s", "TFLOP/s", "loop / bare step"], rows)
-
-
-def render_baseline(result: dict[str, Any]) -> str:
-    summary = result["summary"]
-    rows = [
-        ["this loop", between(summary["ours"])],
-        ["plain float32 loop", between(summary["plain"])],
-        ["**ratio**", f"**{between(summary['ratio'], '.2f')}**; {summary['goal']}"],
-    ]
-    return table(["Whole loop", "images/s"], rows)
-
-
-def render_scaling(result: dict[str, Any]) -> str:
-    rows = []
-    for axis, row in result["summary"].items():
-        values = [run[axis] for run in result["runs"] if run["axis"] == axis]
-        seconds, memory = row["seconds"], row["memory_bytes"]
-        rows.append([
-            f"{axis.replace('_', ' ')}: {values[0]:,} to {values[-1]:,} (x{row['times']:g})",
-            f"x{seconds['last_over_first']:.2f}", f"{seconds['r2']:.4f}",
-            f"x{memory['last_over_first']:.2f}",
-        ])  # fmt: skip
-    return table(["Scaling", "seconds", "R² of a line", "peak memory"], rows)
-
-
-def render_accuracy(result: dict[str, Any]) -> str:
-    rows = []
-    for name, row in result["summary"].items():
-        recipe = result["recipes"][name]
-        cells = [name, recipe["epochs"], recipe["batch_size"]]
-        if "accuracy" not in row:
-            rows.append([*cells, "0", f"{row['failed']} failed", "", "", "", ""])
-            continue
-        plain, mirrored = row["accuracy"], row["accuracy_mirrored"]
-        rows.append([
-            *cells, f"{plain['count']}" + (f", {row['failed']} failed" if row["failed"] else ""),
-            f"{plain['mean']:.2%}" + (f" ± {100 * plain['std']:.2f}" if plain["count"] > 1 else ""),
-            f"{plain['least']:.2%}", f"{mirrored['mean']:.2%}",
-            f"{row['train_accuracy']['mean']:.2%}",
-            between(row["training_seconds"], ",.2f") if plain["count"] > 1
-            else f"{row['training_seconds']['median']:,.2f}",
-        ])  # fmt: skip
-    settings = result["settings"]
-    about = (
-        f"{settings['images']}{copied(result)}: trained on {settings['num_train']:,}, evaluated on "
-        f"{settings['num_evaluated']:,} {settings['evaluated_on']} after the last epoch."
-    )
-    head = ["Recipe", "epochs", "batch", "seeds", "accuracy", "worst", "with mirror images",
-            "training accuracy", "training seconds"]  # fmt: skip
-    return f"{about}\n\n{table(head, rows)}"
-
-
-def render_references(result: dict[str, Any]) -> str:
-    rows = [
-        [name, row["done"], f"{row['accuracy']['mean']:.2%}", row["views"],
-         f"{row['accuracy_mirrored']['mean']:.2%}" if "accuracy_mirrored" in row else "",
-         between(row["training_seconds"], ".2f"),
-         row.get("against_ours", {}).get("said", "")]
-        for name, row in result["summary"].items() if row["done"]
-    ]  # fmt: skip
-    head = ["", "runs", "accuracy", "views", "with mirror images", "training seconds",
-            "those / this repository's to that accuracy"]  # fmt: skip
-    return table(head, rows)
-
-
-SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "input": render_input,
-    "step": render_step,
-    "baseline": render_baseline,
-    "scaling": render_scaling,
-    "accuracy": render_accuracy,
-    "speedrun": render_accuracy,
-    "speedrun_epochs": render_accuracy,
-    "references": render_references,
+CHOICE = {
+    "factorial": "**How the recipe was chosen**: all combinations of two levels of four numbers",
+    "halving": "**The recipes that follow from it**, over seeds",
+    "chosen": "**The chosen recipe**, on the test images",
 }
+"""The sections by which the recipe is chosen, which are told of where they were run."""
 PLACES = [
     ("cpu", CPU, ("input", "step", "baseline", "scaling")),
     ("gpu", GPU, ("accuracy", "step", "input", "speedrun", "speedrun_epochs", "references",
@@ -175,10 +62,14 @@ def render_benchmarks(cpu: Path = CPU, gpu: Path = GPU) -> str:
         title = "On a CPU" if place == "cpu" else "On a GPU"
         parts.append(f"**{title}**" + (f": {'; '.join(machines)}" if machines else ""))
         parts += [
-            f"{SECTIONS[name](result)}{broken_off(result)}"
+            f"{TABLES[result['benchmark']](result)}{broken_off(result)}"
             for name, result in results.items()
             if result
         ]
+        for name, title in CHOICE.items() if place == "gpu" else ():
+            if result := load(folders[place] / f"{name}.json"):
+                about = f"{title}: {machine_of(result)}"
+                parts += [about, f"{render_accuracy(result)}{broken_off(result)}"]
         missing = {}
         for name in (name for name, result in results.items() if not result):
             missing.setdefault(COMMANDS.get(name, COMMANDS[place]), []).append(name)
@@ -204,7 +95,7 @@ def render_speed(cpu: Path = CPU, gpu: Path = GPU) -> str:
             if line:
                 said.setdefault(f"{title} ({machine_of(result)})", []).append(f"- {line}.")
     parts = [f"{machine}:\n\n" + "\n".join(lines) for machine, lines in said.items()]
-    if not any((gpu / f"{name}.json").exists() for name in SECTIONS):
+    if not any((gpu / f"{name}.json").exists() for name in PLACES[1][2]):
         parts.append("Nothing has been measured on a GPU yet: `make bench-gpu` does all of it.")
     return "\n\n".join(parts)
 

@@ -10,7 +10,6 @@ allocator happens to keep moves it by a few percent.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -27,14 +26,14 @@ from benchmarks.common import (
     new_result,
     now,
     parser,
-    print_table,
     run_benchmark,
     set_sizes,
     settle,
     write_json,
 )
-from benchmarks.training import fit_parts, load_images, make_parts, train_loader
-from onecycle.recipe import PRESETS
+from benchmarks.tables import show
+from benchmarks.training import fit_run, load_images, make_run, plain_recipe
+from onecycle.training.compute import Compute
 
 AXES = ("images", "batch_size", "epochs")
 
@@ -50,14 +49,14 @@ def parse(argv):
     add("--point", metavar="JSON", help="measure one point in this process, and print it")
     # fmt: on
     args = made.parse_args(argv)
-    device, precision = settle(args)
+    compute = settle(args)
     set_sizes(
-        args, device,
+        args, compute.device,
         images=([256, 512, 1024], [12_500, 25_000, 50_000]),
         batch_size=([32, 64, 128], [128, 256, 512, 1024]),
         epochs=([1, 2, 4], [1, 2, 4]),
     )  # fmt: skip
-    return args, device, precision
+    return args, compute
 
 
 def points_of(args) -> list[tuple[str, dict[str, int]]]:
@@ -79,9 +78,9 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def measure(point: dict[str, int], args, device, precision) -> dict[str, Any]:
+def measure(point: dict[str, int], args, compute: Compute) -> dict[str, Any]:
     """Seconds of each round and the peak memory."""
-    train, _ = load_images(args.data_dir, point["images"])
+    device, (train, test) = compute.device, load_images(args.data_dir, point["images"])
     train = train.sample(point["images"])
     before = peak_memory(device)
     if device.type == "cuda":
@@ -89,15 +88,9 @@ def measure(point: dict[str, int], args, device, precision) -> dict[str, Any]:
     seconds = []
 
     def training(images, epochs: int) -> float:
-        recipe = dataclasses.replace(
-            PRESETS["assignment"], batch_size=point["batch_size"], epochs=epochs, lr_max=0.001
-        )
-        loader = train_loader(images, recipe, device)
-        parts = make_parts(recipe, device)
+        run = make_run(plain_recipe(point["batch_size"], epochs), (images, test), compute)
         begin = now(device)
-        fit_parts(
-            parts, loader, recipe, lr_max=0.001, precision=precision, compile_mode=args.compile
-        )
+        fit_run(run)
         return now(device) - begin
 
     training(train.sample(min(2 * point["batch_size"], len(train))), 2)  # warm-up
@@ -109,22 +102,22 @@ def measure(point: dict[str, int], args, device, precision) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    args, device, precision = parse(argv)
+    args, compute = parse(argv)
     if args.point is not None:
-        made = measure(json.loads(args.point), args, device, precision)
+        made = measure(json.loads(args.point), args, compute)
         print(json.dumps(made))
         return made
-    settings = {"rounds": args.rounds, "compile": args.compile, "seed": 0} | {
+    settings = {"rounds": args.rounds, "compile": compute.compile_mode, "seed": 0} | {
         name: getattr(args, name) for name in AXES
     }
-    result = new_result("scaling", device, precision, settings, compile_mode=args.compile)
+    result = new_result("scaling", compute, settings)
     result["failed"] = {}
     measured = {}
     for axis, point in points_of(args):
         key = json.dumps(point, sort_keys=True)
         if key not in measured:
             try:
-                measured[key] = in_own_process(key, args, device, precision)
+                measured[key] = in_own_process(key, args, compute)
             except RuntimeError as error:
                 result["failed"][key] = str(error)
                 continue
@@ -132,27 +125,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["summary"] = summarise(result["runs"])
         write_json(args.out, result)
     write_json(args.out, result)
-    print_table(
-        ["axis", *AXES, "seconds", "peak MB"],
-        [
-            [run["axis"], *(run[name] for name in AXES), f"{min(run['seconds']):.2f}",
-             f"{run['memory_bytes'] / 1e6:.0f}"]
-            for run in result["runs"]
-        ],
-    )  # fmt: skip
-    for point, error in result["failed"].items():
-        print(f"{point}: {error}")
-    for axis, row in result["summary"].items():
-        print(f"{axis}: " + "; ".join(f"{name} {value}" for name, value in told(row).items()))
+    show(result)
     return result
 
 
-def in_own_process(point: str, args, device: torch.device, precision: str) -> dict[str, Any]:
+def in_own_process(point: str, args, compute: Compute) -> dict[str, Any]:
     command = [
         sys.executable, __file__, "--point", point, "--rounds", str(args.rounds),
-        "--device", device.type, "--precision", precision,
+        "--device", compute.device.type, "--precision", compute.precision,
         *(["--data-dir", args.data_dir] if args.data_dir else []),
-        "--compile", args.compile or "off",
+        "--compile", compute.compile_mode or "off",
     ]  # fmt: skip
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -177,16 +159,6 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             | {"last_over_first": memory[-1] / max(memory[0], 1)},
         }
     return summary
-
-
-def told(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        f"from first to last (x{row['times']:g})": f"seconds x{row['seconds']['last_over_first']:.2f}, "
-        f"memory x{row['memory_bytes']['last_over_first']:.2f}",
-        "line of seconds": f"R2 {row['seconds']['r2']:.4f}",
-        "line of memory": f"R2 {row['memory_bytes']['r2']:.4f}, "
-        f"{row['memory_bytes']['slope']:,.0f} bytes each",
-    }
 
 
 if __name__ == "__main__":

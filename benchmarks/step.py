@@ -2,7 +2,7 @@
 """The whole training loop against the bare step on constant data, and against a matrix product.
 
 The bare step is forward, loss, backward and optimizer on one batch that lies on the device; the
-loop is ``utils.fit`` with its input. They take turns in one process: a round of the bare step after
+loop is ``fit`` with its input. They take turns in one process: a round of the bare step after
 each epoch of the loop, whose first is the warm-up. On a GPU also compiled, and with CUDA graphs.
 """
 
@@ -24,16 +24,17 @@ from benchmarks.common import (
     new_result,
     now,
     parser,
-    print_table,
     run_benchmark,
     set_sizes,
     settle,
     spread,
     write_json,
 )
-from benchmarks.training import Parts, fit_parts, load_images, make_parts, train_loader
-from onecycle.recipe import PRESETS, Recipe
-from onecycle.training.compute import PRECISIONS
+from benchmarks.tables import show
+from benchmarks.training import fit_run, load_images, make_run, plain_recipe
+from onecycle.data.dataset import Images
+from onecycle.run import Run
+from onecycle.training.compute import PRECISIONS, Compute
 
 GOAL = 0.95
 
@@ -51,12 +52,12 @@ def parse(argv):
     add("--profile", action="store_true", help="say which operations an epoch's time goes to")
     # fmt: on
     args = made.parse_args(argv)
-    device, precision = settle(args)
+    compute = settle(args)
     set_sizes(
-        args, device, images=(768, 50_000), batch_size=(256, 512), product=(4096, 8192),
+        args, compute.device, images=(768, 50_000), batch_size=(256, 512), product=(4096, 8192),
         modes=(["eager"], ["eager", "default", "graph", "reduce-overhead"]),
     )  # fmt: skip
-    return args, device, precision
+    return args, compute
 
 
 def product_tflops(side: int, device: torch.device, kind: str, rounds: int) -> list[float]:
@@ -79,32 +80,31 @@ def product_tflops(side: int, device: torch.device, kind: str, rounds: int) -> l
 
 
 class Objective(nn.Module):
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__()
-        self.model, self.criterion = parts.model, parts.criterion
+        self.model, self.criterion = run.model, run.criterion
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.criterion(self.model(images), labels)
 
 
-def bare_step(parts: Parts, images: Tensor, labels: Tensor, precision: str, mode: str) -> Callable:
+def bare_step(run: Run, images: Tensor, labels: Tensor, mode: str) -> Callable:
     """One training step on a batch that stays, to be called again and again."""
-    objective = Objective(parts)
-    parts.model.train()
+    objective = Objective(run)
+    run.model.train()
     if mode == "graph":
-        for group in parts.optimizer.param_groups:
+        for group in run.optimizer.param_groups:
             group["capturable"] = True
         objective = torch.compile(objective, dynamic=False)
     elif mode != "eager":
         objective = torch.compile(objective, mode=mode, dynamic=False)
 
     def step() -> None:
-        dtype = PRECISIONS[precision]
-        with torch.autocast(images.device.type, dtype, enabled=precision != "float32"):
+        with run.compute.autocast():
             loss = objective(images, labels)
-        parts.optimizer.zero_grad()
+        run.optimizer.zero_grad()
         loss.backward()
-        parts.optimizer.step()
+        run.optimizer.step()
 
     if mode != "graph":
         return step
@@ -114,19 +114,18 @@ def bare_step(parts: Parts, images: Tensor, labels: Tensor, precision: str, mode
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side_stream)
-    parts.optimizer.zero_grad()  # so that the gradients are made inside, in the graph's memory
+    run.optimizer.zero_grad()  # so that the gradients are made inside, in the graph's memory
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
     return graph.replay
 
 
-def constant_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(recipe.batch_size, 3, 32, 32, generator=generator)
-    labels = torch.randint(0, 10, (recipe.batch_size,), generator=generator)
-    layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
-    return images.to(device, memory_format=layout), labels.to(device)
+def constant_batch(run: Run) -> tuple[Tensor, Tensor]:
+    generator, size = torch.Generator().manual_seed(0), run.recipe.batch_size
+    images = torch.randn(size, 3, 32, 32, generator=generator)
+    labels = torch.randint(0, len(run.train.classes), (size,), generator=generator)
+    return run.compute.place(images), run.compute.place(labels)
 
 
 def time_bare(step: Callable, steps: int, batch_size: int, device: torch.device) -> float:
@@ -137,24 +136,28 @@ def time_bare(step: Callable, steps: int, batch_size: int, device: torch.device)
     return steps * batch_size / (now(device) - begin)
 
 
-def measure(mode: str, args, device, precision, train) -> dict[str, Any]:
+def in_mode(compute: Compute, mode: str) -> Compute:
+    """The same, compiled or not."""
+    compiled = None if mode in ("eager", "graph") else mode
+    return dataclasses.replace(compute, compile_mode=compiled)
+
+
+def measure(mode: str, args, compute: Compute, images: Images) -> dict[str, Any]:
     """The rounds of one mode: bare step and, where it has this mode, the loop, by turns."""
-    recipe = dataclasses.replace(
-        PRESETS["assignment"], batch_size=args.batch_size, epochs=args.rounds + 1, lr_max=0.001
-    )
-    batch = constant_batch(recipe, device)
+    device, recipe = compute.device, plain_recipe(args.batch_size, args.rounds + 1)
     begin = now(device)
-    bare = make_parts(recipe, device)  # kept, because a graph does not keep what it works on
-    step = bare_step(bare, *batch, precision, mode)
+    bare = make_run(recipe, images, compute)  # kept, because a graph does not keep what it works on
+    step = bare_step(bare, *constant_batch(bare), mode)
     for _ in range(3 if device.type == "cuda" else 1):
         step()
     made = {"mode": mode, "set_up_s": {"bare": now(device) - begin}, "bare": [], "loop": []}
-    steps = max(1, len(train) // args.batch_size)
+    steps = max(1, len(images[0]) // args.batch_size)
     if mode == "graph":
         made["bare"] = [time_bare(step, steps, args.batch_size, device) for _ in range(args.rounds)]
         return made
-    loader = train_loader(train, recipe, device)
-    images = sum(loader.global_batch(i) for i in range(len(loader)))
+    run = make_run(recipe, images, in_mode(compute, mode))
+    loader = run.train_loader
+    count = sum(loader.global_batch(i) for i in range(len(loader)))
     mark = [now(device)]
 
     def turn(record) -> None:
@@ -162,23 +165,18 @@ def measure(mode: str, args, device, precision, train) -> dict[str, Any]:
         if record.epoch == 1:
             made["set_up_s"]["loop"] = seconds  # with its first epoch
         else:
-            made["loop"].append(images / seconds)
+            made["loop"].append(count / seconds)
             made["bare"].append(time_bare(step, steps, args.batch_size, device))
         mark[0] = now(device)
 
-    fit_parts(
-        make_parts(recipe, device), loader, recipe, lr_max=0.001, precision=precision,
-        compile_mode=None if mode == "eager" else mode, on_epoch=turn,
-    )  # fmt: skip
+    fit_run(run, on_epoch=turn)
     return made
 
 
-def profile(args, device, precision, train, mode: str) -> list[dict[str, Any]]:
+def profile(args, compute: Compute, images: Images, mode: str) -> list[dict[str, Any]]:
     """What one epoch of the loop spends its time on: the operations that take the most."""
-    recipe = dataclasses.replace(
-        PRESETS["assignment"], batch_size=args.batch_size, epochs=3, lr_max=0.001
-    )
-    gpu = device.type == "cuda"
+    run = make_run(plain_recipe(args.batch_size, epochs=3), images, in_mode(compute, mode))
+    gpu = compute.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
     with torch.profiler.profile(
@@ -186,11 +184,7 @@ def profile(args, device, precision, train, mode: str) -> list[dict[str, Any]]:
         schedule=torch.profiler.schedule(wait=1, warmup=1, active=1),
         acc_events=True,
     ) as profiler:
-        fit_parts(
-            make_parts(recipe, device), train_loader(train, recipe, device), recipe,
-            lr_max=0.001, precision=precision, compile_mode=None if mode == "eager" else mode,
-            on_epoch=lambda record: profiler.step() if record.epoch < 3 else None,
-        )  # fmt: skip
+        fit_run(run, on_epoch=lambda record: profiler.step() if record.epoch < 3 else None)
     own = "self_device_time_total" if gpu else "self_cpu_time_total"
     events = [
         event
@@ -210,8 +204,9 @@ def profile(args, device, precision, train, mode: str) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    args, device, precision = parse(argv)
-    train, _ = load_images(args.data_dir, args.images)
+    args, compute = parse(argv)
+    device, precision = compute.device, compute.precision
+    train, test = load_images(args.data_dir, args.images)
     train = train.sample(min(args.images, len(train)))
     settings = {
         "images": train.source,
@@ -221,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "product_side": args.product,
         "seed": 0,
     }
-    result = new_result("step", device, precision, settings)
+    result = new_result("step", in_mode(compute, "eager"), settings)
     result["failed"] = {}
     kinds = dict.fromkeys([precision, "bfloat16", "float32"])
     kinds |= {"tf32": None} if device.type == "cuda" else {}
@@ -230,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     for mode in args.modes:
         try:
-            result["runs"].append(measure(mode, args, device, precision, train))
+            result["runs"].append(measure(mode, args, compute, (train, test)))
         except Exception as error:  # one mode that fails must not take the others along
             result["failed"][mode] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
         result["summary"] = summarise(result, precision)
@@ -239,13 +234,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         mode = result["summary"].get("fastest_loop", "eager")
         few = train.sample(min(20 * args.batch_size, len(train)))
         try:
-            operations = profile(args, device, precision, few, mode)
+            operations = profile(args, compute, (few, test), mode)
             result["profile"] = {"mode": mode, "steps": len(few) // args.batch_size,
                                  "operations": operations}  # fmt: skip
         except Exception as error:
             result["failed"]["profile"] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
         write_json(args.out, result)
-    print_step(result)
+    show(result)
+    for row in result.get("profile", {}).get("operations", [])[:10]:
+        print(f"{row['share']:6.1%}  {row['milliseconds']:9.1f} ms  {row['operation']}")
     return result
 
 
@@ -272,34 +269,6 @@ def summarise(result: dict[str, Any], precision: str) -> dict[str, Any]:
         # Against the fastest bare step of all, whatever its mode.
         summary["fastest_loop_over_fastest_bare"] = loops[fastest] / max(bare.values())
     return summary
-
-
-def print_step(result: dict[str, Any]) -> None:
-    summary = result["summary"]
-    for kind, row in summary["products_tflops"].items():
-        print(f"matrix product, {kind}: {row['median']:.3g} TFLOP/s")
-    rows = []
-    for name, row in summary["modes"].items():
-        for part in ("bare", "loop"):
-            if part in row:
-                ratio = row.get("loop_over_bare") if part == "loop" else None
-                rows.append([
-                    f"{part}, {name}", f"{row[part]['median']:,.0f}", f"{row[part]['std']:,.0f}",
-                    f"{row[part]['tflops']:.3g}", f"{row[part]['share_of_product']:.0%}",
-                    f"{row['set_up_s'][part]:.1f}", f"{ratio['median']:.3f}" if ratio else "",
-                ])  # fmt: skip
-    print_table(
-        ["step", "images/s", "±", "TFLOP/s", "of product", "set-up s", f"loop/bare ({GOAL})"], rows
-    )
-    if "fastest_loop" in summary:
-        print(
-            f"fastest loop ({summary['fastest_loop']}) / fastest bare step "
-            f"({summary['fastest_bare']}): {summary['fastest_loop_over_fastest_bare']:.3f}"
-        )
-    for name, error in result["failed"].items():
-        print(f"{name}: {error}")
-    for row in result.get("profile", {}).get("operations", [])[:10]:
-        print(f"{row['share']:6.1%}  {row['milliseconds']:9.1f} ms  {row['operation']}")
 
 
 if __name__ == "__main__":

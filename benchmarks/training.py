@@ -1,4 +1,4 @@
-"""One training, as the benchmarks make it: images, input, network, loss and optimizer, the cycle."""
+"""One training, as the benchmarks make it: the parts of a ``Run``, each with its time."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.common import now
 from models import CustomResNet
-from onecycle import ImageDataset, Recipe, load_cifar10, load_digits
-from onecycle.data.augmentation import get_test_batch_transform
-from onecycle.data.dataset import CIFAR10_CLASSES
-from onecycle.data.loaders import ResidentLoader
+from onecycle.data.cifar10 import load_cifar10
+from onecycle.data.dataset import CIFAR10_CLASSES, ImageDataset, Images
+from onecycle.data.digits import load_digits
 from onecycle.errors import UsageError
-from onecycle.modules import freeze_idle_biases
-from onecycle.optim.lr_finder import find_lr
-from onecycle.run_parts import OPTIMIZERS, choose_rates, make_loader, one_cycle_of
+from onecycle.optim.lr_finder import LRFinding, find_lr
+from onecycle.recipe import PRESETS, Recipe
+from onecycle.records import History
+from onecycle.run import Run
+from onecycle.run_parts import choose_rates, one_cycle_of
 from onecycle.training.compute import Compute, set_seed
 from onecycle.training.loop import fit, predict
 from transformation import get_train_aug_transform
 
-EVALUATED_AT_ONCE = 500
 KINDS = ("batched", "albumentations")
 """Of the training input."""
-AUGMENTATION = ("alternating_flip", "cutout_size_px", "padding")
-"""The recipe's fields that only the batched input takes."""
+BATCHED_ONLY = ("alternating_flip", "cutout_size_px", "padding")
+"""Fields of the recipe that the albumentations input does not know."""
+
+
+@dataclasses.dataclass
+class EachEpoch:
+    """A callback of ``fit`` from a function of an epoch's record."""
+
+    on_epoch: Callable[[Any], None]
 
 
 def random_images(count: int, seed: int = 0) -> ImageDataset:
@@ -38,11 +44,18 @@ def random_images(count: int, seed: int = 0) -> ImageDataset:
     return ImageDataset(images, np.arange(count) % 10, CIFAR10_CLASSES, "random images")
 
 
-def load_images(data_dir: str | None, count: int) -> tuple[ImageDataset, ImageDataset]:
-    """Training and test images; noise if no folder is given, ``count`` and 1,000 of it."""
+def load_images(data_dir: str | None, count: int) -> Images:
+    """Training and test images; noise where no folder is given, ``count`` and 1,000 of it."""
     if data_dir is None:
         return random_images(count), random_images(1000, seed=1)
     return load_digits() if data_dir == "digits" else load_cifar10(data_dir)
+
+
+def plain_recipe(batch_size: int, epochs: int) -> Recipe:
+    """The assignment's recipe at a given rate: for speeds, which do not depend on it."""
+    return dataclasses.replace(
+        PRESETS["assignment"], batch_size=batch_size, epochs=epochs, lr_max=0.001
+    )
 
 
 def check_input(recipe: Recipe, images: ImageDataset, kind: str) -> None:
@@ -51,104 +64,110 @@ def check_input(recipe: Recipe, images: ImageDataset, kind: str) -> None:
         raise UsageError(
             f"batch_size is {recipe.batch_size}, more than the {len(images)} training images"
         )
-    for name in AUGMENTATION:
-        if kind != "batched" and getattr(recipe, name) != getattr(Recipe(), name):
+    for name in BATCHED_ONLY if kind != "batched" else ():
+        if getattr(recipe, name) != getattr(Recipe(), name):
             raise UsageError(f"{name} is {getattr(recipe, name)}; it needs the batched input")
 
 
-def train_loader(
-    images: ImageDataset, recipe: Recipe, compute: Compute, *, kind: str = "batched", workers: int = 0
-):
-    """Augmented training batches: "batched" on the device, or "albumentations" image by image."""
-    augment = None
-    if kind != "batched":
-        augment = get_train_aug_transform(
-            images.mean, images.std, flip_probability=recipe.flip_probability
-        )
-    return make_loader(
-        (images, images), recipe, compute, train=True, shared=False, augment=augment, workers=workers
-    )
-
-
-def test_loader(images: ImageDataset, like: ImageDataset, compute: Compute):
-    """Normalised batches, in order."""
-    transform = get_test_batch_transform(images.data, like.mean, like.std, device=compute.device)
-    return ResidentLoader(
-        transform, images.targets, EVALUATED_AT_ONCE, device=compute.device, train=False
-    )
-
-
-@dataclasses.dataclass
-class Parts:
-    """What a training is made of, before its first step."""
-
-    model: nn.Module
-    criterion: nn.Module
-    optimizer: torch.optim.Optimizer
-
-
-def make_parts(recipe: Recipe, compute: Compute, train: ImageDataset) -> Parts:
-    """Network, loss and optimizer of a recipe, seeded; ``train`` is what it is prepared for."""
-    set_seed(recipe.seed)
-    model = compute.place_model(CustomResNet(len(train.classes)))
-    freeze_idle_biases(model)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    return Parts(model, criterion, OPTIMIZERS[recipe.optimizer](model, recipe, train, compute))
-
-
-def fit_parts(
-    parts: Parts,
-    loader,
+def make_run(
     recipe: Recipe,
+    images: Images,
     compute: Compute,
     *,
-    finding,
-    on_epoch: Callable[[Any], None] | None = None,
-):
-    """``fit`` over the whole cycle of a recipe, without evaluation: the history.
+    kind: str = "batched",
+    workers: int = 0,
+) -> Run:
+    """A run before its first step, whose parts are used here; it writes nothing."""
+    augment = None
+    if kind != "batched":
+        normal = images[0].mean, images[0].std
+        augment = get_train_aug_transform(*normal, flip_probability=recipe.flip_probability)
+    return Run(
+        "unwritten", images, CustomResNet, recipe, augment=augment, workers=workers,
+        device=compute.device.type, precision=compute.precision,
+        compile=compute.compile_mode or "off",
+    )  # fmt: skip
+
+
+def fit_run(
+    run: Run,
+    found: LRFinding | None = None,
+    *,
+    on_epoch: Callable[[Any], None] = lambda record: None,
+) -> History:
+    """Train a run over its whole cycle, without evaluation and checkpoints.
+
+    Args:
+        run: before its first step.
+        found: by the range test; None: the recipe has LRMAX.
+        on_epoch: called after each epoch with its record.
 
     Raises:
         KeyboardInterrupt: out of ``on_epoch`` too, which ``fit`` would take for a wish to stop: the
             part of a training is no result.
     """
-    scheduler = one_cycle_of(parts.optimizer, recipe, finding, len(loader))
-    callbacks = [_Epochs(on_epoch)] if on_epoch else []
+    rates, epochs = choose_rates(run.recipe, found), run.recipe.epochs
+    scheduler = one_cycle_of(run.optimizer, run.recipe, rates, len(run.train_loader))
+    set_seed(run.recipe.seed)
     history = fit(
-        parts.model, loader, None, parts.optimizer, scheduler, parts.criterion,
-        epochs=recipe.epochs, compute=compute, callbacks=callbacks,
+        run.model, run.train_loader, None, run.optimizer, scheduler, run.criterion,
+        epochs=epochs, compute=run.compute, callbacks=[EachEpoch(on_epoch)],
     )  # fmt: skip
-    if len(history.epochs) < recipe.epochs:
+    if len(history.epochs) < epochs:
         raise KeyboardInterrupt
     return history
 
 
-class _Epochs:
-    def __init__(self, on_epoch: Callable[[Any], None]) -> None:
-        self.on_epoch = on_epoch
+def graph_of(recipe: Recipe) -> tuple[Any, ...]:
+    """What a training is compiled anew for, with the same images."""
+    return recipe.label_smoothing, recipe.optimizer, recipe.batch_size
 
 
-def warm_up(recipe: Recipe, train: ImageDataset, compute: Compute) -> None:
-    """Compile for the two batch shapes of an epoch, on a twin; what follows finds it done."""
-    size = recipe.batch_size
-    few = train.subset(range(size + len(train) % size)) if len(train) > 2 * size else train
-    short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_min=None, lr_max=1e-3)
-    parts = make_parts(short, compute, train)
-    fit_parts(
-        parts, train_loader(few, short, compute), short, compute,
-        finding=choose_rates(short, None),
+def warm_up(recipe: Recipe, images: Images, compute: Compute) -> float:
+    """Compile for the two batch shapes of an epoch, on a twin; the seconds that it took.
+
+    What follows in this process finds it done. What was compiled before is forgotten: there is a
+    limit, beyond which nothing more would be compiled.
+    """
+    begin, size, train = now(compute.device), recipe.batch_size, images[0]
+    if compute.compile_mode is not None:
+        torch.compiler.reset()
+    if len(train) > 2 * size:
+        train = train.subset(range(size + len(train) % size))
+    short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_max=1e-3, lr_min=None)
+    fit_run(make_run(short, (train, images[1]), compute))
+    return now(compute.device) - begin
+
+
+def range_test(run: Run) -> LRFinding:
+    """The finding, from the images that the run would take."""
+    recipe = run.recipe
+    run.train_loader.set_epoch(1)
+    return find_lr(
+        run.model, run.optimizer, run.criterion, run.train_loader,
+        start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
+        num_steps=recipe.finder_steps, ratio=recipe.lr_ratio, autocast_dtype=run.compute.dtype,
     )  # fmt: skip
 
 
 def train_once(
     recipe: Recipe,
-    train: ImageDataset,
-    test: ImageDataset,
+    images: Images,
     compute: Compute,
     *,
     kind: str = "batched",
-    on_epoch: Callable[[Any], None] | None = None,
+    on_epoch: Callable[[Any], None] = lambda record: None,
+    compiled: float = 0.0,
 ) -> dict[str, Any]:
     """Train by a recipe and evaluate once, after the last epoch: a run of a results file.
+
+    Args:
+        recipe: of the training.
+        images: to train and to evaluate on.
+        compute: where and how.
+        kind: of the input, one of ``KINDS``.
+        on_epoch: called after each epoch with its record.
+        compiled: seconds that compiling for it took.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -156,41 +175,29 @@ def train_once(
     """
     device = compute.device
     begin = now(device)
-    if device.type == "cuda":
-        warm_up(recipe, train, compute)
-    compiled = now(device)
-    loader = train_loader(train, recipe, compute, kind=kind)
-    parts = make_parts(recipe, compute, train)
-    found, swept = None, {}
-    if recipe.lr_max is None:
-        found = find_lr(
-            parts.model, parts.optimizer, parts.criterion, loader,
-            start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-            num_steps=recipe.finder_steps, ratio=recipe.lr_ratio, autocast_dtype=compute.dtype,
-        )  # fmt: skip
-        # Its rates follow from the recipe; from both, what another rule would have found.
-        swept = {"range_test": [round(x, 4) for x in found.losses]}
-    finding = choose_rates(recipe, found)
+    run = make_run(recipe, images, compute, kind=kind)
+    found = range_test(run) if recipe.lr_max is None else None
     ready = now(device)
-    history = fit_parts(parts, loader, recipe, compute, finding=finding, on_epoch=on_epoch)
+    history = fit_run(run, found, on_epoch=on_epoch)
     trained = now(device)
-    predicted = predict(
-        parts.model, test_loader(test, train, compute), compute=compute, mirrored=True
-    )
+    seen = predict(run.model, run.test_loader, compute=compute, mirrored=True)
+    evaluated = now(device)
+    # The rates of the test follow from the recipe; from both, what another rule would have found.
+    swept = {"range_test": [round(x, 4) for x in found.losses]} if found else {}
     return {
         "seed": recipe.seed,
-        "lr_max": finding.lr_max,
+        "lr_max": found.lr_max if found else recipe.lr_max,
         **swept,
-        "accuracy": predicted.accuracy,
-        "accuracy_mirrored": predicted.mirrored_accuracy,
+        "accuracy": seen.accuracy,
+        "accuracy_mirrored": seen.mirrored_accuracy,
         "train_accuracy": history.epochs[-1].train_accuracy,
         "train_loss": history.epochs[-1].train_loss,
         "train_accuracy_by_epoch": [round(epoch.train_accuracy, 5) for epoch in history.epochs],
         "seconds": {
-            "compiling": compiled - begin,
-            "preparation": ready - compiled,
+            "compiling": compiled,
+            "preparation": ready - begin,
             "training": trained - ready,
             "by_epoch": [round(epoch.train_seconds, 4) for epoch in history.epochs],
-            "evaluation": now(device) - trained,
+            "evaluation": evaluated - trained,
         },
     }

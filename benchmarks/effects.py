@@ -1,0 +1,71 @@
+"""Main effects of a two-level factorial: what each factor of some recipes does to the accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+DECAY = "decay per step"
+"""LRMAX * weight_decay: the share of a weight that a step at the peak takes."""
+
+
+def factors_of(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The two levels of each factor, the lower one first; empty if this is no full factorial.
+
+    That of a single factor is none: its summary says as much.
+    """
+    levels = {name: levels_of(recipe, recipes) for name, recipe in recipes.items()}
+    found: dict[str, set[Any]] = {}
+    for row in levels.values():
+        for factor, level in row.items():
+            found.setdefault(factor, set()).add(level)
+    factors = {name: values for name, values in found.items() if len(values) > 1}
+    combined = {tuple(row[name] for name in factors) for row in levels.values()}
+    is_full = len(combined) == len(recipes) == 2 ** len(factors)
+    if len(factors) < 2 or not is_full or any(len(values) != 2 for values in factors.values()):
+        return {}
+    return {name: sorted(values) for name, values in factors.items()}
+
+
+def levels_of(recipe: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> dict:
+    """A recipe's fields but for the seed; its decay per step, if the decay goes with the rate."""
+    row = {name: value for name, value in recipe.items() if name != "seed"}
+    decays = {other["weight_decay"] for other in recipes.values()}
+    if len(decays) > 2 and row["lr_max"] is not None:
+        row[DECAY] = float(f"{row['lr_max'] * row.pop('weight_decay'):.6g}")
+    return row
+
+
+def effects_of(
+    recipes: Mapping[str, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """By factor the mean accuracy at its upper level minus that at its lower one.
+
+    The main-effects model is fitted by least squares, which gives the difference of the means if
+    no run is missing; standard errors are those of its residuals. Empty if the recipes are no full
+    factorial or too few of the runs are there.
+    """
+    factors = factors_of(recipes)
+    done = [run for run in runs if "accuracy" in run and run["variant"] in recipes]
+    rows = [levels_of(recipes[run["variant"]], recipes) for run in done]
+    signs = [
+        [1, *(2 * pair.index(row[name]) - 1 for name, pair in factors.items())] for row in rows
+    ]
+    x, y = np.array(signs, float), np.array([run["accuracy"] for run in done])
+    freedom = len(done) - len(factors) - 1
+    if not factors or freedom < 1 or np.linalg.matrix_rank(x) <= len(factors):
+        return {}
+    inverse = np.linalg.inv(x.T @ x)
+    fitted = inverse @ x.T @ y
+    errors = np.sqrt(inverse.diagonal() * ((y - x @ fitted) ** 2).sum() / freedom)
+    return {
+        name: {
+            "low": low,
+            "high": high,
+            "effect": float(2 * fitted[column]),
+            "standard_error": float(2 * errors[column]),
+        }
+        for column, (name, (low, high)) in enumerate(factors.items(), 1)
+    }

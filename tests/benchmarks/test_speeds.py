@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from small_benchmarks import CPU, Tiny, stored
+
+from benchmarks import baseline, common, render, scaling, step, training
+from onecycle.errors import UsageError
+from onecycle.recipe import Recipe
+from onecycle.training.compute import Compute
+
+
+def test_each_benchmark_leaves_its_runs_and_their_summary(measured):
+    result = stored(measured / "input.json")
+    rates = [r["images_per_s"] for r in result["runs"] if r["variant"] == "batched, 1 core"]
+    assert len(rates) == 2 and min(rates) > 0
+    ratio = result["summary"]["ratios"]["batched, 1 core / albumentations, 1 core"]
+    assert ratio["count"] == 2 and ratio["goal"] == 5
+
+    result = stored(measured / "step.json")
+    (run,) = result["runs"]
+    assert len(run["loop"]) == len(run["bare"]) == 2  # without the warm-up
+    row = result["summary"]["modes"]["eager"]
+    assert row["loop_over_bare"]["median"] == pytest.approx(
+        np.median(np.divide(run["loop"], run["bare"]))
+    )
+    assert row["loop"]["tflops"] == pytest.approx(np.median(run["loop"]) * 2.272e-3)
+    assert result["profile"]["operations"]
+
+    result = stored(measured / "baseline.json")
+    assert [run["round"] for run in result["runs"]] == [0, 1, 2]  # 0 is the warm-up
+    ratios = [r["ours_images_per_s"] / r["plain_images_per_s"] for r in result["runs"][1:]]
+    assert result["summary"]["ratio"]["median"] == pytest.approx(np.median(ratios))
+    assert "AMX" in result["summary"]["goal"]
+
+    result = stored(measured / "scaling.json")
+    assert result["failed"] == {}
+    assert [run["axis"] for run in result["runs"]] == sorted(
+        ["images", "batch_size", "epochs"] * 2, key=scaling.AXES.index
+    )
+
+
+def test_a_baseline_that_is_interrupted_ends(tmp_path, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(baseline, "plain_epoch", interrupt)
+    options = ["--images", "48", "--batch-size", "16", *CPU, "--out", str(tmp_path / "b.json")]
+    with pytest.raises(KeyboardInterrupt):
+        baseline.main(options)
+    with pytest.raises(UsageError, match="--rounds is 0"):
+        baseline.main([*options, "--rounds", "0"])
+
+
+def test_the_warm_up_meets_the_two_batch_shapes_of_an_epoch(monkeypatch):
+    shapes = []
+    forward = Tiny.forward
+    monkeypatch.setattr(Tiny, "forward", lambda self, x: shapes.append(len(x)) or forward(self, x))
+    images = training.random_images(3 * 16 + 5)
+    training.warm_up(Recipe(batch_size=16), (images, images), Compute(torch.device("cpu")))
+    assert set(shapes) == {16, 5}
+
+
+def test_the_line_of_least_squares():
+    line = common.line_through([1, 2, 4], [3.0, 5.0, 9.0])
+    assert (line["slope"], line["intercept"]) == pytest.approx((2, 1))
+    assert line["r2"] == pytest.approx(1)
+    assert common.line_through([1, 2, 3], [1.0, 5.0, 1.0])["r2"] == pytest.approx(0)
+
+
+def test_the_bare_step_trains():
+    images = training.random_images(64)
+    run = training.make_run(
+        Recipe(batch_size=32, finder_start_lr=0.02), (images, images), Compute(torch.device("cpu"))
+    )
+    images, labels = step.constant_batch(run)
+    one = step.bare_step(run, images, labels, "eager")
+    loss = lambda: run.criterion(run.model(images), labels).item()
+    before = loss()
+    for _ in range(20):
+        one()
+    assert loss() < before
+
+
+def test_tables_come_from_the_files_and_say_what_is_missing(measured):
+    text = render.render_benchmarks(measured, measured / "gpu")
+    result = stored(measured / "baseline.json")
+    assert f"{result['summary']['ratio']['median']:.2f}" in text
+    assert "Not yet measured" in text and "`make bench-gpu`" in text
+    assert "(`make bench`)" not in text
+    missing = render.render_benchmarks(measured / "none", measured / "gpu")
+    assert "Not yet measured: input, step, baseline, scaling (`make bench`)." in missing
+    assert "|" not in missing
