@@ -26,7 +26,7 @@ from fault_table import render_faults
 from weights_card import SOURCES, recipe_rows, render_card, share
 
 from benchmarks import render
-from benchmarks.tables import table
+from benchmarks.tables import copied, machine_of, table
 from models import CustomResNet
 from onecycle.files import write_whole
 from onecycle.modules import model_summary
@@ -138,13 +138,13 @@ def render_headline(results: Mapping[str, Any]) -> str:
         and measured["recipes"]["assignment"]["epochs"] == epochs
     ):
         accuracy, took = summary["accuracy"], summary["training_seconds"]["median"]
-        name, mode = render.machine_of(measured), measured["machine"]["compile_mode"]
+        name, mode = machine_of(measured), measured["machine"]["compile_mode"]
         said = f"**{accuracy['mean']:.2%} ± {100 * accuracy['std']:.2f}**"
         rows.append((f"{name}, {accuracy['count']} seeds", said, f"{took:.2f} s"))
         if mode:
             notes[0] = f"Training steps only; the {name} runs are compiled (`--compile {mode}`)."
         notes.append(f"± is the standard deviation over the {accuracy['count']} seeds.")
-        is_copy |= bool(render.copied(measured))
+        is_copy |= bool(copied(measured))
     if is_copy:
         notes.append(JPEG_COPY)
     head = ["", f"test accuracy after {epochs} epochs", "training time*"]
