@@ -38,7 +38,8 @@ def draw_grad_cam(count, classes=None, **options):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8), np.full(9, 3)
     names = [f"{k} {name}" for k, name in enumerate(classes)] if classes else CLASSES
-    judged = replace(evaluate_predictions(np.eye(10)[[5] * 9], labels, CLASSES), classes=names)
+    said = np.full(9, 5 if count else 3)  # all wrong, or none
+    judged = replace(evaluate_predictions(np.eye(10)[said], labels, CLASSES), classes=names)
     heat = rng.random((2, count, 32, 32))
     maps = ErrorMaps("layer3", np.arange(count), *heat)
     return plot_grad_cam(judged, ImageDataset(images, labels, CLASSES, SOURCE), maps, **options)
