@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -223,8 +223,10 @@ def store(
     result["summary"] = summarise(result["runs"])
     result.pop("effects", None)
     planned = result["recipes"] | {name: dataclasses.asdict(r) for name, r in recipes.items()}
-    if effects := effects_of(planned, result["runs"]):
-        result["effects"] = effects
+    fields = ("accuracy", "accuracy_mirrored")
+    found = {field: effects_of(planned, result["runs"], field) for field in fields}
+    if found["accuracy"]:
+        result["effects"] = found
     write_json(file, result)
     return result
 
