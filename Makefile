@@ -32,7 +32,7 @@ test: $(INSTALLED) ## layers and all tests; CIFAR10_DIR=folder adds those on the
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
 $(BROWSER): $(INSTALLED)
-	$(PIP) "jupyterlab>=4.2" "selenium>=4.20"
+	$(PIP) --no-build-isolation --editable ".[browser]"
 	@touch $(BROWSER)
 
 test-browser: $(BROWSER) ## what people open, in Chromium; SCREENSHOTS=folder keeps pictures
@@ -47,7 +47,7 @@ test-oldest: ## the same with the lowest versions that requirements.txt allows
 	$(PYTHON) scripts/check_environment.py oldest
 
 notebook: $(INSTALLED) ## execute the notebook in place
-	$(PY) -m jupyter execute --inplace S10_Assignment.ipynb
+	$(PY) scripts/run_notebook.py S10_Assignment.ipynb
 
 publish: $(INSTALLED) ## README, docs, images/, results/ and weights/ from a run; RUN=folder of the run
 	$(PY) scripts/publish.py "$(RUN)"

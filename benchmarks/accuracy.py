@@ -223,10 +223,8 @@ def store(
     result["summary"] = summarise(result["runs"])
     result.pop("effects", None)
     planned = result["recipes"] | {name: dataclasses.asdict(r) for name, r in recipes.items()}
-    fields = ("accuracy", "accuracy_mirrored")
-    found = {field: effects_of(planned, result["runs"], field) for field in fields}
-    if found["accuracy"]:
-        result["effects"] = found
+    if effects := effects_of(planned, result["runs"]):
+        result["effects"] = effects
     write_json(file, result)
     return result
 

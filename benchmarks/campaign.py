@@ -65,7 +65,7 @@ def improved(effects: Mapping[str, Mapping[str, Any]], errors: float) -> dict[st
     levels = dict(PRESENT)
     for name, row in effects.items():
         if abs(row["effect"]) > errors * row["standard_error"]:
-            levels[name] = LEVELS[name][row["effect"] > 0]
+            levels[name] = row["high"] if row["effect"] > 0 else row["low"]
     return PRESENT | with_decay(levels)
 
 
@@ -111,7 +111,7 @@ def _read(out: Path, name: str, field: str) -> dict[str, Any]:
 
 def halving_options(out: Path) -> list[str]:
     """Options of accuracy.py, by the effects in ``factorial.json``."""
-    recipes = halving(_read(out, "factorial", "effects")["effects"]["accuracy"])
+    recipes = halving(_read(out, "factorial", "effects")["effects"])
     variants = [f"{name}: {assignments(fields)}" for name, fields in recipes.items()]
     return [word for variant in variants for word in ("--variant", variant)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-DECAY = "decay_per_step"
+DECAY = "decay per step"
 """LRMAX * weight_decay: the share of a weight that a step at the peak takes."""
 
 
@@ -39,23 +39,21 @@ def levels_of(recipe: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]
 
 
 def effects_of(
-    recipes: Mapping[str, Mapping[str, Any]],
-    runs: Sequence[Mapping[str, Any]],
-    field: str = "accuracy",
+    recipes: Mapping[str, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """By factor the mean of a field of the runs at its upper level minus that at its lower one.
+    """By factor the mean accuracy at its upper level minus that at its lower one.
 
     The main-effects model is fitted by least squares, which gives the difference of the means if
     no run is missing; standard errors are those of its residuals. Empty if the recipes are no full
     factorial or too few of the runs are there.
     """
     factors = factors_of(recipes)
-    done = [run for run in runs if field in run and run["variant"] in recipes]
+    done = [run for run in runs if "accuracy" in run and run["variant"] in recipes]
     rows = [levels_of(recipes[run["variant"]], recipes) for run in done]
     signs = [
         [1, *(2 * pair.index(row[name]) - 1 for name, pair in factors.items())] for row in rows
     ]
-    x, y = np.array(signs, float), np.array([run[field] for run in done])
+    x, y = np.array(signs, float), np.array([run["accuracy"] for run in done])
     freedom = len(done) - len(factors) - 1
     if not factors or freedom < 1 or np.linalg.matrix_rank(x) <= len(factors):
         return {}

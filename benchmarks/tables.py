@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.effects import factors_of
-
 
 def machine_of(result: dict[str, Any]) -> str:
     machine = result["machine"]
@@ -108,24 +106,19 @@ def render_accuracy(result: dict[str, Any]) -> str:
             "training accuracy", "training seconds"]  # fmt: skip
     parts = [about, table(head, rows)]
     if "effects" in result:
-        parts.append(render_effects(result))
+        parts.append(render_effects(result["effects"]))
     if "missing" in result:
         parts.append(f"For {len(result['missing'])} of the runs there was no time.")
     return "\n\n".join(parts)
 
 
-def render_effects(result: dict[str, Any]) -> str:
-    recipes, found = result["recipes"], result["effects"]
-    rows = []
-    for name, (low, high) in factors_of(recipes).items():
-        cells = [
-            f"{100 * found[field][name]['effect']:+.2f} ± "
-            f"{100 * found[field][name]['standard_error']:.2f}"
-            for field in ("accuracy", "accuracy_mirrored")
-        ]
-        rows.append([f"`{name}`", low, high, *cells])
-    head = ["Factor", "lower", "upper", "effect on the accuracy, points", "with mirror images"]
-    return table(head, rows)
+def render_effects(effects: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [name, row["low"], row["high"],
+         f"{100 * row['effect']:+.2f} ± {100 * row['standard_error']:.2f}"]
+        for name, row in effects.items()
+    ]  # fmt: skip
+    return table(["Factor", "lower", "upper", "effect in points, standard error"], rows)
 
 
 def render_references(result: dict[str, Any]) -> str:

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Execute the notebook where nothing but given versions is installed.
+"""Install the project where nothing but given versions is, and execute the notebook small.
 
     check_environment.py colab [FOLDER]     what Colab has
     check_environment.py oldest [FOLDER]    the lower bounds of requirements.txt
 
-The notebook lies alone in an empty folder, as on Colab, and installs the project itself; its
-address is led to a clone of this checkout, so what is tested is the last commit. It fails where
-that changes a package that was there before, or where the run is not whole. The environment takes
-some 6 GB in a temporary folder; in a FOLDER it stays and is used again.
+What is tested is the last commit: a clone of this one is installed. It fails if that changes a
+package that was there before, or if the notebook does not show every figure and write its run. The
+environment takes some 6 GB in a temporary folder; in a FOLDER it stays and is used again.
 """
 
 from __future__ import annotations
@@ -18,23 +17,27 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "S10_Assignment.ipynb"
-PROJECT = "custom-resnet-cifar10"
+PROJECT = "onecycle"
 TOOLS = ["nbclient", "nbformat", "ipykernel"]  # what executes the notebook
 COLAB = [
     "torch==2.11.*", "torchvision==0.26.*", "numpy==2.1.*", "matplotlib==3.10.*",
     "scikit-learn==1.6.*", "albumentations==2.0.8", "torchsummary==1.5.1", "ipython==7.34.*",
-    "tqdm", "tensorboard", "pytest",
+    "safetensors", "tqdm", "tensorboard", "pytest",
 ]  # fmt: skip
-SMALL = {
-    "DATASET": "digits", "EPOCHS": "1", "BATCH_SIZE": "16", "FINDER_STEPS": "30",
-    "LIMIT_TRAIN": "320", "LIMIT_TEST": "60", "OUT": "run",
-}  # fmt: skip
+NOT_IN_COLAB = "torch-lr-finder"
 NUM_FIGURES = 10
+EXECUTE = """
+import pathlib, sys
+import nbformat, notebooks, run_notebook
+notebook = notebooks.small_notebook(sys.argv[1], "run")
+run_notebook.execute(notebook, pathlib.Path.cwd())
+nbformat.write(notebook, "executed.ipynb")
+"""
 
 
 def versions(kind: str) -> list[str]:
@@ -43,7 +46,16 @@ def versions(kind: str) -> list[str]:
         return COLAB
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     bounds = [line for line in lines if line and not line.startswith("#")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    bounds += project["optional-dependencies"]["weights"]
     return [bound.split(",")[0].replace(">=", "==") for bound in bounds]
+
+
+def run(*command: str | Path, **options) -> str:
+    words = [str(word) for word in command]
+    return subprocess.run(
+        words, check=True, stdout=subprocess.PIPE, encoding="utf-8", **options
+    ).stdout
 
 
 def installed(python: Path) -> dict[str, str]:
@@ -52,69 +64,48 @@ def installed(python: Path) -> dict[str, str]:
     return {re.split("==| @ ", line)[0].lower(): line for line in lines}
 
 
-def run(*command: str | Path, **options) -> str:
-    return subprocess.run(
-        [str(word) for word in command], check=True, stdout=subprocess.PIPE, text=True, **options
-    ).stdout
-
-
-def check(kind: str, folder: Path) -> None:
-    clone, empty = Path(tempfile.mkdtemp(dir=folder)), Path(tempfile.mkdtemp(dir=folder))
-    run("git", "clone", "--quiet", ROOT, clone)
-    (empty / NOTEBOOK).write_bytes((clone / NOTEBOOK).read_bytes())
-
-    python = folder / kind / "bin" / "python"
-    started = time.perf_counter()
-    if not python.exists():
-        run(sys.executable, "-m", "venv", folder / kind)
-        run(python, "-m", "pip", "install", "--quiet", *versions(kind), *TOOLS)
-    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", PROJECT, stderr=subprocess.DEVNULL)
-    if kind == "colab":
-        run(python, "-m", "pip", "uninstall", "-qy", "torch-lr-finder", stderr=subprocess.DEVNULL)
-    before = installed(python)
-    print(f"{len(before)} packages installed in {time.perf_counter() - started:.0f} s")
-
-    started = time.perf_counter()
-    source = (empty / NOTEBOOK).read_text("utf-8")
-    address = re.search(r'REPOSITORY = \\"(https://[^"\\]+)', source)[1]
-    led_here = {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.{clone.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": address,
-    }
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    run(
-        python, clone / "scripts" / "run_notebook.py", empty / NOTEBOOK,
-        cwd=empty, env=environment | led_here | SMALL,
-    )  # fmt: skip
-    print(f"the notebook took {time.perf_counter() - started:.0f} s")
-
-    after = installed(python)
-    changed = {name: (line, after.get(name)) for name, line in before.items()}
-    changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
-    assert not changed, f"the notebook's installation changed {changed}"
+def compare(kind: str, before: dict[str, str], after: dict[str, str]) -> None:
+    """Check that the project came, and nothing else but what it must bring."""
+    changed = [(line, after.get(name)) for name, line in before.items() if after.get(name) != line]
+    assert not changed, f"installing the project changed {changed}"
     added = set(after) - set(before)
-    print(f"it added {', '.join(after[name] for name in sorted(added))}, and changed nothing")
-    assert added == {PROJECT} | ({"torch-lr-finder"} if kind == "colab" else set()), added
+    assert added == {PROJECT} | ({NOT_IN_COLAB} if kind == "colab" else set()), added
 
-    notebook = json.loads((empty / NOTEBOOK).read_text("utf-8"))
+
+def check_run(folder: Path) -> None:
+    """Check what the notebook left in its folder: no error, every figure, a whole run."""
+    notebook = json.loads((folder / "executed.ipynb").read_text("utf-8"))
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     messages = [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
     assert not messages, messages
     figures = sum("image/png" in output.get("data", {}) for output in outputs)
     assert figures == NUM_FIGURES, f"{figures} figures instead of {NUM_FIGURES}"
-    results = json.loads((empty / "run" / "results.json").read_text("utf-8"))
-    print(f"all figures are there, results.json too: {results['machine']['versions']}")
+    assert (folder / "run" / "model.safetensors").is_file()
+    results = json.loads((folder / "run" / "results.json").read_text("utf-8"))
+    print(f"the notebook ran whole with {results['machine']['versions']}")
 
 
-def main(kind: str, folder: str | None = None) -> None:
-    if folder is not None:
-        return check(kind, Path(folder).resolve())
-    with tempfile.TemporaryDirectory() as temporary:
-        check(kind, Path(temporary))
+def check(kind: str, folder: Path) -> None:
+    clone, empty = Path(tempfile.mkdtemp(dir=folder)), Path(tempfile.mkdtemp(dir=folder))
+    run("git", "clone", "--quiet", ROOT, clone)
+    python = folder / kind / "bin" / "python"
+    pip = (python, "-m", "pip")
+    if not python.exists():
+        run(sys.executable, "-m", "venv", folder / kind)
+        run(*pip, "install", "--quiet", *versions(kind), *TOOLS)
+    ours = [PROJECT] + ([NOT_IN_COLAB] if kind == "colab" else [])
+    run(*pip, "uninstall", "--quiet", "--yes", *ours, stderr=subprocess.DEVNULL)
+    before = installed(python)
+    run(*pip, "install", "--quiet", f"{PROJECT}[weights] @ {clone.as_uri()}")
+    compare(kind, before, installed(python))
+    places = os.pathsep.join(str(clone / name) for name in ("tests", "scripts"))
+    environment = os.environ | {"PYTHONPATH": places}
+    run(python, "-c", EXECUTE, clone / NOTEBOOK, cwd=empty, env=environment)
+    check_run(empty)
 
 
 if __name__ == "__main__":
     if not (2 <= len(sys.argv) <= 3 and sys.argv[1] in ("colab", "oldest")):
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    with tempfile.TemporaryDirectory() as temporary:
+        check(sys.argv[1], Path(*sys.argv[2:] or [temporary]).resolve())

@@ -1,23 +1,21 @@
 import hashlib
-import importlib.util
 import json
+import re
 from pathlib import Path
 
+import publish as script
 import pytest
+from PIL import Image
 
-from onecycle.errors import CheckpointError
 from onecycle.results.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = (ROOT / "weights" / "README.md").read_text("utf-8")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def publish():
-    spec = importlib.util.spec_from_file_location("publish", ROOT / "scripts" / "publish.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def results(publish):
 
 @pytest.fixture
 def evaluated(publish):
-    """What evaluate.py would have written, with made-up figures."""
+    """What ``onecycle evaluate`` would have written, with made-up figures."""
     scores = [
         {"name": name, "precision": 0.5 + k / 100, "recall": 0.6 + k / 100, "f1": 0.7 + k / 100}
         for k, name in enumerate(load_weights(publish.WEIGHTS).classes)
@@ -96,33 +94,6 @@ def test_an_evaluation_of_another_file_or_of_some_images_is_not_published(
     assert not publish.EVALUATION.exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "without", "said"),
-    [
-        ({}, "model.safetensors", "model.safetensors"),
-        ({"optimizer": "muon"}, None, "trained with muon"),
-        ({}, "figures/samples.png", "samples"),
-    ],
-)
-def test_a_run_that_is_not_whole_or_not_the_assignments_replaces_nothing(
-    publish, results, tmp_path, monkeypatch, changes, without, said
-):
-    run, root = tmp_path / "run", tmp_path / "root"
-    (run / "figures").mkdir(parents=True)
-    for name in (*publish.NUMBERS, *(f"figures/{name}.png" for name in publish.IMAGES)):
-        (run / name).write_text("")
-    (run / "model.safetensors").write_bytes(publish.WEIGHTS.read_bytes())
-    changed = results | {"recipe": results["recipe"] | changes}
-    (run / "results.json").write_text(json.dumps(changed))
-    if without:
-        (run / without).unlink()
-    for name in ("ROOT", "RESULTS"):
-        monkeypatch.setattr(publish, name, root)
-    with pytest.raises((SystemExit, CheckpointError), match=said):
-        publish.copy_run(run)
-    assert not root.exists()
-
-
 def test_a_class_without_a_share_is_a_dash(publish, results, evaluated):
     evaluated["evaluation"]["classes"][0] |= {"precision": None, "f1": None}
     evaluated["evaluation"]["mirrored_accuracy"] = None
@@ -131,3 +102,18 @@ def test_a_class_without_a_share_is_a_dash(publish, results, evaluated):
     assert "| airplane | – | 60.0% | – |" in card and "(flip TTA) | – |" in card
     card = publish.render_card(publish.WEIGHTS, results, None)
     assert "| airplane | – |" in card and "| – | " in publish.render_results(results)
+
+
+def test_its_python_runs(tmp_path, monkeypatch):
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    Image.new("RGB", (60, 40), "green").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```", CARD, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["guesses"][0].label in names["weights"].classes
+
+
+def test_its_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)", CARD):
+        assert (ROOT / "weights" / target).exists(), target

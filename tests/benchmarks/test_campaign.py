@@ -78,14 +78,14 @@ def test_the_factorial_has_all_combinations_and_its_seeds_are_mixed_with_no_fact
 def found(**factors):
     rows = {}
     for name, (low, high) in campaign.LEVELS.items():
-        rows[name] = {"low": low, "high": high, "effect": factors.get(name, 0.0),
+        rows[name] = {"low": low, "high": high, "effect": factors.get(name.split()[0], 0.0),
                       "standard_error": 0.001}  # fmt: skip
     return rows
 
 
 def test_the_halving_changes_what_is_above_the_noise():
     assert campaign.halving(found()) == {"present": campaign.PRESENT}
-    made = campaign.halving(found(lr_max=0.003, decay_per_step=-0.0015, label_smoothing=0.0005))
+    made = campaign.halving(found(lr_max=0.003, decay=-0.0015, label_smoothing=0.0005))
     assert list(made) == ["present", "effects above 1 error", "effects above 2 errors"]
     assert made["effects above 1 error"] == {
         "lr_max": 0.0032, "weight_decay": 0.28125, "label_smoothing": 0.1, "padding": "constant"
@@ -126,25 +126,22 @@ def test_the_winner_is_the_best_or_one_as_good_with_fewer_changes(tmp_path, mean
 def test_what_a_choice_has_nothing_to_go_on_with_is_said(tmp_path):
     with pytest.raises(UsageError, match="factorial.json has no effects to go on with"):
         campaign.halving_options(tmp_path)
-    (tmp_path / "halving.json").write_text(
-        json.dumps({"recipes": {}, "summary": {"a": {"failed": 3}}})
-    )
+    (tmp_path / "halving.json").write_text(json.dumps({"summary": {"a": {"failed": 3}}}))
     with pytest.raises(UsageError, match="no finished run"):
         campaign.chosen_options(tmp_path)
 
 
-def test_the_published_campaign_chose_by_these_rules(tmp_path):
+def test_the_published_campaign_chose_by_these_rules():
     files = {
         name: json.loads((GPU / f"{name}.json").read_text("utf-8"))
         for name in ("factorial", "halving", "chosen")
     }
     factorial = files["factorial"]
-    for field in ("accuracy", "accuracy_mirrored"):
-        found = effects.effects_of(factorial["recipes"], factorial["runs"], field)
-        for name, row in factorial["effects"][field].items():
-            assert found[name]["effect"] == pytest.approx(row["effect"])
-            assert found[name]["standard_error"] == pytest.approx(row["standard_error"])
+    found = effects.effects_of(factorial["recipes"], factorial["runs"])
+    for name, row in factorial["effects"].items():
+        assert found[name]["effect"] == pytest.approx(row["effect"])
+        assert found[name]["standard_error"] == pytest.approx(row["standard_error"])
     recipes, _ = recipes_of(campaign.halving_options(GPU))
-    assert list(recipes.values()) == list(files["halving"]["recipes"].values())
+    assert recipes == files["halving"]["recipes"]
     recipes, _ = recipes_of(campaign.chosen_options(GPU))
-    assert list(recipes.values()) == list(files["chosen"]["recipes"].values())
+    assert recipes == files["chosen"]["recipes"]
