@@ -26,6 +26,7 @@ from fault_table import render_faults
 from weights_card import SOURCES, recipe_rows, render_card, share
 
 from benchmarks import render
+from benchmarks.tables import copied, machine_of, table
 from models import CustomResNet
 from onecycle.files import write_whole
 from onecycle.modules import model_summary
@@ -137,17 +138,17 @@ def render_headline(results: Mapping[str, Any]) -> str:
         and measured["recipes"]["assignment"]["epochs"] == epochs
     ):
         accuracy, took = summary["accuracy"], summary["training_seconds"]["median"]
-        name, mode = render.machine_of(measured), measured["machine"]["compile_mode"]
+        name, mode = machine_of(measured), measured["machine"]["compile_mode"]
         said = f"**{accuracy['mean']:.2%} ± {100 * accuracy['std']:.2f}**"
         rows.append((f"{name}, {accuracy['count']} seeds", said, f"{took:.2f} s"))
         if mode:
             notes[0] = f"Training steps only; the {name} runs are compiled (`--compile {mode}`)."
         notes.append(f"± is the standard deviation over the {accuracy['count']} seeds.")
-        is_copy |= bool(render.copied(measured))
+        is_copy |= bool(copied(measured))
     if is_copy:
         notes.append(JPEG_COPY)
     head = ["", f"test accuracy after {epochs} epochs", "training time*"]
-    return f"{render.table(head, rows)}\n\n\\* {' '.join(notes)}"
+    return f"{table(head, rows)}\n\n\\* {' '.join(notes)}"
 
 
 def render_results(results: Mapping[str, Any]) -> str:
@@ -182,11 +183,11 @@ def render_results(results: Mapping[str, Any]) -> str:
         parts.append(JPEG_COPY)
     classes = final["class_accuracy"]
     parts += [
-        render.table(["measure", "value"], rows.items()),
+        table(["measure", "value"], rows.items()),
         "Accuracy by class, final epoch:",
-        render.table(list(classes), [[percent(value, 1) for value in classes.values()]]),
+        table(list(classes), [[percent(value, 1) for value in classes.values()]]),
         "The recipe, the assignment's numbers and ours:",
-        render.table(["field", "value", "meaning"], recipe_rows(results)),
+        table(["field", "value", "meaning"], recipe_rows(results)),
     ]
     return "\n\n".join(parts)
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.render import table
+from benchmarks.tables import table
 from models import CustomResNet
 from onecycle.recipe import Recipe, with_later_fields
 from onecycle.results.report.words import percent

@@ -12,14 +12,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from notebooks import code_cells, small_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "S10_Assignment.ipynb"
 PATIENCE_S = 300
-SMALL = {
-    "DATASET": "digits", "EPOCHS": "1", "BATCH_SIZE": "16", "FINDER_STEPS": "30",
-    "LIMIT_TRAIN": "320", "LIMIT_TEST": "60", "OUT": "run",
-}  # fmt: skip
 # Cells out of sight would otherwise not be drawn, and JupyterLab asks about news.
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -43,10 +40,9 @@ def lab(tmp_path):
     """The address of the notebook, without outputs, in a JupyterLab that is nobody's."""
     folder = tmp_path / "it's a folder"
     folder.mkdir()
-    notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    notebook = small_notebook(ROOT / NOTEBOOK, "run")
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
     nbformat.write(notebook, folder / NOTEBOOK)
     for name, values in SETTINGS.items():
         file = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -62,7 +58,7 @@ def lab(tmp_path):
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0",
              "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}",
              "--IdentityProvider.token="],
-            env={**os.environ, **SMALL, "PYTHONPATH": str(ROOT)}
+            env={**os.environ, "PYTHONPATH": str(ROOT)}
             | {name: str(tmp_path / place) for name, place in own.items()},
             stdout=log,
             stderr=log,
@@ -118,9 +114,7 @@ def test_restart_and_run_all_shows_every_figure_and_no_error(browser, lab):
     toolbar = ".jp-NotebookPanel-toolbar "
     wait_for(lambda: click(toolbar + "[data-command='notebook:restart-run-all']"), "the button")
     wait_for(lambda: click(".jp-Dialog .jp-mod-accept"), "the question whether to restart")
-    num_cells = sum(
-        cell.cell_type == "code" for cell in nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
-    )
+    num_cells = len(code_cells(small_notebook(ROOT / NOTEBOOK, "run")))
     everything = [f"[{n}]:" for n in range(1, num_cells + 1)]
     wait_for(lambda: texts(output.format("error")) or texts(number) == everything, "the last cell")
     height = browser.execute_script(

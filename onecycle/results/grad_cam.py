@@ -15,8 +15,8 @@ from onecycle.modules import eval_mode
 from onecycle.results.evaluation import Evaluation
 
 LAYER = "layer3"
-"""The last layer with a map: what the decision is made from, 4x4. ``layer2`` has 8x8, and less of
-the decision in it."""
+"""CustomResNet's last layer with a map: what the decision is made from, 4x4. ``layer2`` has 8x8, and
+less of the decision in it."""
 BATCH = 128
 
 
@@ -83,7 +83,7 @@ def explain_errors(
     evaluation: Evaluation,
     *,
     count: int = 12,
-    layer: str = LAYER,
+    layer: str | None = None,
 ) -> ErrorMaps:
     """Grad-CAM of the most confident errors, for the predicted and for the true class.
 
@@ -92,17 +92,46 @@ def explain_errors(
         transform: ``transform(indices, epoch)``: (M,) int64 indices to normalised images.
         evaluation: of the model on these images.
         count: how many errors at most.
-        layer: see :func:`grad_cam`.
+        layer: see :func:`grad_cam`; None: "layer3" if the network has one, else its last layer with
+            a map of more than one place. A network without any gives no maps, for the layer "".
     """
     indices = evaluation.wrong[:count]
     device = next(model.parameters()).device
     images = transform(torch.as_tensor(indices, device=device), 0)
+    if layer is None:
+        layer = _layer_of(model, images.new_zeros(1, *images.shape[1:]))
+    if not layer:
+        nothing = np.zeros((0, *images.shape[2:]), np.float32)
+        return ErrorMaps("", indices[:0], nothing, nothing)
     return ErrorMaps(
         layer=layer,
         indices=indices,
         predicted=grad_cam(model, images, evaluation.predicted[indices], layer),
         true=grad_cam(model, images, evaluation.labels[indices], layer),
     )
+
+
+@torch.no_grad()
+def _layer_of(model: nn.Module, image: Tensor) -> str:
+    """The name of the layer to look at by default."""
+    found: list[str] = []
+
+    def note(name: str) -> Callable:
+        def hook(module, inputs, output) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+                found.append(name)
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name))
+             for name, module in model.named_modules() if name]  # fmt: skip
+    try:
+        with eval_mode(model):
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return LAYER if LAYER in found else found[-1] if found else ""
 
 
 def _maps(

@@ -216,11 +216,11 @@ def test_another_training_of_the_same_graph_compiles_nothing(monkeypatch):
     )
     monkeypatch.setattr(compute_module, "get_compile_mode", lambda device, name: name)
     images = training.load_images("digits", 0)
-    images = images[0].sample(50), images[1].sample(20)
+    images = images[0].sample(32), images[1].sample(20)
     compute = Compute(torch.device("cpu"), compile_mode="default")
     count, made = counters["stats"], []
     for seed, smoothing in ((0, 0.1), (1, 0.1), (2, 0.2)):
-        recipe = Recipe(epochs=2, batch_size=16, lr_max=0.01, seed=seed, label_smoothing=smoothing)
+        recipe = Recipe(epochs=3, batch_size=32, lr_max=0.01, seed=seed, label_smoothing=smoothing)
         if seed % 2 == 0:
             training.warm_up(recipe, images, compute)
         before = count["unique_graphs"]

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import accuracy, campaign, effects
 from benchmarks.effects import DECAY
+from benchmarks.render import GPU
 from onecycle.errors import UsageError
 from onecycle.recipe import Recipe
 
@@ -139,3 +140,19 @@ def test_what_a_choice_has_nothing_to_go_on_with_is_said(tmp_path):
     (tmp_path / "halving.json").write_text(json.dumps({"summary": {"a": {"failed": 3}}}))
     with pytest.raises(UsageError, match="no finished run"):
         campaign.chosen_options(tmp_path)
+
+
+def test_the_published_campaign_chose_by_these_rules():
+    files = {
+        name: json.loads((GPU / f"{name}.json").read_text("utf-8"))
+        for name in ("factorial", "halving", "chosen")
+    }
+    factorial = files["factorial"]
+    found = effects.effects_of(factorial["recipes"], factorial["runs"])
+    for name, row in factorial["effects"].items():
+        assert found[name]["effect"] == pytest.approx(row["effect"])
+        assert found[name]["standard_error"] == pytest.approx(row["standard_error"])
+    recipes, _ = recipes_of(campaign.halving_options(GPU))
+    assert recipes == files["halving"]["recipes"]
+    recipes, _ = recipes_of(campaign.chosen_options(GPU))
+    assert recipes == files["chosen"]["recipes"]

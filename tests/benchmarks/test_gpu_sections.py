@@ -13,8 +13,8 @@ from onecycle.errors import DataError, UsageError
 
 def test_every_section_of_the_gpu_command_runs_on_a_cpu_at_toy_size(tmp_path, in_process):
     toy = {
-        "factorial": [*TOY[2:], "--val", "200"],
-        "halving": [*TOY[2:], "--val", "200"],
+        "factorial": [*TOY[2:], "--val", "200", "--epochs", "1"],
+        "halving": [*TOY[2:], "--val", "200", "--epochs", "1"],
         "chosen": [*TOY[2:]],
         "accuracy": [*TOY[2:]],
         "speedrun": [*TOY[2:]],

@@ -118,9 +118,10 @@ def plot_grad_cam(
     classes, wrong = evaluation.classes, maps.indices
     labels, predicted = evaluation.labels[wrong], evaluation.predicted[wrong]
     rows = max(1, -(-len(labels) // columns))
-    figure = new_figure(f"Grad-CAM of {maps.layer}", images.source, 5.6 * columns, 2.1 * rows + 0.7)
+    figure = new_figure(f"Grad-CAM of {maps.layer}".removesuffix(" of "), images.source, 5.6 * columns, 2.1 * rows + 0.7)
     if not len(labels):
-        return no_data(figure, "nothing is misclassified")
+        wrong = len(evaluation.wrong)
+        return no_data(figure, "no layer has a map" if wrong else "nothing is misclassified")
     grid = figure.subplots(rows, 3 * columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

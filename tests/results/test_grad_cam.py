@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
 from models import CustomResNet
 from onecycle.errors import UsageError
-from onecycle.results.grad_cam import LAYER, grad_cam
+from onecycle.results.grad_cam import LAYER, explain_errors, grad_cam
 
 
 class Tiny(nn.Module):
@@ -151,3 +152,32 @@ def test_class_that_the_network_does_not_have_is_refused(classes, found):
 
 def test_no_images_give_no_maps():
     assert grad_cam(small(), torch.zeros(0, 3, 8, 8), [], "0").shape == (0, 8, 8)
+
+
+class Evaluated:
+    """What explain_errors asks of an evaluation of four images, all wrong."""
+
+    wrong = np.arange(4)
+    predicted, labels = np.array([0, 1, 0, 1]), np.array([1, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "model, layer",
+    [
+        (lambda: resnet18(num_classes=2), "layer3"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)), "1"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), ""),
+    ],
+)
+def test_errors_of_any_network_are_explained_by_its_last_map(model, layer):
+    images = torch.rand(4, 3, 32, 32)
+    model = model()
+    with torch.no_grad():
+        model(images)  # the lazy layer gets its size
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    maps = explain_errors(model, lambda indices, epoch: images[indices], Evaluated())
+    assert maps.layer == layer
+    shown = 4 if layer else 0
+    assert maps.predicted.shape == maps.true.shape == (shown, 32, 32)
+    assert len(maps.indices) == shown
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -3,24 +3,19 @@ import hashlib
 import io
 import json
 import re
-from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.results.evaluation import evaluate_predictions
+from onecycle.results.grad_cam import ErrorMaps
 from onecycle.results.report import build_report
 
 CLASSES = ("cat", "<script>alert(1)</script>", 'a "quoted" & odd', "猫", "кіт")
 VOID = {"meta", "br", "path", "rect", "input", "link", "img"}
-
-
-@dataclass
-class Step:
-    step: int
-    lr: float
 
 
 class Page(HTMLParser):
@@ -97,13 +92,20 @@ def made_report(run=None, evaluation=None, **options):
     heat = np.random.default_rng(0).random((len(indices), 32, 32))
     given = {
         "title": "A run of <i>mine</i>",
-        "steps": [Step(i, 0.001 * (i + 1)) for i in range(1000)],
         "samples": (np.zeros((2, 3, 32, 32), np.float32), [1, 3]),
-        "grad_cam": {"layer": "layer3", "indices": indices, "predicted": heat, "true": heat},
-        "notes": ["JPEG copy & nothing else"],
-        "command": "python train.py --out 'a & b'",
+        "maps": ErrorMaps("layer3", indices, heat, heat),
+        "command": "onecycle train --out 'a & b'",
     }
-    return build_report(made_run() if run is None else run, evaluation, images, **given | options)
+    run = made_run() if run is None else run
+    if run.get("history"):
+        given["history"] = made_history(run["history"])
+    return build_report(run, evaluation, images, **given | options)
+
+
+def made_history(rows):
+    seconds = {"lr": 0.1, "train_seconds": 1.0, "test_seconds": 1.0}
+    steps = [StepRecord(i, 0.001 * (i + 1), 1.0) for i in range(1000)]
+    return History([EpochRecord(**seconds | row) for row in rows], steps)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,10 @@ def test_page_is_whole_and_has_all_parts(page):
 def test_headline_is_the_accuracy_of_the_images_with_source_and_notes(page):
     text = "".join(page.texts)
     assert "66.67% accuracy: 40 of 60 test images, after the last epoch (4)" in text
-    assert "a <b>source</b>" in text and "JPEG copy & nothing else" in text
+    assert "a <b>source</b>" in text
+    folder = made_run()
+    folder["data"]["source"] = "CIFAR-10 (image folder)"
+    assert "encoded again, as JPEG" in "".join(Page(made_report(folder)).texts)
 
 
 def test_every_text_is_escaped(page):
@@ -138,7 +143,7 @@ def test_every_text_is_escaped(page):
     text = "".join(page.texts)
     for name in CLASSES:
         assert name in text
-    assert "A run of <i>mine</i>" in text and "python train.py --out 'a & b'" in text
+    assert "A run of <i>mine</i>" in text and "onecycle train --out 'a & b'" in text
     values = [value for _, attrs in page.elements for value in attrs.values()]
     assert any(value and CLASSES[2] in value for value in values)  # whole, inside an attribute
 
@@ -185,24 +190,24 @@ def test_cells_of_the_confusion_matrix_lead_to_their_errors():
     off = evaluation.confusion * ~np.eye(len(CLASSES), dtype=bool)
     assert set(cells) == {(t, p) for t, p in zip(*map(list, np.nonzero(off)))}
     for (t, p), said in cells.items():
-        assert said == f"{off[t, p]} of {CLASSES[t]} taken for {CLASSES[p]}: show them"
+        assert said == f"{off[t, p]} of {CLASSES[t]} predicted as {CLASSES[p]}: show them"
 
 
 def test_charts_tell_every_epoch_and_thin_the_steps_but_for_first_and_last(page):
     charts = {a["aria-label"]: json.loads(a["data-points"]) for a in page.of_class("plot")}
     assert list(charts) == [
         "Accuracy, by epoch", "Loss, by epoch", "Reliability, by probability of the predicted class",
-        "Range test, by learning rate", "Rate of each step, by step",
+        "Range test, by learning rate", "Learning rate of each step, by step",
     ]  # fmt: skip
     accuracy = [text for _, text, _ in charts["Accuracy, by epoch"]]
     assert accuracy[0] == "epoch 1: test 50.00%, train 50.00%"
     assert accuracy[3] == "epoch 4: test 80.00%, train 87.50%"
     assert [x for x, _, _ in charts["Accuracy, by epoch"]] == [0, 33.33, 66.67, 100]
-    rates = charts["Rate of each step, by step"]
+    rates = charts["Learning rate of each step, by step"]
     assert len(rates) <= 400
-    assert (rates[0][1], rates[-1][1]) == ("step 0: rate 0.001", "step 999: rate 1")
+    assert (rates[0][1], rates[-1][1]) == ("step 0: learning rate 0.001", "step 999: learning rate 1")
     x, text, _ = charts["Range test, by learning rate"][0]
-    assert x == 0 and text == "rate 1e-05: batch 2.000, smoothed 2.000 nats"
+    assert x == 0 and text == "learning rate 1e-05: batch 2.000, smoothed 2.000 nats"
 
 
 def test_epochs_on_an_axis_are_whole():
@@ -258,8 +263,8 @@ def test_heat_is_laid_over_the_images_it_belongs_to():
     cold = np.zeros((2, 32, 32))
     hot = cold.copy()
     hot[0] = 1
-    cam = {"layer": "layer2", "indices": indices, "predicted": hot, "true": cold}
-    sheet = sprite(made_report(evaluation=evaluation, grad_cam=cam), "cam")
+    maps = ErrorMaps("layer2", indices, hot, cold)
+    sheet = sprite(made_report(evaluation=evaluation, maps=maps), "cam")
     panels = sheet.reshape(32, 6, 32, 3).swapaxes(0, 1).astype(int)
     images = made_images(60)[indices].astype(int)
     assert (panels[0] == images[0]).all() and (panels[3] == images[1]).all()

@@ -1,12 +1,15 @@
 import io
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from onecycle.data.dataset import ImageDataset
 from onecycle.results.evaluation import ConfusedPair, evaluate_predictions
 from onecycle.results.figures.errors import plot_confused_pairs, plot_grad_cam, plot_reliability
+from onecycle.results.grad_cam import ErrorMaps
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -22,20 +25,24 @@ def evaluation(count=400, seed=0):
 
 
 def draw_reliability(bins):
-    return plot_reliability(bins, calibration_error=0.1234, source=SOURCE)
+    judged = replace(evaluation(), bins=tuple(bins), calibration_error=0.1234)
+    return plot_reliability(judged, source=SOURCE)
 
 
 def draw_pairs(pairs, **options):
-    return plot_confused_pairs(pairs, classes=CLASSES, source=SOURCE, **options)
+    judged = replace(evaluation(), confused_pairs=tuple(pairs), classes=tuple(CLASSES))
+    return plot_confused_pairs(judged, source=SOURCE, **options)
 
 
-def draw_grad_cam(count, **options):
+def draw_grad_cam(count, classes=None, **options):
     rng = np.random.default_rng(0)
-    return plot_grad_cam(
-        rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.full(count, 3),
-        np.full(count, 5), rng.random((count, 32, 32)), rng.random((count, 32, 32)),
-        **{"classes": CLASSES} | options, layer="layer3", source=SOURCE,
-    )  # fmt: skip
+    images, labels = rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8), np.full(9, 3)
+    names = [f"{k} {name}" for k, name in enumerate(classes)] if classes else CLASSES
+    said = np.full(9, 5 if count else 3)  # all wrong, or none
+    judged = replace(evaluate_predictions(np.eye(10)[said], labels, CLASSES), classes=names)
+    heat = rng.random((2, count, 32, 32))
+    maps = ErrorMaps("layer3", np.arange(count), *heat)
+    return plot_grad_cam(judged, ImageDataset(images, labels, CLASSES, SOURCE), maps, **options)
 
 
 def texts(figure):

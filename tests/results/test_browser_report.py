@@ -7,12 +7,13 @@ import base64
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.results.evaluation import evaluate_predictions
+from onecycle.results.grad_cam import ErrorMaps
 from onecycle.results.report import build_report
 
 CLASSES = ("cat", "dog", "<script>document.title = 'hacked'</script>", "猫")
@@ -56,11 +57,14 @@ def file(evaluation, tmp_path_factory):
     }  # fmt: skip
     html = build_report(
         run, evaluation, images, title="A run",
-        steps=[SimpleNamespace(step=i, lr=0.001 * (i + 1)) for i in range(100)],
+        history=History(
+            [EpochRecord(lr=0.1, train_seconds=1.0, test_seconds=1.0, **row)
+             for row in run["history"]],
+            [StepRecord(i, 0.001 * (i + 1), 1.0) for i in range(100)],
+        ),
         samples=(np.zeros((4, 3, 32, 32)), [0, 1, 2, 3]),
-        grad_cam={"layer": "layer3", "indices": evaluation.wrong[:3], "predicted": heat,
-                  "true": heat},
-        command="python train.py",
+        maps=ErrorMaps("layer3", evaluation.wrong[:3], heat, heat),
+        command="onecycle train",
     )  # fmt: skip
     path = tmp_path_factory.mktemp("it's a folder") / "report.html"
     path.write_text(html, "utf-8")

@@ -10,7 +10,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.metrics import confusion_matrix
 
-from onecycle.data.augmentation import CIFAR10_MEAN, CIFAR10_STD
+from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD, ImageDataset
+from onecycle.optim.lr_finder import LRFinding
+from onecycle.records import EpochRecord, History, StepRecord
+from onecycle.results.evaluation import evaluate_predictions
 from onecycle.results.figures.errors import plot_confusion_matrix, plot_misclassified
 from onecycle.results.figures.training import (
     plot_class_counts,
@@ -19,7 +22,6 @@ from onecycle.results.figures.training import (
     plot_lr_history,
     plot_samples,
 )
-from onecycle.training.loop import EpochRecord, StepRecord
 from transformation import get_test_aug_transform
 
 CLASSES = (
@@ -77,15 +79,22 @@ def confusing_labels():
     return labels, predicted
 
 
+def dataset(labels, images=None, classes=None):
+    images = np.zeros((len(labels), 8, 8, 3), np.uint8) if images is None else images
+    return ImageDataset(images, labels, classes or NAMED["classes"], NAMED["source"])
+
+
+def judged(labels, probabilities, classes=None):
+    return evaluate_predictions(probabilities, labels, classes or NAMED["classes"])
+
+
 def draw_class_counts(count):
-    return plot_class_counts(random_labels(count), **NAMED)
+    return plot_class_counts(dataset(random_labels(count)))
 
 
-def draw_samples(images, labels=None, columns=5):
+def draw_samples(images, labels=None, columns=5, classes=None):
     labels = random_labels(len(images)) if labels is None else labels
-    return plot_samples(
-        images, labels, mean=CIFAR10_MEAN, std=CIFAR10_STD, columns=columns, **NAMED
-    )
+    return plot_samples(images, labels, of=dataset([0], classes=classes), columns=columns)
 
 
 def grey(*values):
@@ -93,29 +102,37 @@ def grey(*values):
 
 
 def draw_lr_finder(lrs, losses, smoothed=None):
-    return plot_lr_finder(
-        lrs, losses, smoothed=losses if smoothed is None else smoothed,
-        lr_max=0.0123456, lr_min=0.000617, source=SOURCE, rule="half of it; see there",
-    )  # fmt: skip
+    smoothed = losses if smoothed is None else smoothed
+    found = LRFinding(lrs, losses, smoothed, 0.0123456, 0.000617, "half of it; see there")
+    return plot_lr_finder(found, source=SOURCE)
 
 
 def draw_history(epochs):
-    return plot_history(epochs, source=SOURCE)
+    return plot_history(History(epochs), source=SOURCE)
 
 
 def draw_lr_history(rates):
-    return plot_lr_history(step_records(rates), source=SOURCE, steps_per_epoch=4)
+    history = History([], step_records(rates))
+    return plot_lr_history(history, source=SOURCE, steps_per_epoch=4)
 
 
 def draw_misclassified(size, probabilities=None, labels=None, **options):
     labels = random_labels(size) if labels is None else labels
     probabilities = random_probabilities(size) if probabilities is None else probabilities
-    return plot_misclassified(pixels(size), labels, probabilities, **NAMED, **options)
+    return plot_misclassified(
+        judged(labels, probabilities), dataset(labels, pixels(size)), **options
+    )
 
 
 def draw_confusion_matrix(count):
     labels = random_labels(count) % 3
-    return plot_confusion_matrix(labels, (labels + 1) % 3, classes=CLASSES[:3], source=SOURCE)
+    return plot_confusion_matrix(judged(labels, np.eye(3)[(labels + 1) % 3], CLASSES[:3]),
+                                 source=SOURCE)  # fmt: skip
+
+
+def confused(labels, predicted, classes=None):
+    probabilities = np.eye(len(classes or CLASSES))[predicted]
+    return plot_confusion_matrix(judged(labels, probabilities, classes), source=SOURCE)
 
 
 TYPICAL = {
@@ -125,7 +142,7 @@ TYPICAL = {
     "history": lambda: draw_history(epoch_records(24)),
     "lr_history": lambda: draw_lr_history(one_cycle_rates()),
     "misclassified": lambda: draw_misclassified(5),
-    "confusion_matrix": lambda: plot_confusion_matrix(*confusing_labels(), **NAMED),
+    "confusion_matrix": lambda: confused(*confusing_labels()),
 }
 ONE_VALUE = {
     "class_counts": lambda: draw_class_counts(1),
@@ -137,15 +154,12 @@ ONE_VALUE = {
     "confusion_matrix": lambda: draw_confusion_matrix(1),
 }
 EMPTY = {
-    "class_counts": lambda: draw_class_counts(0),
     "samples": lambda: draw_samples(np.zeros((0, 3, 32, 32), np.float32)),
     "lr_finder": lambda: draw_lr_finder([], []),
     "lr_finder, all NaN": lambda: draw_lr_finder([1e-3, 1e-2], [NAN, NAN]),
     "history": lambda: draw_history([]),
     "lr_history": lambda: draw_lr_history([]),
-    "misclassified": lambda: draw_misclassified(0),
     "misclassified, all right": lambda: draw_misclassified(10, np.eye(10), np.arange(10)),
-    "confusion_matrix": lambda: draw_confusion_matrix(0),
 }
 WITH_NAN = {
     "samples": lambda: draw_samples(grey(NAN)),
@@ -161,7 +175,6 @@ WITH_NAN = {
         [replace(record, test_loss=None, test_accuracy=None) for record in epoch_records(3)]
     ),
     "lr_history": lambda: draw_lr_history([0.1, NAN, 0.3, 0.2]),
-    "misclassified": lambda: draw_misclassified(2, np.full((2, 10), NAN), np.array([1, 2])),
 }
 
 
@@ -269,7 +282,7 @@ def test_perfect_predictions_are_not_called_missing_data():
 def test_bars_carry_the_class_names_and_the_counts_with_an_absent_class_at_zero():
     expected = [5000, 1, 0, 12, 7, 3, 1234, 2, 9, 40]
     targets = np.random.default_rng(0).permutation(np.repeat(np.arange(10), expected))
-    (axes,) = plot_class_counts(targets, **NAMED).axes
+    (axes,) = plot_class_counts(dataset(targets)).axes
     assert [bar.get_height() for bar in axes.patches] == expected
     assert [text.get_text() for text in axes.texts] == [f"{count:,}" for count in expected]
     bar_of_label = [round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches]
@@ -362,7 +375,8 @@ def test_rates_are_shown_over_steps_and_epochs():
     (epochs,) = axes.child_axes
     axes.figure.draw_without_rendering()
     assert epochs.get_xlim() == pytest.approx([limit / 4 for limit in axes.get_xlim()])
-    assert not plot_lr_history(step_records([0.1, 0.2]), source=SOURCE).axes[0].child_axes
+    history = History([], step_records([0.1, 0.2]))
+    assert not plot_lr_history(history, source=SOURCE).axes[0].child_axes
 
 
 def test_peak_of_the_rates_is_the_highest_number_even_with_a_nan_among_them():
@@ -373,7 +387,8 @@ def test_peak_of_the_rates_is_the_highest_number_even_with_a_nan_among_them():
 
 def test_misclassified_shows_only_wrong_images_the_most_confident_first():
     count = 60
-    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1).repeat(3, axis=3)
+    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
+    images = np.broadcast_to(images, (count, 8, 8, 3))
     labels, probabilities = random_labels(count), random_probabilities(count)
     labels[::3] = probabilities[::3].argmax(axis=1)  # a good third is right
     expected = []
@@ -384,7 +399,9 @@ def test_misclassified_shows_only_wrong_images_the_most_confident_first():
     expected.sort(key=lambda entry: -entry[0])
     assert 10 < len(expected) < count - 10
 
-    figure = plot_misclassified(images, labels, probabilities, **NAMED, count=8, columns=4)
+    figure = plot_misclassified(
+        judged(labels, probabilities), dataset(labels, images), count=8, columns=4
+    )
     shown = pictures(figure)
     assert [picture.max() for picture, _ in shown] == [index for _, index, *_ in expected[:8]]
     for (_, caption), (confidence, _, true, predicted) in zip(shown, expected):
@@ -400,8 +417,8 @@ def test_misclassified_shows_all_wrong_images_where_they_are_fewer_than_count():
 
 def test_misclassified_says_most_confident_only_of_a_part_that_is_shown():
     labels, probabilities = np.array([0, 0, 0]), np.eye(10)[[1, 2, 0]]
-    title = lambda count: plot_misclassified(  # noqa: E731
-        pixels(3), labels, probabilities, count=count, **NAMED
+    title = lambda count: draw_misclassified(  # noqa: E731
+        3, probabilities, labels, count=count
     ).get_suptitle()
     assert title(0) == title(2) == f"Misclassified: 2 of 3 · {SOURCE}"
     assert title(1) == f"Misclassified: 2 of 3, the most confident ones · {SOURCE}"
@@ -410,7 +427,7 @@ def test_misclassified_says_most_confident_only_of_a_part_that_is_shown():
 def test_longest_class_names_and_title_have_room():
     labels, probabilities = np.array([0, 1] * 5000), np.eye(10)[[1, 0] * 5000]
     for figure in (
-        plot_misclassified(np.zeros((10_000, 1, 1, 3)), labels, probabilities, **NAMED, count=5),
+        plot_misclassified(judged(labels, probabilities), dataset(labels), count=5),
         draw_samples(grey(*range(10)), [1] * 10, columns=10),
     ):
         figure.draw_without_rendering()  # lays the axes out
@@ -422,7 +439,7 @@ def test_longest_class_names_and_title_have_room():
 
 @pytest.fixture(scope="module")
 def confusion():
-    return plot_confusion_matrix(*confusing_labels(), **NAMED)
+    return confused(*confusing_labels())
 
 
 def test_confusion_matrix_shows_the_counts_with_true_classes_as_rows(confusion):
@@ -458,7 +475,7 @@ def test_confusion_matrix_names_rows_columns_and_accuracy(confusion):
 def test_confusion_matrix_does_not_depend_on_the_order_of_samples(confusion):
     labels, predicted = confusing_labels()
     order = np.random.default_rng(4).permutation(len(labels))
-    other = plot_confusion_matrix(labels[order], predicted[order], **NAMED)
+    other = confused(labels[order], predicted[order])
     assert confusion.get_suptitle() == other.get_suptitle()
     for left, right in zip(confusion.axes, other.axes):
         np.testing.assert_array_equal(cells(left), cells(right))
@@ -468,7 +485,7 @@ def test_errors_of_a_confusion_matrix_can_be_seen_beside_a_nearly_full_diagonal(
     labels = np.repeat(np.arange(10), 1000)
     predicted = labels.copy()
     predicted[:20] = 3  # 2 % of the first class
-    (axes,) = plot_confusion_matrix(labels, predicted, **NAMED).axes
+    (axes,) = confused(labels, predicted).axes
     tints = np.asarray(axes.images[0].get_array())
     assert tints[0, 3, :3].min() < 0.6 and tints[0, 4, :3].min() == 1
 
@@ -476,15 +493,12 @@ def test_errors_of_a_confusion_matrix_can_be_seen_beside_a_nearly_full_diagonal(
 def test_many_classes_and_long_names_do_not_run_into_each_other():
     classes = [f"class number {k}" for k in range(80)]
     labels = np.arange(800) % 80
-    matrix = plot_confusion_matrix(labels, labels, classes=classes, source=SOURCE)
+    matrix = confused(labels, labels, classes)
     assert not matrix.axes[0].texts  # no number would be legible
-    few = plot_confusion_matrix(labels % 30, labels % 30, classes=classes[:30], source=SOURCE)
+    few = confused(labels % 30, labels % 30, classes[:30])
     names = ["West Highland white terrier", "a name that is far too long for any picture"]
-    samples = plot_samples(
-        np.zeros((10, 3, 32, 32)), [0, 1] * 5, mean=(0.5,) * 3, std=(0.2,) * 3,
-        classes=names, source=SOURCE,
-    )  # fmt: skip
-    counts = plot_class_counts(labels, classes=classes, source=SOURCE)
+    samples = draw_samples(np.zeros((10, 3, 32, 32)), [0, 1] * 5, classes=names)
+    counts = plot_class_counts(dataset(labels, classes=classes))
     in_row = {
         "matrix": lambda: matrix.axes[0].get_yticklabels(),
         "numbers": lambda: [t for t in few.axes[0].texts if round(t.get_position()[1]) == 0],
