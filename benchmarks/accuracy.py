@@ -34,12 +34,11 @@ from benchmarks.common import (
 from benchmarks.effects import effects_of
 from benchmarks.tables import show
 from benchmarks.training import KINDS, check_input, graph_of, load_images, train_once, warm_up
+from onecycle.commands.options import add_fields, given
 from onecycle.data.dataset import Images
 from onecycle.errors import DivergedError, UsageError
 from onecycle.recipe import PRESETS, TYPES, Recipe, with_later_fields
 from onecycle.training.compute import Compute
-
-OVERRIDES = ("epochs", "peak_epoch", "batch_size")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,9 +51,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a recipe: the preset but for the fields given, with seed=N of that seed alone; may be "
         "repeated")
     add("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="for all variants")
-    add("--epochs", type=int, metavar="N")
-    add("--peak-epoch", type=float, metavar="N")
-    add("--batch-size", type=int, metavar="N")
     add("--input", default=KINDS[0], choices=KINDS, help="(%(default)s)")
     add("--val", type=int, metavar="N",
         help="evaluate on N training images that are held out, not on the test images")
@@ -63,12 +59,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--most-seconds", type=float, default=math.inf, metavar="X",
         help="begin no run that would end later, by the longest so far")
     # fmt: on
+    add_fields(made.add_argument_group("recipe of all variants (else the preset's)"), Recipe)
     return made.parse_args(argv)
 
 
 def fields_of(words: Sequence[str]) -> dict[str, Any]:
     """``["lr_max=0.01", "lr_min=none"]`` as recipe fields, each of its own type."""
-    given = {}
+    found = {}
     for word in words:
         name, _, text = word.partition("=")
         if name not in TYPES:
@@ -76,23 +73,24 @@ def fields_of(words: Sequence[str]) -> dict[str, Any]:
         kind, may_be_none = TYPES[name]
         try:
             if may_be_none and text.lower() == "none":
-                given[name] = None
+                found[name] = None
             elif kind is bool:
-                given[name] = {"true": True, "false": False}[text.lower()]
+                found[name] = {"true": True, "false": False}[text.lower()]
             else:
-                given[name] = kind(text) if kind in (int, float) else text
+                found[name] = kind(text) if kind in (int, float) else text
         except (ValueError, KeyError):
             raise UsageError(f"{word!r}: {name} is of type {kind.__name__}") from None
-    return given
+    return found
 
 
 def recipes_of(args: argparse.Namespace) -> tuple[dict[str, Recipe], dict[str, list[int]]]:
     """The variants by name, and the seeds of each: its own, or those of all."""
-    base = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
     made, seeds = {}, {}
     for variant in args.variant or [args.preset]:
         name, _, words = variant.partition(":")
-        fields = {"seed": None} | base | fields_of(args.set) | fields_of(words.split())
+        fields = (
+            {"seed": None} | given(args, Recipe) | fields_of(args.set) | fields_of(words.split())
+        )
         if name in made or not name.strip():
             raise UsageError(f"variant {variant!r}: each needs a name of its own")
         own = fields.pop("seed")

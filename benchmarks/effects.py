@@ -22,18 +22,19 @@ def factors_of(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]
         for factor, level in row.items():
             found.setdefault(factor, set()).add(level)
     factors = {name: values for name, values in found.items() if len(values) > 1}
-    combined = {tuple(row[name] for name in factors) for row in levels.values()}
+    combined = {tuple(row.get(name) for name in factors) for row in levels.values()}
     is_full = len(combined) == len(recipes) == 2 ** len(factors)
     if len(factors) < 2 or not is_full or any(len(values) != 2 for values in factors.values()):
         return {}
-    return {name: sorted(values) for name, values in factors.items()}
+    by_value = lambda level: (level is not None, level)  # none is the lower one
+    return {name: sorted(values, key=by_value) for name, values in factors.items()}
 
 
 def levels_of(recipe: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> dict:
     """A recipe's fields but for the seed; its decay per step, if the decay goes with the rate."""
     row = {name: value for name, value in recipe.items() if name != "seed"}
     decays = {other["weight_decay"] for other in recipes.values()}
-    if len(decays) > 2 and row["lr_max"] is not None:
+    if len(decays) > 2 and None not in {other["lr_max"] for other in recipes.values()}:
         row[DECAY] = float(f"{row['lr_max'] * row.pop('weight_decay'):.6g}")
     return row
 

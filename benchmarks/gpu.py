@@ -124,6 +124,14 @@ def working_mode() -> tuple[list[str], str]:
     return [], said
 
 
+def missing_runs(file: Path) -> int:
+    """For how many runs a campaign of trainings had no time."""
+    try:
+        return len(json.loads(file.read_text("utf-8")).get("missing", ()))
+    except (OSError, ValueError):
+        return 0
+
+
 def run_section(
     section: Section, command: Sequence[str], out: Path, log: Path, seconds: float
 ) -> str:
@@ -137,7 +145,8 @@ def run_section(
         try:
             code = process.wait(timeout=seconds)
             if code == 0:
-                return "done"
+                missing = missing_runs(file)
+                return f"no time for {missing} of its runs" if missing else "done"
             text = log.read_text("utf-8", "replace").strip().splitlines()
             said = f"ended with {code}: {text[-1] if text else 'no message'}"
         except subprocess.TimeoutExpired:
@@ -231,8 +240,10 @@ def attempt(
     if left < section.least_s:
         return f"left out: {max(left, 0):.0f} s were left, it needs {section.least_s:.0f}"
     most_s = min(left, section.most_s)
-    # An earlier file would be gone on with, and be taken for new.
-    (args.out / f"{section.name}.json").unlink(missing_ok=True)
+    file = args.out / f"{section.name}.json"
+    # An earlier file would be gone on with, and be taken for new; one that lacks runs may be.
+    if not (args.only and missing_runs(file)):
+        file.unlink(missing_ok=True)
     try:
         command = command_of(section, images, compiled, args, most_s)
     except RunError as error:

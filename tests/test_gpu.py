@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.training import fit_run, make_run
 from models import CustomResNet
+from onecycle import PRESETS, ImageDataset, Run, load_digits
 from onecycle.commands import main
 from onecycle.data.augmentation import (
     CIFAR10_MEAN,
@@ -19,25 +21,16 @@ from onecycle.data.augmentation import (
     get_test_batch_transform,
     pad_images,
 )
-from onecycle.data.dataset import ImageDataset
 from onecycle.data.loaders import ResidentLoader
 from onecycle.errors import DivergedError, UsageError
-from onecycle.modules import freeze_idle_biases
-from onecycle.optim.lr_finder import LRFinding
-from onecycle.recipe import PRESETS
-from onecycle.run_parts import OPTIMIZERS, make_loader, one_cycle_of
-from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute, get_compile_mode, set_seed, to_device
-from onecycle.training.loop import fit, predict
+from onecycle.training.loop import predict
 from onecycle.training.meter import READ_EVERY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 NORMAL = CIFAR10_MEAN, CIFAR10_STD
-DIGITS = [
-    "--dataset", "digits", "--epochs", "6", "--limit-train", "1000", "--limit-test", "100",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +44,15 @@ def images():
 
 
 def training(images, device, *, preset="assignment", epochs=2, batch_size=48, lr_max=0.002,
-             precision="bfloat16", compile_mode=None, criterion=None, **options):  # fmt: skip
-    """A short training; its losses, and the network."""
+             precision="bfloat16", compile_mode=None, criterion=None):  # fmt: skip
+    """The losses of a short training."""
     recipe = dataclasses.replace(
         PRESETS[preset], epochs=epochs, batch_size=batch_size, lr_max=lr_max
     )
-    set_seed(0)
     compute = Compute(device, precision, compile_mode)
-    model = compute.place_model(CustomResNet(10))
-    freeze_idle_biases(model)
-    optimizer = OPTIMIZERS[recipe.optimizer](model, recipe, images, compute)
-    loader = make_loader((images, images), recipe, compute, train=True, shared=True)
-    finding = LRFinding([], [], [], lr_max, lr_max / 200, "given")
-    history = fit(
-        model, loader, None, optimizer, one_cycle_of(optimizer, recipe, finding, len(loader)),
-        criterion or nn.CrossEntropyLoss(label_smoothing=0.1),
-        epochs=epochs, compute=compute, **options,
-    )  # fmt: skip
-    return [step.loss for step in history.steps], model
+    run = make_run(recipe, (images, images), compute)
+    run.criterion = criterion or run.criterion
+    return [step.loss for step in fit_run(run).steps]
 
 
 @pytest.fixture
@@ -90,8 +74,8 @@ def test_the_augmentation_is_that_of_the_cpu_bit_by_bit(images, padding):
 
 def test_float32_trains_as_on_the_cpu(images, full_float32):
     few = images.subset(range(96))
-    ours, _ = training(few, GPU, precision="float32", epochs=2)
-    theirs, _ = training(few, CPU, precision="float32", epochs=2)
+    ours = training(few, GPU, precision="float32", epochs=2)
+    theirs = training(few, CPU, precision="float32", epochs=2)
     assert ours == pytest.approx(theirs, rel=0.02)
 
 
@@ -103,8 +87,8 @@ def test_compiled_trains_as_eager_does(images, mode, preset):
     except UsageError as error:
         pytest.skip(str(error))
     few = images.subset(range(112))  # two batch shapes
-    eager, _ = training(few, GPU, preset=preset)
-    compiled, _ = training(few, GPU, preset=preset, compile_mode=mode)
+    eager = training(few, GPU, preset=preset)
+    compiled = training(few, GPU, preset=preset, compile_mode=mode)
     assert compiled == pytest.approx(eager, rel=0.1)
 
 
@@ -163,27 +147,46 @@ def test_predictions_are_those_of_the_cpu(images, full_float32):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_the_command_line_trains_on_the_gpu(precision, tmp_path):
-    options = ["--device", "cuda", "--precision", precision, "--lr-max", "0.004"]
-    assert main(["train", *DIGITS, *options, "--out", str(tmp_path / "run")]) == 0
+def test_the_digits_are_learned_in_every_precision(precision, tmp_path):
+    train, test = load_digits()
+    recipe = dataclasses.replace(PRESETS["digits"], epochs=6, lr_max=0.004)
+    data = train.sample(1000), test.sample(100)
+    run = Run(tmp_path, data, CustomResNet, recipe, device="cuda", precision=precision)
+    assert run.evaluate().accuracy > 0.6
+    run.save()
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert (results["machine"]["device"], results["machine"]["precision"]) == ("cuda", precision)
+    again = Run.load(tmp_path, data, CustomResNet, device="cuda", precision=precision)
+    assert again.evaluate().accuracy == pytest.approx(run.evaluate().accuracy, abs=0.02)
+
+
+def test_the_command_trains_on_the_gpu(tmp_path):
+    options = ["--dataset", "digits", "--epochs", "2", "--limit-train", "300", "--device", "cuda"]
+    assert main(["train", *options, "--lr-max", "0.004", "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
     assert results["machine"]["device"] == "cuda"
-    assert results["final"]["test_accuracy"] > 0.6
 
 
-def test_a_run_goes_on_where_it_was_stopped(images, tmp_path):
-    def saved():
-        made = Checkpoint(tmp_path, identity={"of": "this test"}, environment={}, epoch_every_s=0.0)
-        made.load("auto")
-        return made
+def test_a_run_resumes_where_it_was_stopped(images, tmp_path):
+    few = images.subset(range(95))  # the last of 10 batches is smaller
+    recipe = dataclasses.replace(PRESETS["assignment"], epochs=8, batch_size=10, lr_max=0.0005)
 
-    few = images.subset(range(100))
-    options = {"epochs": 8, "batch_size": 10, "lr_max": 0.0005}  # 10 steps an epoch
-    whole, _ = training(few, GPU, **options)
-    stops = iter([False] * 3 + [True] * 9)
-    part, _ = training(few, GPU, checkpoint=saved(), stop=lambda: next(stops), **options)
-    assert 0 < len(part) < 80
-    gone_on, _ = training(few, GPU, checkpoint=saved(), **options)
-    assert len(gone_on) == 80 and gone_on[: len(part)] == part
+    def fitted(folder, callbacks=()):
+        data = few, few.sample(30)
+        made = Run(
+            tmp_path / folder, data, CustomResNet, recipe, device="cuda", callbacks=callbacks
+        )
+        return made.fit()
+
+    class Stop:
+        def on_epoch(self, record):
+            if record.epoch == 3:
+                raise KeyboardInterrupt
+
+    part = fitted("part", [Stop()])
+    assert len(part.epochs) == 3
+    resumed, whole = fitted("part"), fitted("whole")
+    losses = [step.loss for step in resumed.steps]
+    assert len(losses) == 80 and losses[:30] == [step.loss for step in part.steps]
     # Not bit by bit: the GPU adds in an order of its own.
-    assert gone_on[-10:] == pytest.approx(whole[-10:], rel=0.3)
+    assert losses[-10:] == pytest.approx([step.loss for step in whole.steps[-10:]], rel=0.3)

@@ -165,6 +165,16 @@ def test_a_variant_with_a_seed_of_its_own_runs_with_it_alone(tmp_path):
     assert result["recipes"]["fixed"]["padding"] == "reflect"
 
 
+def test_each_field_of_a_recipe_is_an_option_that_a_variant_may_replace():
+    recipes, seeds = accuracy.recipes_of(accuracy.parse([
+        "--weight-decay", "0.1", "--alternating-flip", "--seed", "7", "--lr-max", "0.01",
+        "--variant", "a", "--variant", "b: weight_decay=0.2 alternating_flip=false",
+    ]))  # fmt: skip
+    assert [recipe.weight_decay for recipe in recipes.values()] == [0.1, 0.2]
+    assert [recipe.alternating_flip for recipe in recipes.values()] == [True, False]
+    assert seeds == {"a": [7], "b": [7]}
+
+
 def test_no_run_is_begun_for_which_there_is_no_time(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy.Campaign, "needs", lambda self, recipe: self.longest and 1000.0)
     file = tmp_path / "a.json"

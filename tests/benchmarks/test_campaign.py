@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -56,11 +57,21 @@ def test_effects_without_the_runs_that_failed_are_those_of_the_model():
         ["a", "b: weight_decay=0"],  # a single factor
         ["a: lr_max=1", "b: lr_max=2", "c: lr_max=1 epochs=9"],  # a combination is missing
         ["a: lr_max=1", "b: lr_max=2", "c: lr_max=3", "d: lr_max=1 epochs=9"],
+        ["a", "b: weight_decay=0.2", "c: weight_decay=0.1 lr_max=0.01"],  # a rate to be found
     ],
 )
 def test_other_variants_are_no_factorial(variants):
     recipes, _ = recipes_of([word for text in variants for word in ("--variant", text)])
     assert effects.factors_of(recipes) == {}
+
+
+def test_none_is_a_level_too():
+    words = []
+    for rate, padding in itertools.product(("none", "0.01"), ("constant", "reflect")):
+        words += ["--variant", f"{rate} {padding}: lr_max={rate} padding={padding}"]
+    recipes, _ = recipes_of(words)
+    found = effects.factors_of(recipes)
+    assert found == {"lr_max": [None, 0.01], "padding": ["constant", "reflect"]}
 
 
 def test_the_factorial_has_all_combinations_and_its_seeds_are_mixed_with_no_factor():

@@ -113,6 +113,22 @@ def test_a_campaign_is_told_to_end_before_its_section_is_ended(tmp_path):
     assert command[command.index("--compile") + 1] == "default"
 
 
+def test_a_section_that_lacked_time_is_not_done_and_goes_on_when_it_is_named(tmp_path):
+    text = """
+from pathlib import Path
+before = json.loads(Path(out).read_text())["runs"] if Path(out).exists() else 0
+json.dump({"runs": before + 1, "summary": {}, "missing": [["a", 0]] * (1 - before)}, open(out, "w"))
+"""
+    chosen = [gpu.Section("works", script(tmp_path, "a.py", text), (), 60, 0)]
+    args = arguments(tmp_path)
+    runs = lambda: json.loads((tmp_path / "out" / "works.json").read_text("utf-8"))["runs"]
+    said = lambda: gpu.run_all(chosen, args)["sections"]["works"]["said"]
+    assert (said(), runs()) == ("no time for 1 of its runs", 1)
+    assert (said(), runs()) == ("no time for 1 of its runs", 1)  # afresh
+    args.only = ["works"]
+    assert (said(), runs()) == ("done", 2)
+
+
 def test_a_part_is_done_when_its_own_sections_are(tmp_path, monkeypatch):
     works = gpu.Section("works", script(tmp_path, "d.py", "write([4])"), (), 60, 0)
     other = gpu.Section("other", works.script, (), 60, 0)
