@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from fault_trials.told import render_faults
+from faults_table import render_faults
 from weights_card import SOURCES, render_card, share
 
 from benchmarks.render import render_benchmarks, render_gpu_headline, render_speed
