@@ -16,7 +16,8 @@ def passed(config, *arguments, **variables):
     """How many tests passed, and what failed."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
-        cwd=config.rootpath, env=os.environ | variables, capture_output=True, text=True,
+        cwd=config.rootpath, env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        capture_output=True, text=True,
     )  # fmt: skip
     said = done.stdout + done.stderr
     count = re.search(r"(\d+) passed", said)
