@@ -1,4 +1,4 @@
-"""What the README says of scripts/faults.py, from its results file alone."""
+"""What docs/resuming.md says of tests/faults, from its results file alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ROWS = {
 
 
 def render_faults(file: Path) -> str:
-    """What scripts/faults.py counted, in a paragraph and a table."""
+    """What the suites counted, in a paragraph and a table."""
     if not file.is_file():
         return "Not yet measured: `make faults` counts all of this on small trainings."
     results = json.loads(file.read_text("utf-8"))

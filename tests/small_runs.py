@@ -1,4 +1,4 @@
-"""Small trainings to be stopped, killed and spoilt, for the tests and for scripts/faults.py."""
+"""Small trainings to be stopped, killed and spoilt, for the tests, tests/faults among them."""
 
 import hashlib
 import io

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import small_runs
 import torch
 
 from onecycle.training.compute import Compute
@@ -49,6 +50,7 @@ def trials(request):
     """What the suite records its trials with; torch has one thread, as forked children need."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    small_runs.make()  # with the first optimizer torch imports much, which no child is to wait for
     is_smoke = request.param == "smoke"
     scale = 0.005 if is_smoke else request.config.getoption("--faults-scale")
     yield Trials(scale, is_smoke)

@@ -9,11 +9,15 @@ import signal
 import time
 from collections import Counter
 
+import safetensors.torch  # noqa: F401 (here, so that no child waits for it)
+import sklearn.datasets  # noqa: F401
 import small_runs
+import torchsummary  # noqa: F401
 from torch import nn
 
 import models
 from onecycle import commands, run, run_folder
+from onecycle.commands import images  # noqa: F401
 from onecycle.data.loaders import ResidentLoader
 from onecycle.training.checkpoint import run as checkpoint_run
 from onecycle.training.progress import TrainingLog
