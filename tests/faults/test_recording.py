@@ -1,6 +1,5 @@
 """What the suites found is written and told."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -57,26 +56,3 @@ def test_the_real_suites_are_all_there():
         r"^def test_(\w+)\(trials, ", "".join(f.read_text() for f in HERE.glob("test_*.py")), re.M
     )
     assert set(SUITES) <= set(names)
-
-
-def test_docs_tell_what_was_counted(tmp_path):
-    source = HERE.parents[1] / "scripts" / "faults_table.py"
-    spec = importlib.util.spec_from_file_location("faults_table", source)
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
-    file = tmp_path / "faults.json"
-    assert "make faults" in table.render_faults(file)
-    sections = {
-        "kills": {
-            "random_kills": 200, "kills_inside_a_save": {"mid-write": 6, "between": 5},
-            "runs": 100, "failures": [], "seconds": 9.0,
-        },
-        "signals": {"failures": ["stopped by a bug"], "seconds": 1.0},
-    }  # fmt: skip
-    machine = {"device_name": "a processor", "versions": {"torch": "2.15"}}
-    results = {"seconds": 120, "machine": machine, "sections": sections}
-    file.write_text(json.dumps(results), "utf-8")
-    text = table.render_faults(file)
-    assert "200 SIGKILLs" in text and "and 11 at five points" in text and "2 minutes" in text
-    assert "| signals | **failures: 1**, first stopped by a bug |" in text
-    assert "| mutations | **failures: 1**, first it was not run |" in text and "bit for bit" in text
