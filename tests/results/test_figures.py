@@ -10,7 +10,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.metrics import confusion_matrix
 
-from onecycle.data.augmentation import CIFAR10_MEAN, CIFAR10_STD
+from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD, ImageDataset
+from onecycle.optim.lr_finder import LRFinding
+from onecycle.records import EpochRecord, History, StepRecord
+from onecycle.results.evaluation import evaluate_predictions
 from onecycle.results.figures.errors import plot_confusion_matrix, plot_misclassified
 from onecycle.results.figures.training import (
     plot_class_counts,
@@ -19,14 +22,12 @@ from onecycle.results.figures.training import (
     plot_lr_history,
     plot_samples,
 )
-from onecycle.training.loop import EpochRecord, StepRecord
 from transformation import get_test_aug_transform
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 SOURCE = "CIFAR-10 (image folder)"
-NAMED = {"classes": CLASSES, "source": SOURCE}
 NAN = float("nan")
 
 
@@ -61,7 +62,8 @@ def epoch_records(count):
 
 
 def step_records(rates):
-    return [StepRecord(step=step, lr=rate, loss=1.0) for step, rate in enumerate(rates)]
+    steps = [StepRecord(step=step, lr=rate, loss=1.0) for step, rate in enumerate(rates)]
+    return History(steps=steps)
 
 
 def one_cycle_rates():
@@ -77,15 +79,27 @@ def confusing_labels():
     return labels, predicted
 
 
+def data_set(targets=(0,), images=None, classes=None):
+    images = pixels(len(targets)) if images is None else images
+    return ImageDataset(images, targets, classes or CLASSES, SOURCE)
+
+
+def evaluation(labels, probabilities, classes=None):
+    return evaluate_predictions(probabilities, labels, classes or CLASSES)
+
+
+def certain(predicted, num_classes=10):
+    """Probabilities of 1 for the predicted classes."""
+    return np.eye(num_classes)[predicted]
+
+
 def draw_class_counts(count):
-    return plot_class_counts(random_labels(count), **NAMED)
+    return plot_class_counts(data_set(random_labels(count)))
 
 
-def draw_samples(images, labels=None, columns=5):
+def draw_samples(images, labels=None, **options):
     labels = random_labels(len(images)) if labels is None else labels
-    return plot_samples(
-        images, labels, mean=CIFAR10_MEAN, std=CIFAR10_STD, columns=columns, **NAMED
-    )
+    return plot_samples(images, labels, data_set(), **options)
 
 
 def grey(*values):
@@ -93,14 +107,15 @@ def grey(*values):
 
 
 def draw_lr_finder(lrs, losses, smoothed=None):
-    return plot_lr_finder(
-        lrs, losses, smoothed=losses if smoothed is None else smoothed,
-        lr_max=0.0123456, lr_min=0.000617, source=SOURCE, rule="half of it; see there",
+    found = LRFinding(
+        lrs, losses, losses if smoothed is None else smoothed,
+        lr_max=0.0123456, lr_min=0.000617, rule="half of it; see there",
     )  # fmt: skip
+    return plot_lr_finder(found, source=SOURCE)
 
 
 def draw_history(epochs):
-    return plot_history(epochs, source=SOURCE)
+    return plot_history(History(epochs=epochs), source=SOURCE)
 
 
 def draw_lr_history(rates):
@@ -110,12 +125,14 @@ def draw_lr_history(rates):
 def draw_misclassified(size, probabilities=None, labels=None, **options):
     labels = random_labels(size) if labels is None else labels
     probabilities = random_probabilities(size) if probabilities is None else probabilities
-    return plot_misclassified(pixels(size), labels, probabilities, **NAMED, **options)
+    of = evaluation(labels, probabilities)
+    return plot_misclassified(of, data_set(labels), **options)
 
 
-def draw_confusion_matrix(count):
-    labels = random_labels(count) % 3
-    return plot_confusion_matrix(labels, (labels + 1) % 3, classes=CLASSES[:3], source=SOURCE)
+def draw_confusion_matrix(labels, predicted, classes=None):
+    classes = classes or CLASSES
+    of = evaluation(labels, certain(predicted, len(classes)), classes)
+    return plot_confusion_matrix(of, source=SOURCE)
 
 
 TYPICAL = {
@@ -125,7 +142,7 @@ TYPICAL = {
     "history": lambda: draw_history(epoch_records(24)),
     "lr_history": lambda: draw_lr_history(one_cycle_rates()),
     "misclassified": lambda: draw_misclassified(5),
-    "confusion_matrix": lambda: plot_confusion_matrix(*confusing_labels(), **NAMED),
+    "confusion_matrix": lambda: draw_confusion_matrix(*confusing_labels()),
 }
 ONE_VALUE = {
     "class_counts": lambda: draw_class_counts(1),
@@ -134,18 +151,15 @@ ONE_VALUE = {
     "history": lambda: draw_history(epoch_records(1)),
     "lr_history": lambda: draw_lr_history([0.01]),
     "misclassified": lambda: draw_misclassified(1),
-    "confusion_matrix": lambda: draw_confusion_matrix(1),
+    "confusion_matrix": lambda: draw_confusion_matrix([0], [1], CLASSES[:3]),
 }
 EMPTY = {
-    "class_counts": lambda: draw_class_counts(0),
     "samples": lambda: draw_samples(np.zeros((0, 3, 32, 32), np.float32)),
     "lr_finder": lambda: draw_lr_finder([], []),
     "lr_finder, all NaN": lambda: draw_lr_finder([1e-3, 1e-2], [NAN, NAN]),
     "history": lambda: draw_history([]),
     "lr_history": lambda: draw_lr_history([]),
-    "misclassified": lambda: draw_misclassified(0),
     "misclassified, all right": lambda: draw_misclassified(10, np.eye(10), np.arange(10)),
-    "confusion_matrix": lambda: draw_confusion_matrix(0),
 }
 WITH_NAN = {
     "samples": lambda: draw_samples(grey(NAN)),
@@ -161,7 +175,6 @@ WITH_NAN = {
         [replace(record, test_loss=None, test_accuracy=None) for record in epoch_records(3)]
     ),
     "lr_history": lambda: draw_lr_history([0.1, NAN, 0.3, 0.2]),
-    "misclassified": lambda: draw_misclassified(2, np.full((2, 10), NAN), np.array([1, 2])),
 }
 
 
@@ -258,7 +271,7 @@ def test_figure_without_data_says_so_and_nothing_else(draw):
 @pytest.mark.parametrize("name", ["class_counts", "samples", "misclassified", "confusion_matrix"])
 def test_class_names_with_dollars_are_no_formulas(monkeypatch, name):
     # As a formula the name would end in an error.
-    monkeypatch.setitem(NAMED, "classes", ["$a_$"] * 9 + ["$5"])
+    monkeypatch.setitem(globals(), "CLASSES", ("$a_$",) * 9 + ("$5",))
     drawn_and_rendered(TYPICAL[name])
 
 
@@ -269,7 +282,7 @@ def test_perfect_predictions_are_not_called_missing_data():
 def test_bars_carry_the_class_names_and_the_counts_with_an_absent_class_at_zero():
     expected = [5000, 1, 0, 12, 7, 3, 1234, 2, 9, 40]
     targets = np.random.default_rng(0).permutation(np.repeat(np.arange(10), expected))
-    (axes,) = plot_class_counts(targets, **NAMED).axes
+    (axes,) = plot_class_counts(data_set(targets)).axes
     assert [bar.get_height() for bar in axes.patches] == expected
     assert [text.get_text() for text in axes.texts] == [f"{count:,}" for count in expected]
     bar_of_label = [round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches]
@@ -384,7 +397,9 @@ def test_misclassified_shows_only_wrong_images_the_most_confident_first():
     expected.sort(key=lambda entry: -entry[0])
     assert 10 < len(expected) < count - 10
 
-    figure = plot_misclassified(images, labels, probabilities, **NAMED, count=8, columns=4)
+    images = images.repeat(8, axis=1).repeat(8, axis=2)
+    of = evaluation(labels, probabilities)
+    figure = plot_misclassified(of, data_set(labels, images), count=8, columns=4)
     shown = pictures(figure)
     assert [picture.max() for picture, _ in shown] == [index for _, index, *_ in expected[:8]]
     for (_, caption), (confidence, _, true, predicted) in zip(shown, expected):
@@ -400,9 +415,7 @@ def test_misclassified_shows_all_wrong_images_where_they_are_fewer_than_count():
 
 def test_misclassified_says_most_confident_only_of_a_part_that_is_shown():
     labels, probabilities = np.array([0, 0, 0]), np.eye(10)[[1, 2, 0]]
-    title = lambda count: plot_misclassified(  # noqa: E731
-        pixels(3), labels, probabilities, count=count, **NAMED
-    ).get_suptitle()
+    title = lambda count: draw_misclassified(3, probabilities, labels, count=count).get_suptitle()
     assert title(0) == title(2) == f"Misclassified: 2 of 3 · {SOURCE}"
     assert title(1) == f"Misclassified: 2 of 3, the most confident ones · {SOURCE}"
 
@@ -410,7 +423,11 @@ def test_misclassified_says_most_confident_only_of_a_part_that_is_shown():
 def test_longest_class_names_and_title_have_room():
     labels, probabilities = np.array([0, 1] * 5000), np.eye(10)[[1, 0] * 5000]
     for figure in (
-        plot_misclassified(np.zeros((10_000, 1, 1, 3)), labels, probabilities, **NAMED, count=5),
+        plot_misclassified(
+            evaluation(labels, probabilities),
+            data_set(labels, np.zeros((10_000, 8, 8, 3), np.uint8)),
+            count=5,
+        ),  # fmt: skip
         draw_samples(grey(*range(10)), [1] * 10, columns=10),
     ):
         figure.draw_without_rendering()  # lays the axes out
@@ -422,7 +439,7 @@ def test_longest_class_names_and_title_have_room():
 
 @pytest.fixture(scope="module")
 def confusion():
-    return plot_confusion_matrix(*confusing_labels(), **NAMED)
+    return draw_confusion_matrix(*confusing_labels())
 
 
 def test_confusion_matrix_shows_the_counts_with_true_classes_as_rows(confusion):
@@ -458,7 +475,7 @@ def test_confusion_matrix_names_rows_columns_and_accuracy(confusion):
 def test_confusion_matrix_does_not_depend_on_the_order_of_samples(confusion):
     labels, predicted = confusing_labels()
     order = np.random.default_rng(4).permutation(len(labels))
-    other = plot_confusion_matrix(labels[order], predicted[order], **NAMED)
+    other = draw_confusion_matrix(labels[order], predicted[order])
     assert confusion.get_suptitle() == other.get_suptitle()
     for left, right in zip(confusion.axes, other.axes):
         np.testing.assert_array_equal(cells(left), cells(right))
@@ -468,7 +485,7 @@ def test_errors_of_a_confusion_matrix_can_be_seen_beside_a_nearly_full_diagonal(
     labels = np.repeat(np.arange(10), 1000)
     predicted = labels.copy()
     predicted[:20] = 3  # 2 % of the first class
-    (axes,) = plot_confusion_matrix(labels, predicted, **NAMED).axes
+    (axes,) = draw_confusion_matrix(labels, predicted).axes
     tints = np.asarray(axes.images[0].get_array())
     assert tints[0, 3, :3].min() < 0.6 and tints[0, 4, :3].min() == 1
 
@@ -476,15 +493,12 @@ def test_errors_of_a_confusion_matrix_can_be_seen_beside_a_nearly_full_diagonal(
 def test_many_classes_and_long_names_do_not_run_into_each_other():
     classes = [f"class number {k}" for k in range(80)]
     labels = np.arange(800) % 80
-    matrix = plot_confusion_matrix(labels, labels, classes=classes, source=SOURCE)
+    matrix = draw_confusion_matrix(labels, labels, classes)
     assert not matrix.axes[0].texts  # no number would be legible
-    few = plot_confusion_matrix(labels % 30, labels % 30, classes=classes[:30], source=SOURCE)
+    few = draw_confusion_matrix(labels % 30, labels % 30, classes[:30])
     names = ["West Highland white terrier", "a name that is far too long for any picture"]
-    samples = plot_samples(
-        np.zeros((10, 3, 32, 32)), [0, 1] * 5, mean=(0.5,) * 3, std=(0.2,) * 3,
-        classes=names, source=SOURCE,
-    )  # fmt: skip
-    counts = plot_class_counts(labels, classes=classes, source=SOURCE)
+    samples = plot_samples(np.zeros((10, 3, 32, 32)), [0, 1] * 5, data_set(classes=names))
+    counts = plot_class_counts(data_set(labels, classes=classes))
     in_row = {
         "matrix": lambda: matrix.axes[0].get_yticklabels(),
         "numbers": lambda: [t for t in few.axes[0].texts if round(t.get_position()[1]) == 0],

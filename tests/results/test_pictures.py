@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from onecycle.errors import UsageError
-from onecycle.results.pictures import MOST_ROWS, Guess, plot_predictions, predict_pictures
+from onecycle.results.figures.errors import MOST_ROWS, plot_predictions
+from onecycle.results.pictures import Guess, predict_pictures
 
 CLASSES = ("red", "green", "blue")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -69,6 +70,32 @@ def test_the_mode_of_the_network_is_what_it_was():
         assert model.training == training
 
 
+def test_each_module_keeps_its_own_mode():
+    frozen = nn.BatchNorm2d(3)
+    model = nn.Sequential(frozen, nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten())
+    model.train()
+    frozen.eval()
+    before = [module.training for module in model.modules()]
+    predict(pictures(), model)
+    assert [module.training for module in model.modules()] == before
+    assert model.training and not frozen.training
+
+
+def test_logits_and_log_probabilities_give_the_same_true_probabilities():
+    class Logits(Channels):
+        def forward(self, images):
+            return self.scale * images.mean((2, 3))
+
+    best = predict(pictures(), Logits())
+    for guesses, others in zip(best, predict(pictures()), strict=True):
+        assert sum(guess.probability for guess in guesses) == pytest.approx(1, abs=1e-6)
+        assert [guess.label for guess in guesses] == [guess.label for guess in others]
+        np.testing.assert_allclose(
+            [guess.probability for guess in guesses], [guess.probability for guess in others],
+            rtol=1e-5,
+        )  # fmt: skip
+
+
 def test_names_that_do_not_belong_to_the_network_are_refused():
     with pytest.raises(UsageError, match="2 classes and 3 names"):
         predict(pictures(), Channels(2))
@@ -91,7 +118,8 @@ def test_the_figure_shows_each_picture_with_its_guesses():
         assert np.array_equal(shown.images[0].get_array(), image)
     bars = [[bar.get_width() for bar in axes.patches] for axes in figure.axes[1::2]]
     assert bars == [[0.75, 0.25], [1.0]]
-    assert {"Trained on photographs", "a$b$.png", "cat", "$x", "emu", "75.0%"} <= set(texts(figure))
+    assert {"a$b$.png", "cat", "$x", "emu", "75.0%"} <= set(texts(figure))
+    assert "trained on photographs" in figure.get_suptitle()
     figure.savefig(io.BytesIO(), format="png", dpi=20)
 
 
