@@ -30,7 +30,6 @@ MOST_ROWS = 24
 """A figure of predictions shows so many pictures at most."""
 
 
-
 def plot_reliability(evaluation: Evaluation, *, source: str) -> Figure:
     """How often the network is right, against how sure it is.
 
@@ -118,7 +117,10 @@ def plot_grad_cam(
     classes, wrong = evaluation.classes, maps.indices
     labels, predicted = evaluation.labels[wrong], evaluation.predicted[wrong]
     rows = max(1, -(-len(labels) // columns))
-    figure = new_figure(f"Grad-CAM of {maps.layer}", images.source, 5.6 * columns, 2.1 * rows + 0.7)
+    title = f"Grad-CAM of {maps.layer}" if maps.layer else "Grad-CAM"
+    figure = new_figure(title, images.source, 5.6 * columns, 2.1 * rows + 0.7)
+    if not maps.layer:
+        return no_data(figure, "no layer with a map")
     if not len(labels):
         return no_data(figure, "nothing is misclassified")
     grid = figure.subplots(rows, 3 * columns, squeeze=False)

@@ -129,9 +129,7 @@ def plot_history(history: History, *, source: str) -> Figure:
     return figure
 
 
-def plot_lr_history(
-    history: History, *, source: str, steps_per_epoch: int | None = None
-) -> Figure:
+def plot_lr_history(history: History, *, source: str, steps_per_epoch: int | None = None) -> Figure:
     """The learning rate that each optimizer step used.
 
     Args:
