@@ -10,7 +10,7 @@ import numpy as np
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.grad_cam import ErrorMaps
 
-from .charts import Series, chart
+from .charts import Axis, Series, chart
 from .sprites import Sprite, heated
 from .words import percent, table
 
@@ -150,8 +150,8 @@ def calibration(evaluation: Evaluation) -> str:
         for b in filled
     ]
     drawn = chart(
-        "Reliability", (bars, even, dots), texts, x_label="probability of the predicted class",
-        y_label="accuracy", percent=True, x_range=(0, 1), y_range=(0, 1),
+        "Reliability", (bars, even, dots), texts,
+        x=Axis("probability of the predicted class", (0, 1)), y=Axis("accuracy", (0, 1), "percent"),
     )  # fmt: skip
     sure = sum(b.count * b.confidence for b in filled) / len(evaluation.labels)
     gap = sure - evaluation.accuracy
