@@ -326,6 +326,27 @@ def test_range_test_marks_exactly_the_chosen_rates_and_tells_the_rule():
     assert "half of it; see there" in [text.replace("\n", " ") for text in words(figure)]
 
 
+def test_legend_of_the_range_test_lies_on_none_of_its_lines():
+    figure = draw_lr_finder(*sweep(40))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    (rule,) = [text for text in figure.texts if "half of it" in text.get_text()]
+    for other in (axes, axes.xaxis.label, *axes.get_xticklabels(), rule):
+        box = axes.get_legend().get_window_extent()
+        assert not box.overlaps(other.get_window_extent()), other
+    assert 0 <= rule.get_window_extent().y0 < box.y0
+
+
+def test_words_of_the_rates_lie_on_no_line():
+    (axes,) = draw_lr_history(one_cycle_rates()).axes
+    axes.figure.draw_without_rendering()
+    line = axes.lines[0].get_xydata()
+    fine = np.stack([np.interp(np.linspace(0, 95, 2000), line[:, 0], line[:, 1])], 1)
+    places = axes.transData.transform(np.column_stack([np.linspace(0, 95, 2000), fine]))
+    for word in axes.texts:
+        assert word.get_window_extent().count_contains(places) == 0, word.get_text()
+
+
 def test_diverging_end_does_not_flatten_the_curve_of_the_range_test():
     lrs, losses = sweep(40)
     (axes,) = draw_lr_finder(lrs, losses).axes
@@ -346,6 +367,16 @@ def test_history_shows_exactly_the_records_values_and_the_last_in_the_legend(spl
     last = f"{100 * values[-1]:.2f}%" if quantity == "accuracy" else f"{values[-1]:.3f}"
     (entry,) = [text for text in legend(axes) if text.startswith(split)]
     assert entry.endswith(last)
+
+
+@pytest.mark.parametrize(
+    "count, ticks",
+    [(1, [1]), (2, [1, 2]), (7, [*range(1, 8)]), (9, [1, 2, 4, 6, 8, 9]), (24, [1, 5, 10, 15, 20, 24]),
+     (26, [1, 5, 10, 15, 20, 26]), (300, [1, 50, 100, 150, 200, 250, 300])],
+)  # fmt: skip
+def test_epochs_are_counted_from_1_to_the_last_in_whole_numbers(count, ticks):
+    for axes in draw_history(epoch_records(count)).axes:
+        assert axes.get_xticks().tolist() == ticks
 
 
 def test_history_labels_accuracies_as_percentages_and_losses_as_they_are():
@@ -374,6 +405,7 @@ def test_rates_are_shown_over_steps_and_epochs():
     (axes,) = draw_lr_history(one_cycle_rates()).axes
     (epochs,) = axes.child_axes
     axes.figure.draw_without_rendering()
+    assert epochs.get_xticks().tolist() == [0, 5, 10, 15, 20, 24]
     assert epochs.get_xlim() == pytest.approx([limit / 4 for limit in axes.get_xlim()])
     assert not plot_lr_history(step_records([0.1, 0.2]), source=SOURCE).axes[0].child_axes
 

@@ -127,6 +127,6 @@ def test_the_figure_shows_each_picture_with_its_guesses():
 def test_the_figure_is_drawn_for_any_number_of_pictures(count):
     names = ["\udce4 no text"] * count
     figure = plot_predictions(pictures(count), predict(pictures(count)), names=names, source="x")
-    assert len(figure.axes) == 2 * min(count, MOST_ROWS)
+    assert len(figure.axes) == (2 * min(count, MOST_ROWS) or 1)  # "no data" needs one
     assert ("the first 24 of 27" in figure.get_suptitle()) == (count > MOST_ROWS)
     figure.savefig(io.BytesIO(), format="png", dpi=10)

@@ -10,6 +10,8 @@ from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
+from onecycle.results.figures.style import whole_ticks
+
 MOST_POINTS = 400
 """Of a line: more than a screen can show would only weigh."""
 
@@ -131,8 +133,10 @@ def _scales(series: Sequence[Series], x: Axis, y: Axis) -> _Scales:
         powers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
         x_ticks = [(10.0**power, f"{10.0**power:g}") for power in powers]
     else:
-        whole = all(isinstance(place, int) for place in series[0].x)
-        ticks = MaxNLocator(6, integer=whole).tick_values(low, high)
+        if all(isinstance(place, int) for place in series[0].x):
+            ticks = whole_ticks(int(low), int(high))
+        else:
+            ticks = MaxNLocator(6).tick_values(low, high)
         x_ticks = [(float(t), f"{t:g}") for t in ticks if low - 1e-9 <= t <= high + 1e-9]
     text = (lambda t: f"{100 * t:.6g}%") if y.kind == "percent" else (lambda t: f"{t:.4g}")
     y_ticks = [(t, text(t)) for t in y_ticks if bottom - 1e-9 <= t <= top + 1e-9]
