@@ -206,8 +206,8 @@ def plot_confusion_matrix(evaluation: Evaluation, *, source: str) -> Figure:
         axes.text(column, row - 0.5 * line, f"{count}", fontsize=size, **options)
         if count:
             axes.text(column, row + 0.8 * line, f"{share:.1%}", fontsize=0.7 * size, **options)
-    names, size = [shortened(name, 30) for name in classes], max(min(LABEL_SIZE, 0.7 * cell), 3)
-    turn = 0 if lying(names, cell, size) else 40 if cell > 28 else 90
+    names, size = [shortened(name, 24) for name in classes], max(min(LABEL_SIZE, 0.7 * cell), 3)
+    turn = 0 if lying(names, 0.75 * cell, size) else 40 if cell > 28 else 90
     options = {"fontsize": size, "parse_math": False}
     axes.set_xticks(
         range(len(names)), names, rotation=turn, ha="right" if turn == 40 else "center", **options

@@ -34,7 +34,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an axis shows. ``kind`` is plain, percent (0..1, only y) or log (above 0, only x)."""
+    """What an axis shows. ``kind`` is plain, percent (0..1) or log (above 0, only x)."""
 
     label: str
     """With its unit."""
@@ -137,10 +137,15 @@ def _scales(series: Sequence[Series], x: Axis, y: Axis) -> _Scales:
             ticks = whole_ticks(int(low), int(high))
         else:
             ticks = MaxNLocator(6).tick_values(low, high)
-        x_ticks = [(float(t), f"{t:g}") for t in ticks if low - 1e-9 <= t <= high + 1e-9]
-    text = (lambda t: f"{100 * t:.6g}%") if y.kind == "percent" else (lambda t: f"{t:.4g}")
+        text = _text_of(x, "g")
+        x_ticks = [(float(t), text(t)) for t in ticks if low - 1e-9 <= t <= high + 1e-9]
+    text = _text_of(y, ".4g")
     y_ticks = [(t, text(t)) for t in y_ticks if bottom - 1e-9 <= t <= top + 1e-9]
     return _Scales(scale, low, high, bottom, top, x_ticks, y_ticks)
+
+
+def _text_of(axis: Axis, form: str) -> Callable[[float], str]:
+    return (lambda t: f"{100 * t:.6g}%") if axis.kind == "percent" else (lambda t: f"{t:{form}}")
 
 
 def _drawing(series: Sequence[Series], to: _Scales, marks: Sequence[tuple[float, str]]) -> str:
