@@ -18,13 +18,13 @@ ERROR_COLUMNS = ("index", "true", "predicted", "probability_true", "probability_
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """How one class fares. A share that has no image to be taken of is None."""
+    """The scores of one class. A share of no images is None."""
 
     name: str
     precision: float | None
-    """The share of the images predicted as it that are of it, 0..1."""
+    """The share of the images predicted as this class that belong to it, 0..1."""
     recall: float | None
-    """The share of its images that are recognised, 0..1: the accuracy of the class."""
+    """The share of its images that are predicted as it, 0..1: the accuracy of the class."""
     f1: float | None
     """The harmonic mean of the two, 0..1."""
     support: int
@@ -151,8 +151,8 @@ def evaluate_predictions(
         probabilities: (N, K), rows sum to 1.
         labels: (N,) true classes, 0..K-1.
         classes: the K class names.
-        mirrored: (N, K) probabilities of the same images with their mirror images counted in, or
-            of the mirror images alone: an extra accuracy, from which nothing else follows.
+        mirrored: (N, K) probabilities averaged over each image and its mirror image (flip TTA), or
+            of the mirror images alone: for an extra accuracy and nothing else.
         indices: (N,) where each image is in its data set, if it is a part of one; None: 0..N-1.
 
     Raises:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +16,13 @@ from onecycle.modules import eval_mode
 from onecycle.results.evaluation import Evaluation
 
 LAYER = "layer3"
-"""CustomResNet's last layer with a map: what the decision is made from, 4x4. ``layer2`` has 8x8, and
-less of the decision in it."""
+"""The default, if the network has it: in ``CustomResNet`` the last layer with a map, 4x4, from which
+the decision is made. ``layer2`` has 8x8, and less of the decision in it."""
 BATCH = 128
 
 
 def grad_cam(
-    model: nn.Module, images: Tensor, class_indices: Sequence[int], layer: str = LAYER
+    model: nn.Module, images: Tensor, class_indices: Sequence[int], layer: str | None = None
 ) -> np.ndarray:
     """How much each place speaks for a class, as a layer's maps and their gradients tell.
 
@@ -33,25 +34,30 @@ def grad_cam(
         images: (N, C, H, W) float, channel-normalised.
         class_indices: (N,) the class that is asked about, for each image, 0..K-1.
         layer: the name of a module whose output is (N, channels, h, w), as in
-            ``model.named_modules()``.
+            ``model.named_modules()``. None: the one that :func:`choose_layer` gives.
 
     Returns:
         (N, H, W) float32, 0..1: each map has its maximum at 1, or is 0 where nothing speaks for
         the class.
 
     Raises:
-        UsageError: there is no such layer, its output is no map, or a class is out of range.
+        UsageError: there is no such layer, its output is no map, the scores do not depend on it,
+            or a class is out of range.
 
     Source:
         Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks" (2017).
     """
     modules = dict(model.named_modules())
+    if layer is None:
+        layer = choose_layer(model, images)
+        if not layer:
+            raise UsageError("no layer of the network gives a map; Grad-CAM needs one")
     if not layer or layer not in modules:
         raise UsageError(f"layer is {layer!r}; it must be {_layer_names(model)}")
     classes = torch.as_tensor(np.asarray(class_indices), dtype=torch.int64)
     if classes.shape != (len(images),):
         raise UsageError(
-            f"{tuple(classes.shape)} class indices for {len(images)} images; one an image is needed"
+            f"{tuple(classes.shape)} class indices for {len(images)} images; one per image is needed"
         )
     device = next((p.device for p in model.parameters()), images.device)
     with eval_mode(model):
@@ -63,12 +69,45 @@ def grad_cam(
     return torch.cat(maps).numpy() if maps else np.zeros((0, *images.shape[2:]), np.float32)
 
 
+def choose_layer(model: nn.Module, images: Tensor) -> str:
+    """The layer whose maps Grad-CAM uses if none is named.
+
+    Args:
+        model: see :func:`grad_cam`; it stays as it is.
+        images: (N, C, H, W) float; only their size counts, and N may be 0.
+
+    Returns:
+        ``LAYER``, or else the module that is the last to give a map, (N, channels, h, w) with h and
+        w above 1, on which the scores depend; ``""`` if no module gives one.
+    """
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Tensor) -> None:
+        maps.pop(name, None)  # a module may be called again: its last output counts
+        if output.ndim == 4 and min(output.shape[2:]) > 1 and output.requires_grad:
+            maps[name] = output
+
+    device = next((p.device for p in model.parameters()), images.device)
+    image = torch.zeros((1, *images.shape[1:]), dtype=images.dtype, device=device)
+    modules = {name: module for name, module in model.named_modules() if name}
+    with eval_mode(model), _watched(modules, keep), _gradients(device):
+        output = model(image.requires_grad_())
+        if not maps or not output.requires_grad:
+            return ""
+        gradients = torch.autograd.grad(output.sum(), list(maps.values()), allow_unused=True)
+    used = [name for name, gradient in zip(maps, gradients) if gradient is not None]
+    return LAYER if LAYER in used else used[-1] if used else ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ErrorMaps:
-    """Where a network looked in its most confident errors; M is 0 if nothing is wrong."""
+    """Where a network looked in its most confident errors; M is 0 if nothing is wrong.
+
+    A network without a layer with a map has none either.
+    """
 
     layer: str
-    """Whose maps were used."""
+    """Whose maps were used; empty if no layer has one."""
     indices: np.ndarray
     """(M,) int64 places of the images among those that were evaluated."""
     predicted: np.ndarray
@@ -92,17 +131,22 @@ def explain_errors(
         transform: ``transform(indices, epoch)``: (M,) int64 indices to normalised images.
         evaluation: of the model on these images.
         count: how many errors at most.
-        layer: see :func:`grad_cam`; None: "layer3" if the network has one, else its last layer with
-            a map of more than one place. A network without any gives no maps, for the layer "".
+        layer: see :func:`grad_cam`.
+
+    Returns:
+        The maps; none if no layer is named and the network has none with a map.
+
+    Raises:
+        UsageError: the layer that is named is missing or gives no map.
     """
     indices = evaluation.wrong[:count]
     device = next(model.parameters()).device
     images = transform(torch.as_tensor(indices, device=device), 0)
     if layer is None:
-        layer = _layer_of(model, images.new_zeros(1, *images.shape[1:]))
-    if not layer:
-        nothing = np.zeros((0, *images.shape[2:]), np.float32)
-        return ErrorMaps("", indices[:0], nothing, nothing)
+        layer = choose_layer(model, images)
+        if not layer:
+            nothing = np.zeros((0, *images.shape[2:]), np.float32)
+            return ErrorMaps("", indices[:0], nothing, nothing)
     return ErrorMaps(
         layer=layer,
         indices=indices,
@@ -111,82 +155,89 @@ def explain_errors(
     )
 
 
-@torch.no_grad()
-def _layer_of(model: nn.Module, image: Tensor) -> str:
-    """The name of the layer to look at by default."""
-    found: list[str] = []
-
-    def note(name: str) -> Callable:
-        def hook(module, inputs, output) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-                found.append(name)
-
-        return hook
-
-    hooks = [module.register_forward_hook(note(name))
-             for name, module in model.named_modules() if name]  # fmt: skip
-    try:
-        with eval_mode(model):
-            model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return LAYER if LAYER in found else found[-1] if found else ""
-
-
 def _maps(
     model: nn.Module, module: nn.Module, images: Tensor, classes: Tensor, layer: str
 ) -> Tensor:
     seen: dict[str, Tensor] = {}
     softmax: dict[str, Tensor] = {}
 
-    def keep(_, __, output):
-        seen["maps"] = output
-        # What follows may work in place, which would change what is kept.
-        return output.clone() if isinstance(output, Tensor) else output
-
     def keep_scores(_, inputs, output):
         softmax["scores"], softmax["output"] = inputs[0], output
 
-    hooks = [module.register_forward_hook(keep)]
-    hooks += [
+    hooks = [
         other.register_forward_hook(keep_scores)
         for other in model.modules()
         if isinstance(other, (nn.LogSoftmax, nn.Softmax)) and other is not module
     ]
-    cuda = [images.device] if images.device.type == "cuda" else []
     try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.random.fork_rng(devices=cuda),
-        ):
+        with _watched({layer: module}, seen.__setitem__), _gradients(images.device):
             # With an input that needs a gradient, a frozen network gives one as well.
             output = model(images.detach().clone().requires_grad_())
             # A probability near 1 has next to no gradient; the score before the softmax has.
             scores = softmax["scores"] if softmax.get("output") is output else output
-            activation = seen.get("maps")
-            if not isinstance(activation, Tensor) or activation.ndim != 4:
-                shape = tuple(activation.shape) if isinstance(activation, Tensor) else "no tensor"
-                raise UsageError(
-                    f"layer {layer!r} gives {shape}; Grad-CAM needs (N, channels, h, w): "
-                    f"{_layer_names(model)}"
-                )
+            activation = _checked_map(seen.get(layer), layer, model)
             if not bool(((classes >= 0) & (classes < scores.shape[1])).all()):
                 raise UsageError(
                     f"class indices are {int(classes.min())}..{int(classes.max())}; "
                     f"they must be 0..{scores.shape[1] - 1}"
                 )
             chosen = scores.gather(1, classes[:, None]).sum()
-            (gradient,) = torch.autograd.grad(chosen, activation)
+            (gradient,) = torch.autograd.grad(chosen, activation, allow_unused=True)
     finally:
         for hook in hooks:
             hook.remove()
+    if gradient is None:
+        raise UsageError(f"the scores of the classes do not depend on layer {layer!r}")
     weights = gradient.float().mean(dim=(2, 3), keepdim=True)
     heat = (weights * activation.detach().float()).sum(dim=1, keepdim=True).relu()
     heat = F.interpolate(heat, size=images.shape[2:], mode="bilinear", align_corners=False)
     peak = heat.amax(dim=(2, 3), keepdim=True)
     return (heat / torch.where(peak > 0, peak, 1)).squeeze(1).clamp(0, 1).cpu()
+
+
+@contextlib.contextmanager
+def _watched(modules: dict[str, nn.Module], keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Inside the block, each tensor that a module gives is kept under the module's name."""
+
+    def hook_of(name: str):
+        def hook(_, __, output):
+            if not isinstance(output, Tensor):
+                return output
+            keep(name, output)
+            return output.clone()  # what follows may work in place, which would change what is kept
+
+        return hook
+
+    hooks = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _gradients(device: torch.device) -> Iterator[None]:
+    """Gradients are computed inside the block, and the random numbers stay as they are."""
+    cuda = [device] if device.type == "cuda" else []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=cuda),
+    ):
+        yield
+
+
+def _checked_map(output: Tensor | None, layer: str, model: nn.Module) -> Tensor:
+    if output is None or output.ndim != 4:
+        shape = "no tensor" if output is None else tuple(output.shape)
+        raise UsageError(
+            f"layer {layer!r} gives {shape}; Grad-CAM needs (N, channels, h, w): "
+            f"{_layer_names(model)}"
+        )
+    if not output.requires_grad:
+        raise UsageError(f"the scores of the classes do not depend on layer {layer!r}")
+    return output
 
 
 def _layer_names(model: nn.Module) -> str:

@@ -139,7 +139,7 @@ def save_weights(
 
 
 def check_fit(weights: WeightsFile, expected: Mapping[str, Tensor]) -> None:
-    """See that the weights are those of a network, before one of them is copied into it.
+    """Check that the weights fit a network, before any is copied into it.
 
     Args:
         weights: what a file holds.

@@ -49,22 +49,21 @@ def file(evaluation, tmp_path_factory):
             "rule": "so",
         },
         "machine": {"device": "cpu", "versions": {"torch": "2.14.1"}},
-        "history": [
-            {"epoch": e, "train_loss": 2 / e, "train_accuracy": 1 - 0.5 / e,
-             "test_loss": 2.2 / e, "test_accuracy": 0.9 - 0.4 / e}
+    }  # fmt: skip
+    history = History(
+        epochs=[
+            EpochRecord(
+                epoch=e, lr=0.01, train_loss=2 / e, train_accuracy=1 - 0.5 / e,
+                test_loss=2.2 / e, test_accuracy=0.9 - 0.4 / e, train_seconds=1.0, test_seconds=0.1,
+            )
             for e in range(1, 6)
         ],
-    }  # fmt: skip
+        steps=[StepRecord(i, 0.001 * (i + 1), 1.0) for i in range(100)],
+    )  # fmt: skip
     html = build_report(
-        run, evaluation, images, title="A run",
-        history=History(
-            [EpochRecord(lr=0.1, train_seconds=1.0, test_seconds=1.0, **row)
-             for row in run["history"]],
-            [StepRecord(i, 0.001 * (i + 1), 1.0) for i in range(100)],
-        ),
+        run, evaluation, images, title="A run", history=history,
         samples=(np.zeros((4, 3, 32, 32)), [0, 1, 2, 3]),
-        maps=ErrorMaps("layer3", evaluation.wrong[:3], heat, heat),
-        command="onecycle train",
+        maps=ErrorMaps("layer3", evaluation.wrong[:3], heat, heat), command="onecycle train",
     )  # fmt: skip
     path = tmp_path_factory.mktemp("it's a folder") / "report.html"
     path.write_text(html, "utf-8")
@@ -127,8 +126,8 @@ def test_opens_with_the_first_errors_and_shows_more_on_request(page, evaluation)
 
 
 def test_of_a_cut_gallery_a_number_says_what_it_is_taken_from(browser, tmp_path, monkeypatch):
-    monkeypatch.setattr("report.failures.MOST_ERRORS", 5)
-    monkeypatch.setattr("report.page.MOST_ERRORS", 5)
+    monkeypatch.setattr("onecycle.results.report.failures.MOST_ERRORS", 5)
+    monkeypatch.setattr("onecycle.results.report.page.MOST_ERRORS", 5)
     probabilities = np.tile([0.1, 0.6, 0.3], (9, 1))
     evaluation = evaluate_predictions(probabilities, np.arange(9) % 3, ("a", "b", "c"))
     images = np.zeros((9, 32, 32, 3), np.uint8)

@@ -1,13 +1,12 @@
 import io
 import warnings
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from onecycle.data.dataset import ImageDataset
-from onecycle.results.evaluation import ConfusedPair, evaluate_predictions
+from onecycle.results.evaluation import evaluate_predictions
 from onecycle.results.figures.errors import plot_confused_pairs, plot_grad_cam, plot_reliability
 from onecycle.results.grad_cam import ErrorMaps
 
@@ -24,25 +23,26 @@ def evaluation(count=400, seed=0):
     return evaluate_predictions(probabilities, labels, CLASSES)
 
 
-def draw_reliability(bins):
-    judged = replace(evaluation(), bins=tuple(bins), calibration_error=0.1234)
-    return plot_reliability(judged, source=SOURCE)
+def perfect():
+    return evaluate_predictions(np.eye(10), np.arange(10), CLASSES)
 
 
-def draw_pairs(pairs, **options):
-    judged = replace(evaluation(), confused_pairs=tuple(pairs), classes=tuple(CLASSES))
-    return plot_confused_pairs(judged, source=SOURCE, **options)
+def draw_reliability(of):
+    return plot_reliability(of, source=SOURCE)
 
 
-def draw_grad_cam(count, classes=None, **options):
+def draw_pairs(of, **options):
+    return plot_confused_pairs(of, source=SOURCE, **options)
+
+
+def draw_grad_cam(count, *, classes=None, layer="layer3", **options):
+    """Of cats that are predicted as dogs."""
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8), np.full(9, 3)
-    names = [f"{k} {name}" for k, name in enumerate(classes)] if classes else CLASSES
-    said = np.full(9, 5 if count else 3)  # all wrong, or none
-    judged = replace(evaluate_predictions(np.eye(10)[said], labels, CLASSES), classes=names)
-    heat = rng.random((2, count, 32, 32))
-    maps = ErrorMaps("layer3", np.arange(count), *heat)
-    return plot_grad_cam(judged, ImageDataset(images, labels, CLASSES, SOURCE), maps, **options)
+    labels, size = np.full(max(count, 1), 3), (count, 32, 32)
+    images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    of = evaluate_predictions(np.eye(10)[labels + 2], labels, classes or CLASSES)
+    maps = ErrorMaps(layer, np.arange(count), rng.random(size), rng.random(size))
+    return plot_grad_cam(of, ImageDataset(images, labels, of.classes, SOURCE), maps, **options)
 
 
 def texts(figure):
@@ -50,14 +50,14 @@ def texts(figure):
 
 
 DRAWN = {
-    "reliability": lambda: draw_reliability(evaluation().bins),
-    "pairs": lambda: draw_pairs(evaluation().confused_pairs),
+    "reliability": lambda: draw_reliability(evaluation()),
+    "pairs": lambda: draw_pairs(evaluation()),
     "grad_cam": lambda: draw_grad_cam(5),
 }
 EMPTY = {
-    "no data": lambda: draw_reliability([]),
-    "nothing is misclassified": lambda: draw_pairs([]),
+    "nothing is misclassified": lambda: draw_pairs(perfect()),
     "nothing is misclassified ": lambda: draw_grad_cam(0),
+    "no layer with a map": lambda: draw_grad_cam(0, layer=""),
 }
 
 
@@ -73,7 +73,7 @@ def test_figure_renders_without_a_warning_under_a_title_with_its_source(draw):
 @pytest.mark.parametrize("name", ["pairs", "grad_cam"])
 def test_class_names_with_dollars_are_no_formulas(monkeypatch, name):
     # As a formula the name would end in an error.
-    monkeypatch.setitem(globals(), "CLASSES", ["$a_$"] * 9 + ["$5"])
+    monkeypatch.setitem(globals(), "CLASSES", ("$a_$",) * 9 + ("$5",))
     DRAWN[name]().savefig(io.BytesIO(), format="png", dpi=40)
 
 
@@ -85,19 +85,21 @@ def test_figure_without_data_says_so_and_nothing_else(text):
 
 
 def test_reliability_shows_each_filled_bin_at_its_accuracy_and_its_size():
-    bins = evaluation().bins
-    filled = [b for b in bins if b.count]
-    upper, lower = draw_reliability(bins).axes
+    of = evaluation()
+    filled = [b for b in of.bins if b.count]
+    figure = draw_reliability(of)
+    upper, lower = figure.axes
     bars = [(p.get_x(), p.get_height()) for p in upper.patches]
     np.testing.assert_allclose(bars, [(b.low, b.accuracy) for b in filled], atol=1e-9)
     assert [p.get_height() for p in lower.patches] == [b.count for b in filled]
     np.testing.assert_allclose(upper.lines[0].get_xdata(), [b.confidence for b in filled])
-    assert "12.34%" in draw_reliability(bins).get_suptitle()
+    assert f"{100 * of.calibration_error:.2f}%" in figure.get_suptitle()
 
 
 def test_pairs_are_drawn_with_both_directions_the_most_confused_on_top():
-    pairs = evaluation().confused_pairs
-    (axes,) = draw_pairs(pairs, count=4).axes
+    of = evaluation()
+    pairs = of.confused_pairs
+    (axes,) = draw_pairs(of, count=4).axes
     widths = [bar.get_width() for bar in axes.patches]
     assert widths[:4] == [pair.first_as_second for pair in pairs[:4]]
     assert widths[4:] == [pair.second_as_first for pair in pairs[:4]]
@@ -116,14 +118,19 @@ def test_grad_cam_shows_image_and_two_maps_and_names_the_layer_and_the_classes()
     ]  # fmt: skip
 
 
-def test_legend_lies_on_no_bar_and_long_names_on_no_other():
-    full = [ConfusedPair(0, 1, 50, 50), ConfusedPair(1, 0, 50, 50)]
-    figure = draw_pairs(full * 5)
+@pytest.mark.parametrize("draw", [draw_reliability, draw_pairs])
+def test_legend_lies_on_nothing_that_is_drawn(draw):
+    labels = np.arange(10)  # both directions of each pair as often: bars of full length
+    figure = draw(evaluate_predictions(np.eye(10)[labels ^ 1], labels, CLASSES))
     figure.draw_without_rendering()
-    (legend,), (axes,) = figure.legends, figure.axes
-    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
-    names = ["West Highland white terrier"] * 10
-    figure = draw_grad_cam(4, classes=names)
+    (legend,) = figure.legends
+    for axes in figure.axes:
+        assert not axes.get_legend()
+        assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+
+
+def test_long_names_lie_on_no_other():
+    figure = draw_grad_cam(4, classes=["West Highland white terrier"] * 10)
     figure.draw_without_rendering()
     for one, other in pairwise(figure.axes[:6]):
         assert not one.title.get_window_extent().overlaps(other.title.get_window_extent())

@@ -14,11 +14,11 @@ LABELS = np.array([0, 0, 0, 1, 1, 2])
 PROBABILITIES = np.array(
     [
         [0.70, 0.10, 0.10, 0.10],
-        [0.20, 0.60, 0.10, 0.10],  # cat taken for dog, at 60%
-        [0.05, 0.05, 0.90, 0.00],  # cat taken for ship, at 90%
+        [0.20, 0.60, 0.10, 0.10],  # cat predicted as dog, at 60%
+        [0.05, 0.05, 0.90, 0.00],  # cat predicted as ship, at 90%
         [0.10, 0.80, 0.05, 0.05],
-        [0.60, 0.30, 0.05, 0.05],  # dog taken for cat, at 60%
-        [0.25, 0.50, 0.25, 0.00],  # ship taken for dog, at 50%
+        [0.60, 0.30, 0.05, 0.05],  # dog predicted as cat, at 60%
+        [0.25, 0.50, 0.25, 0.00],  # ship predicted as dog, at 50%
     ],
     np.float32,
 )
@@ -153,7 +153,7 @@ def test_summary_is_plain_data_and_tells_the_class_table_and_the_calibration(eva
     assert summary["mirrored_accuracy"] is None
 
 
-def test_class_table_has_a_row_a_class(evaluation):
+def test_class_table_has_one_row_per_class(evaluation):
     header, *rows = evaluation.class_rows()
     assert header == ["class", "precision", "recall", "f1", "images"]
     assert [row[0] for row in rows] == list(CLASSES) and [row[-1] for row in rows] == [3, 2, 1, 0]

@@ -28,7 +28,6 @@ CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 SOURCE = "CIFAR-10 (image folder)"
-NAMED = {"classes": CLASSES, "source": SOURCE}
 NAN = float("nan")
 
 
@@ -63,7 +62,8 @@ def epoch_records(count):
 
 
 def step_records(rates):
-    return [StepRecord(step=step, lr=rate, loss=1.0) for step, rate in enumerate(rates)]
+    steps = [StepRecord(step=step, lr=rate, loss=1.0) for step, rate in enumerate(rates)]
+    return History(steps=steps)
 
 
 def one_cycle_rates():
@@ -79,22 +79,27 @@ def confusing_labels():
     return labels, predicted
 
 
-def dataset(labels, images=None, classes=None):
-    images = np.zeros((len(labels), 8, 8, 3), np.uint8) if images is None else images
-    return ImageDataset(images, labels, classes or NAMED["classes"], NAMED["source"])
+def data_set(targets=(0,), images=None, classes=None):
+    images = pixels(len(targets)) if images is None else images
+    return ImageDataset(images, targets, classes or CLASSES, SOURCE)
 
 
-def judged(labels, probabilities, classes=None):
-    return evaluate_predictions(probabilities, labels, classes or NAMED["classes"])
+def evaluation(labels, probabilities, classes=None):
+    return evaluate_predictions(probabilities, labels, classes or CLASSES)
+
+
+def certain(predicted, num_classes=10):
+    """Probabilities of 1 for the predicted classes."""
+    return np.eye(num_classes)[predicted]
 
 
 def draw_class_counts(count):
-    return plot_class_counts(dataset(random_labels(count)))
+    return plot_class_counts(data_set(random_labels(count)))
 
 
-def draw_samples(images, labels=None, columns=5, classes=None):
+def draw_samples(images, labels=None, **options):
     labels = random_labels(len(images)) if labels is None else labels
-    return plot_samples(images, labels, of=dataset([0], classes=classes), columns=columns)
+    return plot_samples(images, labels, data_set(), **options)
 
 
 def grey(*values):
@@ -102,37 +107,32 @@ def grey(*values):
 
 
 def draw_lr_finder(lrs, losses, smoothed=None):
-    smoothed = losses if smoothed is None else smoothed
-    found = LRFinding(lrs, losses, smoothed, 0.0123456, 0.000617, "half of it; see there")
+    found = LRFinding(
+        lrs, losses, losses if smoothed is None else smoothed,
+        lr_max=0.0123456, lr_min=0.000617, rule="half of it; see there",
+    )  # fmt: skip
     return plot_lr_finder(found, source=SOURCE)
 
 
 def draw_history(epochs):
-    return plot_history(History(epochs), source=SOURCE)
+    return plot_history(History(epochs=epochs), source=SOURCE)
 
 
 def draw_lr_history(rates):
-    history = History([], step_records(rates))
-    return plot_lr_history(history, source=SOURCE, steps_per_epoch=4)
+    return plot_lr_history(step_records(rates), source=SOURCE, steps_per_epoch=4)
 
 
 def draw_misclassified(size, probabilities=None, labels=None, **options):
     labels = random_labels(size) if labels is None else labels
     probabilities = random_probabilities(size) if probabilities is None else probabilities
-    return plot_misclassified(
-        judged(labels, probabilities), dataset(labels, pixels(size)), **options
-    )
+    of = evaluation(labels, probabilities)
+    return plot_misclassified(of, data_set(labels), **options)
 
 
-def draw_confusion_matrix(count):
-    labels = random_labels(count) % 3
-    return plot_confusion_matrix(judged(labels, np.eye(3)[(labels + 1) % 3], CLASSES[:3]),
-                                 source=SOURCE)  # fmt: skip
-
-
-def confused(labels, predicted, classes=None):
-    probabilities = np.eye(len(classes or CLASSES))[predicted]
-    return plot_confusion_matrix(judged(labels, probabilities, classes), source=SOURCE)
+def draw_confusion_matrix(labels, predicted, classes=None):
+    classes = classes or CLASSES
+    of = evaluation(labels, certain(predicted, len(classes)), classes)
+    return plot_confusion_matrix(of, source=SOURCE)
 
 
 TYPICAL = {
@@ -142,7 +142,7 @@ TYPICAL = {
     "history": lambda: draw_history(epoch_records(24)),
     "lr_history": lambda: draw_lr_history(one_cycle_rates()),
     "misclassified": lambda: draw_misclassified(5),
-    "confusion_matrix": lambda: confused(*confusing_labels()),
+    "confusion_matrix": lambda: draw_confusion_matrix(*confusing_labels()),
 }
 ONE_VALUE = {
     "class_counts": lambda: draw_class_counts(1),
@@ -151,7 +151,7 @@ ONE_VALUE = {
     "history": lambda: draw_history(epoch_records(1)),
     "lr_history": lambda: draw_lr_history([0.01]),
     "misclassified": lambda: draw_misclassified(1),
-    "confusion_matrix": lambda: draw_confusion_matrix(1),
+    "confusion_matrix": lambda: draw_confusion_matrix([0], [1], CLASSES[:3]),
 }
 EMPTY = {
     "samples": lambda: draw_samples(np.zeros((0, 3, 32, 32), np.float32)),
@@ -271,7 +271,7 @@ def test_figure_without_data_says_so_and_nothing_else(draw):
 @pytest.mark.parametrize("name", ["class_counts", "samples", "misclassified", "confusion_matrix"])
 def test_class_names_with_dollars_are_no_formulas(monkeypatch, name):
     # As a formula the name would end in an error.
-    monkeypatch.setitem(NAMED, "classes", ["$a_$"] * 9 + ["$5"])
+    monkeypatch.setitem(globals(), "CLASSES", ("$a_$",) * 9 + ("$5",))
     drawn_and_rendered(TYPICAL[name])
 
 
@@ -282,7 +282,7 @@ def test_perfect_predictions_are_not_called_missing_data():
 def test_bars_carry_the_class_names_and_the_counts_with_an_absent_class_at_zero():
     expected = [5000, 1, 0, 12, 7, 3, 1234, 2, 9, 40]
     targets = np.random.default_rng(0).permutation(np.repeat(np.arange(10), expected))
-    (axes,) = plot_class_counts(dataset(targets)).axes
+    (axes,) = plot_class_counts(data_set(targets)).axes
     assert [bar.get_height() for bar in axes.patches] == expected
     assert [text.get_text() for text in axes.texts] == [f"{count:,}" for count in expected]
     bar_of_label = [round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches]
@@ -326,6 +326,27 @@ def test_range_test_marks_exactly_the_chosen_rates_and_tells_the_rule():
     assert "half of it; see there" in [text.replace("\n", " ") for text in words(figure)]
 
 
+def test_legend_of_the_range_test_lies_on_none_of_its_lines():
+    figure = draw_lr_finder(*sweep(40))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    (rule,) = [text for text in figure.texts if "half of it" in text.get_text()]
+    for other in (axes, axes.xaxis.label, *axes.get_xticklabels(), rule):
+        box = axes.get_legend().get_window_extent()
+        assert not box.overlaps(other.get_window_extent()), other
+    assert 0 <= rule.get_window_extent().y0 < box.y0
+
+
+def test_words_of_the_rates_lie_on_no_line():
+    (axes,) = draw_lr_history(one_cycle_rates()).axes
+    axes.figure.draw_without_rendering()
+    line = axes.lines[0].get_xydata()
+    fine = np.stack([np.interp(np.linspace(0, 95, 2000), line[:, 0], line[:, 1])], 1)
+    places = axes.transData.transform(np.column_stack([np.linspace(0, 95, 2000), fine]))
+    for word in axes.texts:
+        assert word.get_window_extent().count_contains(places) == 0, word.get_text()
+
+
 def test_diverging_end_does_not_flatten_the_curve_of_the_range_test():
     lrs, losses = sweep(40)
     (axes,) = draw_lr_finder(lrs, losses).axes
@@ -346,6 +367,16 @@ def test_history_shows_exactly_the_records_values_and_the_last_in_the_legend(spl
     last = f"{100 * values[-1]:.2f}%" if quantity == "accuracy" else f"{values[-1]:.3f}"
     (entry,) = [text for text in legend(axes) if text.startswith(split)]
     assert entry.endswith(last)
+
+
+@pytest.mark.parametrize(
+    "count, ticks",
+    [(1, [1]), (2, [1, 2]), (7, [*range(1, 8)]), (9, [1, 2, 4, 6, 8, 9]), (24, [1, 5, 10, 15, 20, 24]),
+     (26, [1, 5, 10, 15, 20, 26]), (300, [1, 50, 100, 150, 200, 250, 300])],
+)  # fmt: skip
+def test_epochs_are_counted_from_1_to_the_last_in_whole_numbers(count, ticks):
+    for axes in draw_history(epoch_records(count)).axes:
+        assert axes.get_xticks().tolist() == ticks
 
 
 def test_history_labels_accuracies_as_percentages_and_losses_as_they_are():
@@ -374,9 +405,9 @@ def test_rates_are_shown_over_steps_and_epochs():
     (axes,) = draw_lr_history(one_cycle_rates()).axes
     (epochs,) = axes.child_axes
     axes.figure.draw_without_rendering()
+    assert epochs.get_xticks().tolist() == [0, 5, 10, 15, 20, 24]
     assert epochs.get_xlim() == pytest.approx([limit / 4 for limit in axes.get_xlim()])
-    history = History([], step_records([0.1, 0.2]))
-    assert not plot_lr_history(history, source=SOURCE).axes[0].child_axes
+    assert not plot_lr_history(step_records([0.1, 0.2]), source=SOURCE).axes[0].child_axes
 
 
 def test_peak_of_the_rates_is_the_highest_number_even_with_a_nan_among_them():
@@ -387,8 +418,7 @@ def test_peak_of_the_rates_is_the_highest_number_even_with_a_nan_among_them():
 
 def test_misclassified_shows_only_wrong_images_the_most_confident_first():
     count = 60
-    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
-    images = np.broadcast_to(images, (count, 8, 8, 3))
+    images = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1).repeat(3, axis=3)
     labels, probabilities = random_labels(count), random_probabilities(count)
     labels[::3] = probabilities[::3].argmax(axis=1)  # a good third is right
     expected = []
@@ -399,9 +429,9 @@ def test_misclassified_shows_only_wrong_images_the_most_confident_first():
     expected.sort(key=lambda entry: -entry[0])
     assert 10 < len(expected) < count - 10
 
-    figure = plot_misclassified(
-        judged(labels, probabilities), dataset(labels, images), count=8, columns=4
-    )
+    images = images.repeat(8, axis=1).repeat(8, axis=2)
+    of = evaluation(labels, probabilities)
+    figure = plot_misclassified(of, data_set(labels, images), count=8, columns=4)
     shown = pictures(figure)
     assert [picture.max() for picture, _ in shown] == [index for _, index, *_ in expected[:8]]
     for (_, caption), (confidence, _, true, predicted) in zip(shown, expected):
@@ -417,9 +447,7 @@ def test_misclassified_shows_all_wrong_images_where_they_are_fewer_than_count():
 
 def test_misclassified_says_most_confident_only_of_a_part_that_is_shown():
     labels, probabilities = np.array([0, 0, 0]), np.eye(10)[[1, 2, 0]]
-    title = lambda count: draw_misclassified(  # noqa: E731
-        3, probabilities, labels, count=count
-    ).get_suptitle()
+    title = lambda count: draw_misclassified(3, probabilities, labels, count=count).get_suptitle()
     assert title(0) == title(2) == f"Misclassified: 2 of 3 · {SOURCE}"
     assert title(1) == f"Misclassified: 2 of 3, the most confident ones · {SOURCE}"
 
@@ -427,7 +455,11 @@ def test_misclassified_says_most_confident_only_of_a_part_that_is_shown():
 def test_longest_class_names_and_title_have_room():
     labels, probabilities = np.array([0, 1] * 5000), np.eye(10)[[1, 0] * 5000]
     for figure in (
-        plot_misclassified(judged(labels, probabilities), dataset(labels), count=5),
+        plot_misclassified(
+            evaluation(labels, probabilities),
+            data_set(labels, np.zeros((10_000, 8, 8, 3), np.uint8)),
+            count=5,
+        ),  # fmt: skip
         draw_samples(grey(*range(10)), [1] * 10, columns=10),
     ):
         figure.draw_without_rendering()  # lays the axes out
@@ -439,7 +471,7 @@ def test_longest_class_names_and_title_have_room():
 
 @pytest.fixture(scope="module")
 def confusion():
-    return confused(*confusing_labels())
+    return draw_confusion_matrix(*confusing_labels())
 
 
 def test_confusion_matrix_shows_the_counts_with_true_classes_as_rows(confusion):
@@ -475,7 +507,7 @@ def test_confusion_matrix_names_rows_columns_and_accuracy(confusion):
 def test_confusion_matrix_does_not_depend_on_the_order_of_samples(confusion):
     labels, predicted = confusing_labels()
     order = np.random.default_rng(4).permutation(len(labels))
-    other = confused(labels[order], predicted[order])
+    other = draw_confusion_matrix(labels[order], predicted[order])
     assert confusion.get_suptitle() == other.get_suptitle()
     for left, right in zip(confusion.axes, other.axes):
         np.testing.assert_array_equal(cells(left), cells(right))
@@ -485,7 +517,7 @@ def test_errors_of_a_confusion_matrix_can_be_seen_beside_a_nearly_full_diagonal(
     labels = np.repeat(np.arange(10), 1000)
     predicted = labels.copy()
     predicted[:20] = 3  # 2 % of the first class
-    (axes,) = confused(labels, predicted).axes
+    (axes,) = draw_confusion_matrix(labels, predicted).axes
     tints = np.asarray(axes.images[0].get_array())
     assert tints[0, 3, :3].min() < 0.6 and tints[0, 4, :3].min() == 1
 
@@ -493,12 +525,12 @@ def test_errors_of_a_confusion_matrix_can_be_seen_beside_a_nearly_full_diagonal(
 def test_many_classes_and_long_names_do_not_run_into_each_other():
     classes = [f"class number {k}" for k in range(80)]
     labels = np.arange(800) % 80
-    matrix = confused(labels, labels, classes)
+    matrix = draw_confusion_matrix(labels, labels, classes)
     assert not matrix.axes[0].texts  # no number would be legible
-    few = confused(labels % 30, labels % 30, classes[:30])
+    few = draw_confusion_matrix(labels % 30, labels % 30, classes[:30])
     names = ["West Highland white terrier", "a name that is far too long for any picture"]
-    samples = draw_samples(np.zeros((10, 3, 32, 32)), [0, 1] * 5, classes=names)
-    counts = plot_class_counts(dataset(labels, classes=classes))
+    samples = plot_samples(np.zeros((10, 3, 32, 32)), [0, 1] * 5, data_set(classes=names))
+    counts = plot_class_counts(data_set(labels, classes=classes))
     in_row = {
         "matrix": lambda: matrix.axes[0].get_yticklabels(),
         "numbers": lambda: [t for t in few.axes[0].texts if round(t.get_position()[1]) == 0],

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
 
 from models import CustomResNet
 from onecycle.errors import UsageError
-from onecycle.results.grad_cam import LAYER, explain_errors, grad_cam
+from onecycle.results.evaluation import evaluate_predictions
+from onecycle.results.grad_cam import LAYER, choose_layer, explain_errors, grad_cam
 
 
 class Tiny(nn.Module):
@@ -154,30 +154,90 @@ def test_no_images_give_no_maps():
     assert grad_cam(small(), torch.zeros(0, 3, 8, 8), [], "0").shape == (0, 8, 8)
 
 
-class Evaluated:
-    """What explain_errors asks of an evaluation of four images, all wrong."""
+class Aside(nn.Module):
+    """Its last map is not what the scores come from."""
 
-    wrong = np.arange(4)
-    predicted, labels = np.array([0, 1, 0, 1]), np.array([1, 0, 1, 0])
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images):
+        maps = self.used(images)
+        self.unused(maps)
+        return self.fc(maps.mean((2, 3)))
+
+
+def mlp():
+    """Its layers bear the names of those of a network with maps."""
+    layers = {"flatten": nn.Flatten(), "layer1": nn.Linear(192, 8), "layer3": nn.Linear(8, 4)}
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    return model
+
+
+def no_layer3():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "model, layer",
+    "make, size, layer",
     [
-        (lambda: resnet18(num_classes=2), "layer3"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)), "1"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), ""),
+        (CustomResNet, 32, LAYER),
+        (no_layer3, 8, "1"),  # the block, which ends after its parts
+        (Aside, 8, "used"),
+        (mlp, 8, ""),
     ],
 )
-def test_errors_of_any_network_are_explained_by_its_last_map(model, layer):
-    images = torch.rand(4, 3, 32, 32)
-    model = model()
-    with torch.no_grad():
-        model(images)  # the lazy layer gets its size
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    maps = explain_errors(model, lambda indices, epoch: images[indices], Evaluated())
-    assert maps.layer == layer
-    shown = 4 if layer else 0
-    assert maps.predicted.shape == maps.true.shape == (shown, 32, 32)
-    assert len(maps.indices) == shown
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+def test_default_is_layer3_or_else_the_last_layer_with_a_map(make, size, layer):
+    model = make().train()
+    for images in (torch.randn(2, 3, size, size), torch.zeros(0, 3, size, size)):
+        assert choose_layer(model, images) == layer
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_layers_of_torchvisions_resnet():
+    resnet18 = pytest.importorskip("torchvision.models").resnet18
+    model, images = resnet18(num_classes=4), torch.randn(1, 3, 64, 64)
+    assert choose_layer(model, images) == LAYER
+    np.testing.assert_array_equal(grad_cam(model, images, [1]), grad_cam(model, images, [1], LAYER))
+    assert grad_cam(model, images, [1], "layer4").shape == (1, 64, 64)
+    assert choose_layer(model, images[..., :16, :16]) == "layer2"  # layer3 is 1x1 there
+
+
+def errors_of(model, **options):
+    """Explained for six images, of which the last two are right."""
+    images = torch.randn(6, 3, 8, 8)
+    labels, predicted = np.array([0, 1, 2, 3, 0, 1]), np.array([1, 2, 3, 0, 0, 1])
+    evaluation = evaluate_predictions(np.eye(4)[predicted], labels, "abcd")
+    return explain_errors(model, lambda indices, epoch: images[indices], evaluation, **options)
+
+
+def test_errors_are_explained_at_the_layer_that_there_is():
+    maps = errors_of(no_layer3(), count=3)
+    assert maps.layer == "1" and maps.indices.tolist() == [0, 1, 2]
+    assert maps.predicted.shape == maps.true.shape == (3, 8, 8)
+    assert (maps.predicted != maps.true).any()
+    assert errors_of(no_layer3(), layer="0").layer == "0"
+
+
+def test_network_without_a_map_has_errors_without_maps():
+    maps = errors_of(mlp())
+    assert (maps.layer, len(maps.indices)) == ("", 0)
+    assert maps.predicted.shape == maps.true.shape == (0, 8, 8)
+    with pytest.raises(UsageError, match="no layer of the network gives a map"):
+        grad_cam(mlp(), torch.zeros(1, 3, 8, 8), [0])
+
+
+def test_named_layer_is_refused_by_its_name_where_a_default_would_do():
+    with pytest.raises(UsageError, match="layer is 'layer3'"):
+        errors_of(no_layer3(), layer=LAYER)
+    with pytest.raises(UsageError, match=r"'layer3' gives \(4, 4\)"):
+        errors_of(mlp(), layer=LAYER)
+    with pytest.raises(UsageError, match="do not depend on layer 'unused'"):
+        grad_cam(Aside(), torch.zeros(1, 3, 8, 8), [0], "unused")

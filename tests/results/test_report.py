@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -60,10 +61,11 @@ def made_evaluation(count=60, wrong=20, seed=0):
     return evaluate_predictions(probabilities, labels, CLASSES)
 
 
-def made_run(epochs=4):
+def made_run():
+    """Recipe, data, learning rates and machine."""
     lrs = list(np.geomspace(1e-5, 0.1, 30))
     return {
-        "recipe": {"epochs": epochs, "seed": 7, "lr_max": None},
+        "recipe": {"epochs": 4, "seed": 7, "lr_max": None},
         "data": {
             "source": "a <b>source</b>", "classes": CLASSES, "mean": (0.5, 0.4, 0.3),
             "std": (0.2, 0.2, 0.3), "evaluated_on": "test images",
@@ -73,12 +75,20 @@ def made_run(epochs=4):
             "lr_max": 0.01, "lr_min": 0.0005, "rule": "so & so",
         },
         "machine": {"device": "cpu", "versions": {"torch": "2.14.1"}},
-        "history": [
-            {"epoch": e, "train_loss": 1 / e, "train_accuracy": 1 - 0.5 / e,
-             "test_loss": 1.1 / e, "test_accuracy": 0.9 - 0.4 / e}
+    }  # fmt: skip
+
+
+def made_history(epochs=4, steps=1000):
+    return History(
+        epochs=[
+            EpochRecord(
+                epoch=e, lr=0.01, train_loss=1 / e, train_accuracy=1 - 0.5 / e,
+                test_loss=1.1 / e, test_accuracy=0.9 - 0.4 / e, train_seconds=1.0, test_seconds=0.1,
+            )
             for e in range(1, epochs + 1)
         ],
-    }  # fmt: skip
+        steps=[StepRecord(i, 0.001 * (i + 1), 1.0) for i in range(steps)],
+    )  # fmt: skip
 
 
 def made_images(count, seed=0):
@@ -92,20 +102,12 @@ def made_report(run=None, evaluation=None, **options):
     heat = np.random.default_rng(0).random((len(indices), 32, 32))
     given = {
         "title": "A run of <i>mine</i>",
+        "history": made_history(),
         "samples": (np.zeros((2, 3, 32, 32), np.float32), [1, 3]),
         "maps": ErrorMaps("layer3", indices, heat, heat),
-        "command": "onecycle train --out 'a & b'",
+        "command": "python train.py --out 'a & b'",
     }
-    run = made_run() if run is None else run
-    if run.get("history"):
-        given["history"] = made_history(run["history"])
-    return build_report(run, evaluation, images, **given | options)
-
-
-def made_history(rows):
-    seconds = {"lr": 0.1, "train_seconds": 1.0, "test_seconds": 1.0}
-    steps = [StepRecord(i, 0.001 * (i + 1), 1.0) for i in range(1000)]
-    return History([EpochRecord(**seconds | row) for row in rows], steps)
+    return build_report(made_run() if run is None else run, evaluation, images, **given | options)
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +130,18 @@ def test_page_is_whole_and_has_all_parts(page):
     assert links <= {a["id"] for a in page.having("id")}
 
 
-def test_headline_is_the_accuracy_of_the_images_with_source_and_notes(page):
+def test_headline_is_the_accuracy_of_the_images_with_their_source(page):
     text = "".join(page.texts)
     assert "66.67% accuracy: 40 of 60 test images, after the last epoch (4)" in text
     assert "a <b>source</b>" in text
-    folder = made_run()
-    folder["data"]["source"] = "CIFAR-10 (image folder)"
-    assert "encoded again, as JPEG" in "".join(Page(made_report(folder)).texts)
+
+
+@pytest.mark.parametrize("source, noted", [("CIFAR-10 (image folder)", True), ("CIFAR-10", False)])
+def test_pictures_that_may_be_encoded_again_get_a_note(source, noted):
+    run = made_run()
+    run["data"]["source"] = source
+    page = Page(made_report(run=run))
+    assert ("do not compare" in "".join(page.texts)) == noted == bool(page.of_class("note"))
 
 
 def test_every_text_is_escaped(page):
@@ -143,7 +150,7 @@ def test_every_text_is_escaped(page):
     text = "".join(page.texts)
     for name in CLASSES:
         assert name in text
-    assert "A run of <i>mine</i>" in text and "onecycle train --out 'a & b'" in text
+    assert "A run of <i>mine</i>" in text and "python train.py --out 'a & b'" in text
     values = [value for _, attrs in page.elements for value in attrs.values()]
     assert any(value and CLASSES[2] in value for value in values)  # whole, inside an attribute
 
@@ -205,19 +212,21 @@ def test_charts_tell_every_epoch_and_thin_the_steps_but_for_first_and_last(page)
     assert [x for x, _, _ in charts["Accuracy, by epoch"]] == [0, 33.33, 66.67, 100]
     rates = charts["Learning rate of each step, by step"]
     assert len(rates) <= 400
-    assert (rates[0][1], rates[-1][1]) == ("step 0: learning rate 0.001", "step 999: learning rate 1")
+    assert (rates[0][1], rates[-1][1]) == (
+        "step 0: learning rate 0.001", "step 999: learning rate 1",
+    )  # fmt: skip
     x, text, _ = charts["Range test, by learning rate"][0]
     assert x == 0 and text == "learning rate 1e-05: batch 2.000, smoothed 2.000 nats"
 
 
 def test_epochs_on_an_axis_are_whole():
-    html = made_report(run=made_run(epochs=5))
+    html = made_report(history=made_history(epochs=5))
     ticks = re.findall(r'class="xt"[^>]*>([^<]+)<', html.split('id="classes"')[0])
-    assert ticks and all(tick in "12345" for tick in ticks)
+    assert ticks == 2 * ["1", "2", "3", "4", "5"]
 
 
 def test_a_single_epoch_can_be_seen_at_its_place():
-    html = made_report(run=made_run(epochs=1)).split('id="classes"')[0]
+    html = made_report(history=made_history(epochs=1)).split('id="classes"')[0]
     assert re.findall(r'class="xt"[^>]*>([^<]+)<', html) == ["1", "1"]
     drawn = re.findall(r'<path class="(\w+) (?:first|second)" d="M50 [^"]*"/>', html)
     assert drawn == ["dots"] * 4  # a line of one point would show nothing
@@ -244,10 +253,12 @@ def test_confidence_is_compared_with_the_accuracy(confidence, said):
 
 
 def test_no_axis_shows_more_than_all_images():
-    run = made_run(epochs=40)
-    for row in run["history"]:
-        row["test_accuracy"] = row["train_accuracy"] = 0.6 + row["epoch"] / 101
-    html = made_report(run=run).split("Loss, by epoch")[0]
+    history = made_history(epochs=40)
+    history.epochs = [
+        replace(row, test_accuracy=0.6 + row.epoch / 101, train_accuracy=0.6 + row.epoch / 101)
+        for row in history.epochs
+    ]
+    html = made_report(history=history).split("Loss, by epoch")[0]
     shares = [float(text) for text in re.findall(r'class="yt"[^>]*>([\d.]+)%<', html)]
     assert shares and max(shares) <= 100
 
@@ -282,12 +293,36 @@ def test_parts_that_are_not_known_are_left_out():
     assert "40 of 60 images, with the given weights" in "".join(page.texts)
 
 
+def test_history_of_an_older_results_file_is_shown_as_well():
+    run = made_run() | {"history": [asdict(row) for row in made_history().epochs]}
+    assert "after the last epoch (4)" in "".join(Page(made_report(run=run, history=None)).texts)
+    with_steps = made_report(run=run, history=made_history(steps=0))
+    assert made_report(run=run, history=None) == with_steps
+
+
+def test_network_without_a_layer_with_a_map_has_no_part_for_it():
+    nothing = np.zeros((0, 32, 32))
+    page = Page(made_report(maps=ErrorMaps("", np.zeros(0, int), nothing, nothing)))
+    assert "grad-cam" not in [a["id"] for tag, a in page.elements if tag == "section"]
+
+
+def test_accuracy_with_mirror_images_is_told_in_the_strip():
+    labels = np.arange(10) % len(CLASSES)
+    guesses = np.eye(len(CLASSES))[(labels + 1) % len(CLASSES)]
+    evaluation = evaluate_predictions(
+        guesses, labels, CLASSES, mirrored=np.eye(len(CLASSES))[labels]
+    )
+    texts = Page(made_report(evaluation=evaluation)).texts
+    assert texts[texts.index("averaged with mirror images") + 1] == "100.00%"
+    assert "averaged with mirror images" not in Page(made_report()).texts
+
+
 def test_network_without_an_error_and_run_without_test_figures():
     labels = np.arange(10) % len(CLASSES)
     perfect = evaluate_predictions(np.eye(len(CLASSES))[labels], labels, CLASSES)
-    run = made_run(epochs=1)
-    run["history"][0] |= {"test_loss": None, "test_accuracy": None}
-    page = Page(made_report(run=run, evaluation=perfect))
+    history = made_history(epochs=1)
+    history.epochs = [replace(history.epochs[0], test_loss=None, test_accuracy=None)]
+    page = Page(made_report(history=history, evaluation=perfect))
     assert "Nothing is misclassified." in page.texts
     assert [a for a in page.of_class("plot")][0]["aria-valuetext"] == "epoch 1: train 50.00%"
 

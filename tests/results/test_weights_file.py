@@ -11,7 +11,7 @@ from models import CustomResNet
 from onecycle.errors import CheckpointError, StorageError, UsageError
 from onecycle.results.weights import load_weights, save_weights
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parent.parent.parent
 PUBLISHED = ROOT / "weights" / "custom_resnet_cifar10.safetensors"
 DATA = {
     "source": "photographs", "classes": ["große Katze", "犬"], "mean": [0.5, 0.25, 1 / 3],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from onecycle.data.dataset import ImageDataset
 from onecycle.results.evaluation import Evaluation
@@ -16,6 +16,8 @@ from onecycle.results.figures.style import (
     QUIET_COLOUR,
     TEST_COLOUR,
     TRAIN_COLOUR,
+    legend_below,
+    lying,
     new_figure,
     no_data,
     picture_grid,
@@ -30,7 +32,6 @@ MOST_ROWS = 24
 """A figure of predictions shows so many pictures at most."""
 
 
-
 def plot_reliability(evaluation: Evaluation, *, source: str) -> Figure:
     """How often the network is right, against how sure it is.
 
@@ -39,7 +40,7 @@ def plot_reliability(evaluation: Evaluation, *, source: str) -> Figure:
         source: where the images come from.
     """
     bins, error = evaluation.bins, evaluation.calibration_error
-    figure = new_figure(f"Calibration, expected error {error:.2%}", source, 8, 6.5)
+    figure = new_figure(f"Expected calibration error {error:.2%}", source, 8, 7)
     filled = [bin_ for bin_ in bins if bin_.count]
     if not filled:
         return no_data(figure)
@@ -58,12 +59,12 @@ def plot_reliability(evaluation: Evaluation, *, source: str) -> Figure:
     upper.set_ylim(0, 1.02)
     upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     upper.set_ylabel("accuracy", fontsize=LABEL_SIZE)
-    upper.legend(fontsize=LABEL_SIZE - 1, loc="upper left")
     lower.bar(places, [bin_.count for bin_ in filled], widths, color=QUIET_COLOUR, ec="white")
     lower.set_ylabel("images", fontsize=LABEL_SIZE)
     lower.set_xlabel("probability of the predicted class", fontsize=LABEL_SIZE)
     lower.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     lower.set_xlim(0, 1)
+    legend_below(figure, 2)
     for axes in (upper, lower):
         quiet_frame(axes, "y")
     return figure
@@ -83,23 +84,26 @@ def plot_confused_pairs(evaluation: Evaluation, *, source: str, count: int = 10)
     if not shown:
         return no_data(figure, "nothing is misclassified")
     axes = figure.subplots()
-    names = [f"{classes[pair.first]} · {classes[pair.second]}" for pair in shown]
+    names = [
+        f"{shortened(classes[pair.first])} · {shortened(classes[pair.second])}" for pair in shown
+    ]
     forth = [pair.first_as_second for pair in shown]
     back = [pair.second_as_first for pair in shown]
     for values, left, colour, label in (
         (forth, 0, TRAIN_COLOUR, "first class predicted as second"),
         (back, forth, TEST_COLOUR, "second class predicted as first"),
     ):
+        label = label if any(values) else None  # none of them is in the figure
         bars = axes.barh(
             range(len(names)), values, left=left, color=colour, edgecolor="white", label=label
         )
         texts = [str(n) if n >= 0.03 * max(map(sum, zip(forth, back))) else "" for n in values]
         axes.bar_label(bars, texts, label_type="center", color="white", fontsize=LABEL_SIZE)
-    axes.invert_yaxis()
+    axes.set_ylim(max(4, len(names)) - 0.5, -0.5)  # the first on top, and no bar too thick
     axes.set_yticks(range(len(names)), names, fontsize=LABEL_SIZE, parse_math=False)
     axes.set_xlabel("images", fontsize=LABEL_SIZE)
-    # Inside it would lie on the bars, which may all be as long.
-    figure.legend(fontsize=LABEL_SIZE - 1, loc="outside lower center", ncols=2, frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_below(figure, 2)
     quiet_frame(axes, "x")
     return figure
 
@@ -117,16 +121,19 @@ def plot_grad_cam(
     """
     classes, wrong = evaluation.classes, maps.indices
     labels, predicted = evaluation.labels[wrong], evaluation.predicted[wrong]
-    rows = max(1, -(-len(labels) // columns))
-    figure = new_figure(f"Grad-CAM of {maps.layer}".removesuffix(" of "), images.source, 5.6 * columns, 2.1 * rows + 0.7)
+    rows, columns = max(1, -(-len(labels) // columns)), max(1, min(columns, len(labels)))
+    title = f"Grad-CAM of {maps.layer}" if maps.layer else "Grad-CAM"
+    figure = new_figure(title, images.source, max(7.5, 6 * columns), 2.1 * rows + 0.7)
+    if not maps.layer:
+        return no_data(figure, "no layer with a map")
     if not len(labels):
-        wrong = len(evaluation.wrong)
-        return no_data(figure, "no layer has a map" if wrong else "nothing is misclassified")
-    grid = figure.subplots(rows, 3 * columns, squeeze=False)
+        return no_data(figure, "nothing is misclassified")
+    widths = [1, 1, 1, 0.2] * columns  # a gap behind each image and its maps
+    grid = figure.subplots(rows, 4 * columns - 1, squeeze=False, width_ratios=widths[:-1])
     for axes in grid.flat:
         axes.set_axis_off()
     for number, (image, label, guess) in enumerate(zip(images.data[wrong], labels, predicted)):
-        row, first = number // columns, 3 * (number % columns)
+        row, first = number // columns, 4 * (number % columns)
         captions = (f"{classes[label]}", f"for {classes[guess]}", f"for {classes[label]}")
         kinds = ("true class", "predicted", "true")
         heats = (None, maps.predicted[number], maps.true[number])
@@ -176,8 +183,9 @@ def plot_confusion_matrix(evaluation: Evaluation, *, source: str) -> Figure:
         source: where the images come from.
     """
     classes, counts = evaluation.classes, evaluation.confusion
-    title, wide = f"Confusion matrix, accuracy {evaluation.accuracy:.2%}", stretch(len(classes))
-    figure = new_figure(title, source, 10 * wide, 9.5 * wide)
+    title = f"Confusion matrix, accuracy {evaluation.accuracy:.2%}"
+    side = 10 * stretch(len(classes)) if len(classes) > 8 else 7.5
+    figure = new_figure(title, source, side, 0.95 * side)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(len(classes), dtype=bool)
@@ -188,18 +196,23 @@ def plot_confusion_matrix(evaluation: Evaluation, *, source: str) -> Figure:
     )  # fmt: skip
     tints[counts == 0] = 1  # white
     axes.imshow(tints)
-    cell = 72 * 0.75 * 10 * wide / len(classes)  # in points
-    size = min(LABEL_SIZE + 1, cell / 3.2)
+    cell = 72 * 0.75 * side / len(classes)  # in points
+    size = min(LABEL_SIZE + 1 if len(classes) > 5 else LABEL_SIZE + 5, cell / 3.2)
     for (row, column), count in np.ndenumerate(counts) if size > 5 else ():
         share = shares[row, column]
         colour = "white" if row == column and share > 0.5 else "black"
         options = {"ha": "center", "va": "center", "color": colour if count else QUIET_COLOUR}
-        axes.text(column, row - 0.12, f"{count}", fontsize=size, **options)
+        line = size / cell
+        axes.text(column, row - 0.5 * line, f"{count}", fontsize=size, **options)
         if count:
-            axes.text(column, row + 0.26, f"{share:.1%}", fontsize=0.7 * size, **options)
-    options = {"fontsize": max(min(LABEL_SIZE, 0.7 * cell), 3), "parse_math": False}
-    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", **options)
-    axes.set_yticks(range(len(classes)), classes, **options)
+            axes.text(column, row + 0.8 * line, f"{share:.1%}", fontsize=0.7 * size, **options)
+    names, size = [shortened(name, 24) for name in classes], max(min(LABEL_SIZE, 0.7 * cell), 3)
+    turn = 0 if lying(names, 0.75 * cell, size) else 40 if cell > 28 else 90
+    options = {"fontsize": size, "parse_math": False}
+    axes.set_xticks(
+        range(len(names)), names, rotation=turn, ha="right" if turn == 40 else "center", **options
+    )
+    axes.set_yticks(range(len(names)), names, **options)
     axes.set_xlabel("predicted class", fontsize=LABEL_SIZE)
     axes.set_ylabel("true class", fontsize=LABEL_SIZE)
     return figure
@@ -236,7 +249,7 @@ def plot_predictions(
         right.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=9)
         labels = [shortened(guess.label, 30) for guess in best]
         right.set_yticks(range(len(best)), labels, parse_math=False)
-        right.invert_yaxis()
+        right.set_ylim(max(4, len(best)) - 0.5, -0.5)  # the first on top, and no bar too thick
         right.set_xlim(0, 1.15)  # room for the figure behind a full bar
         right.set_xticks([])
         right.spines[["top", "right", "bottom"]].set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ MARK_COLOUR = "#009E73"
 QUIET_COLOUR = "#9A9A9A"
 TITLE_SIZE = 15
 LABEL_SIZE = 12
-SMALLEST_SIZE = 7
+SMALLEST_SIZE = 8
 LETTER_WIDTH = 0.56  # a mean, as a share of the font's size
 
 
@@ -39,6 +40,28 @@ def no_data(figure: Figure, text: str = "no data") -> Figure:
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=18, color=QUIET_COLOUR)
     return figure
+
+
+def legend_below(figure: Figure, columns: int) -> None:
+    """One legend for all axes, under them: inside it would lie on what is drawn."""
+    entries = [entry for axes in figure.axes for entry in zip(*axes.get_legend_handles_labels())]
+    figure.legend(
+        *zip(*entries), fontsize=LABEL_SIZE - 1, loc="outside lower center", ncols=columns,
+        frameon=False,
+    )  # fmt: skip
+
+
+def whole_ticks(first: int, last: int) -> list[int]:
+    """The first and the last of whole numbers, and some round ones between them."""
+    steps = (factor * 10**power for power in range(20) for factor in (1, 2, 5))
+    step = next(step for step in steps if last - first <= 6 * step)
+    between = range(step * math.ceil((first + step / 2) / step), last, step)
+    return [first, *(tick for tick in between if last - tick >= step / 2), *{last} - {first}]
+
+
+def lying(names: Sequence[str], pitch: float, size: float) -> bool:
+    """Whether names in a size in points fit side by side, a pitch in points apart."""
+    return LETTER_WIDTH * size * max(map(len, names)) < pitch
 
 
 def quiet_frame(axes: Axes, grid: str = "y") -> None:
@@ -65,6 +88,7 @@ def picture_grid(
     if not captions:
         return no_data(figure, empty)
     captions, font = fitted(captions, size)
+    columns = min(columns, len(captions))
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
     for axes, picture, caption in zip(figure.axes, pictures, captions):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from onecycle.data.dataset import ImageDataset
 from onecycle.optim.lr_finder import LRFinding
@@ -17,11 +17,14 @@ from onecycle.results.figures.style import (
     QUIET_COLOUR,
     TEST_COLOUR,
     TRAIN_COLOUR,
+    lying,
     new_figure,
     no_data,
     picture_grid,
     quiet_frame,
+    shortened,
     stretch,
+    whole_ticks,
 )
 
 
@@ -33,14 +36,16 @@ def plot_class_counts(images: ImageDataset) -> Figure:
     axes = figure.subplots()
     counts = np.bincount(images.targets, minlength=len(classes))
     bars = axes.bar(range(len(classes)), counts, color=TRAIN_COLOUR)
-    axes.set_xticks(range(len(classes)), classes, parse_math=False)
+    names = [shortened(name, 30) for name in classes]
+    axes.set_xticks(range(len(classes)), names, parse_math=False)
     pitch = 72 * 0.85 * width / len(classes)  # of the bars, in points
     if pitch > 28:
         axes.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=2)
     axes.margins(y=0.12)
     axes.set_ylabel("images", fontsize=LABEL_SIZE)
     size = max(min(10, 0.75 * pitch), 3)
-    axes.tick_params(axis="x", labelrotation=30 if pitch > 28 else 90, labelsize=size)
+    turn = 0 if lying(names, pitch, size) else 30 if pitch > 28 else 90
+    axes.tick_params(axis="x", labelrotation=turn, labelsize=size)
     quiet_frame(axes)
     return figure
 
@@ -89,9 +94,13 @@ def plot_lr_finder(found: LRFinding, *, source: str) -> Figure:
             axes.set_ylim(lowest - 0.15 * (first - lowest), first + 0.35 * (first - lowest))
     axes.set_xlabel("learning rate", fontsize=LABEL_SIZE)
     axes.set_ylabel("loss (nats)", fontsize=LABEL_SIZE)
-    axes.legend(fontsize=LABEL_SIZE - 1, loc="lower left")
+    axes.legend(  # under the axis, for the lines may be anywhere, and above the rule
+        fontsize=LABEL_SIZE - 1, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4,
+        frameon=False,
+    )  # fmt: skip
     if found.rule:
-        figure.supxlabel(found.rule.replace("; ", ";\n"), fontsize=LABEL_SIZE - 2, color="#555555")
+        rule = found.rule.replace("; ", ";\n")
+        figure.supxlabel(rule, fontsize=LABEL_SIZE - 2, color="#555555")
     quiet_frame(axes)
     return figure
 
@@ -120,7 +129,7 @@ def plot_history(history: History, *, source: str) -> Figure:
                 label=f"{split}, last epoch: {last}",
             )  # fmt: skip
         axes.set_xlabel("epoch", fontsize=LABEL_SIZE)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xticks(whole_ticks(numbers[0], numbers[-1]))
         axes.legend(fontsize=LABEL_SIZE)
         quiet_frame(axes)
     left.set_ylabel("accuracy", fontsize=LABEL_SIZE)
@@ -129,9 +138,7 @@ def plot_history(history: History, *, source: str) -> Figure:
     return figure
 
 
-def plot_lr_history(
-    history: History, *, source: str, steps_per_epoch: int | None = None
-) -> Figure:
+def plot_lr_history(history: History, *, source: str, steps_per_epoch: int | None = None) -> Figure:
     """The learning rate that each optimizer step used.
 
     Args:
@@ -146,19 +153,18 @@ def plot_lr_history(
     numbers, rates = [record.step for record in steps], [record.lr for record in steps]
     axes.plot(numbers, rates, color=TRAIN_COLOUR, linewidth=2.5)
     peak, end = int(np.nanargmax(rates)) if np.isfinite(rates).any() else 0, len(rates) - 1
-    for index, place in ((0, (12, -4)), (peak, (12, 2)), (end, (-12, -4))):
+    # Off the line: beside its rise, under its end, above its peak; one word where two are one.
+    places = {0: (12, -5, "left"), end: (0, -20, "right"), peak: (0, 9, "center")}
+    for index, (right, up, side) in places.items():
         axes.plot(numbers[index], rates[index], "o", color=TEST_COLOUR, markersize=8, zorder=3)
         axes.annotate(
-            f"step {numbers[index]}: {rates[index]:.3g}",
-            (numbers[index], rates[index]),
-            xytext=place,
-            textcoords="offset points",
-            horizontalalignment="right" if place[0] < 0 else "left",
+            f"step {numbers[index]}: {rates[index]:.3g}", (numbers[index], rates[index]),
+            xytext=(right, up), textcoords="offset points", horizontalalignment=side,
             fontsize=LABEL_SIZE,
-            bbox={"boxstyle": "square,pad=0.1", "color": "white"},  # the line stays off the words
-        )
+        )  # fmt: skip
     axes.update_datalim([(numbers[0], 0)])
-    axes.margins(y=0.1)  # the words at the ends stay off the frame
+    axes.margins(y=0.14)  # the words at the ends stay off the frame
+    axes.set_xticks(whole_ticks(numbers[0], numbers[-1]))
     axes.set_xlabel("step", fontsize=LABEL_SIZE)
     axes.set_ylabel("learning rate", fontsize=LABEL_SIZE)
     quiet_frame(axes)
@@ -167,6 +173,6 @@ def plot_lr_history(
             "top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch)
         )
         epochs.set_xlabel("epochs done", fontsize=LABEL_SIZE)
-        epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
+        epochs.set_xticks(whole_ticks(0, (numbers[-1] + 1) // steps_per_epoch))
         epochs.spines["top"].set_visible(False)
     return figure

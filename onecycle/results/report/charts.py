@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from matplotlib.ticker import MaxNLocator
+
+from onecycle.results.figures.style import whole_ticks
 
 MOST_POINTS = 400
 """Of a line: more than a screen can show would only weigh."""
@@ -30,17 +32,43 @@ class Series:
     """Of a bar, in units of x."""
 
 
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What an axis shows. ``kind`` is plain, percent (0..1) or log (above 0, only x)."""
+
+    label: str
+    """With its unit."""
+    span: tuple[float, float] | None = None
+    """What is shown; None for all."""
+    kind: str = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    """Places in a chart, 0..100 from the left and from below, and its ticks with their texts."""
+
+    scale: Callable[[float], float]
+    low: float
+    high: float
+    bottom: float
+    top: float
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+    def left(self, x: float) -> float:
+        return round(100 * (self.scale(x) - self.low) / (self.high - self.low), 2)
+
+    def up(self, y: float) -> float:
+        return round(min(max(100 * (y - self.bottom) / (self.top - self.bottom), -5), 105), 2)
+
+
 def chart(
     title: str,
     series: Sequence[Series],
     readouts: Sequence[str],
     *,
-    x_label: str,
-    y_label: str,
-    percent: bool = False,
-    log_x: bool = False,
-    x_range: tuple[float, float] | None = None,
-    y_range: tuple[float, float] | None = None,
+    x: Axis,
+    y: Axis,
     marks: Sequence[tuple[float, str]] = (),
 ) -> str:
     """A chart whose values are told where a pointer or the arrow keys are.
@@ -48,61 +76,14 @@ def chart(
     Args:
         title: plain text.
         series: drawn in this order; the first one's x are the places of the readouts.
-        readouts: one a point of the first series, plain text.
-        x_label: with its unit.
-        y_label: with its unit.
-        percent: y is 0..1 and written as a percentage.
-        log_x: x is above 0, on a logarithmic axis.
-        x_range: what is shown, or None for all.
-        y_range: what is shown, or None for all.
+        readouts: one per point of the first series, plain text.
+        x: the horizontal axis.
+        y: the vertical axis.
         marks: x and name of upright lines.
     """
-    scale = math.log10 if log_x else float
-    values = [y for s in series for y in s.y if _is_number(y)]
-    if not values or not series[0].x:
+    if not series[0].x or not any(_is_number(value) for s in series for value in s.y):
         return f'<figure class="chart"><figcaption><b>{escape(title)}</b> no data</figcaption></figure>'
-    low, high = x_range or (min(map(min, (s.x for s in series))), max(s.x[-1] for s in series))
-    low, high = scale(low), scale(high)
-    is_single = low == high
-    if is_single:
-        low, high = low - 0.5, high + 0.5
-    bottom, top = y_range or (min(values), max(values))
-    if is_single or bottom == top:  # not on the frame, and ticks that differ
-        pad = (top - bottom) / 4 or abs(top) / 10 or 1.0
-        bottom, top = bottom - pad, top + pad
-    y_ticks = [
-        float(tick) for tick in MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)).tick_values(bottom, top)
-    ]
-    bottom, top = y_range or (y_ticks[0], y_ticks[-1])
-    if percent:  # the ticks beyond are round numbers, but no shares
-        bottom, top = max(bottom, 0.0), min(top, 1.0)
-
-    def left(x: float) -> float:
-        return round(100 * (scale(x) - low) / (high - low), 2)
-
-    def up(y: float) -> float:
-        return round(min(max(100 * (y - bottom) / (top - bottom), -5), 105), 2)
-
-    if is_single:
-        x_ticks = [(series[0].x[0], f"{series[0].x[0]:g}")]
-    elif log_x:
-        powers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
-        x_ticks = [(10.0**power, f"{10.0**power:g}") for power in powers]
-    else:
-        whole = all(isinstance(x, int) for x in series[0].x)
-        ticks = MaxNLocator(6, integer=whole).tick_values(low, high)
-        x_ticks = [(float(t), f"{t:g}") for t in ticks if low - 1e-9 <= t <= high + 1e-9]
-    y_text = (lambda y: f"{100 * y:.6g}%") if percent else (lambda y: f"{y:.4g}")
-    inside = [y for y in y_ticks if bottom - 1e-9 <= y <= top + 1e-9]
-
-    drawing = [f'<path class="grid" d="M0 {100 - up(y):g}H100"/>' for y in inside]
-    drawing += [_drawn(s, left, up) for s in series]
-    drawing += [f'<path class="mark" d="M{left(x):g} 0V100"/>' for x, _ in marks]
-    words = [f'<span class="yt" style="bottom:{up(y):g}%">{y_text(y)}</span>' for y in inside]
-    words += [f'<span class="xt" style="left:{left(x):g}%">{text}</span>' for x, text in x_ticks]
-    for x, name in marks:
-        side = "flip" if left(x) > 50 else ""
-        words.append(f'<span class="mt {side}" style="left:{left(x):g}%">{escape(name)}</span>')
+    to = _scales(series, x, y)
     keys = [
         f'<span class="key"><svg viewBox="0 0 22 8" aria-hidden="true">{_sample(s)}</svg>'
         f"{escape(s.name)}</span>"
@@ -110,22 +91,85 @@ def chart(
         if s.name
     ]
     points = [
-        [left(x), text, [up(s.y[i]) for s in series if i < len(s.y) and _is_number(s.y[i])]]
-        for i, (x, text) in enumerate(zip(series[0].x, readouts))
-    ]
+        [to.left(place), text,
+         [to.up(s.y[i]) for s in series if i < len(s.y) and _is_number(s.y[i])]]
+        for i, (place, text) in enumerate(zip(series[0].x, readouts))
+    ]  # fmt: skip
     start = len(points) - 1
     return (
         f'<figure class="chart"><figcaption><b>{escape(title)}</b> {" ".join(keys)}</figcaption>'
-        f'<p class="axis">{escape(y_label)}</p>'
+        f'<p class="axis">{escape(y.label)}</p>'
         f'<div class="plot" tabindex="0" role="slider" aria-label="{escape(title)}, by '
-        f'{escape(x_label)}" aria-valuemin="0" aria-valuemax="{start}" aria-valuenow="{start}" '
+        f'{escape(x.label)}" aria-valuemin="0" aria-valuemax="{start}" aria-valuenow="{start}" '
         f'aria-valuetext="{escape(points[start][1])}" '
         f'data-points="{escape(json.dumps(points, separators=(",", ":")))}">'
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
-        f"{''.join(drawing)}</svg>{''.join(words)}</div>"
-        f'<p class="axis x">{escape(x_label)}</p>'
+        f"{_drawing(series, to, marks)}</svg>{_words(to, marks)}</div>"
+        f'<p class="axis x">{escape(x.label)}</p>'
         f'<p class="readout" aria-hidden="true"></p></figure>'
     )
+
+
+def _scales(series: Sequence[Series], x: Axis, y: Axis) -> _Scales:
+    scale = math.log10 if x.kind == "log" else float
+    values = [value for s in series for value in s.y if _is_number(value)]
+    low, high = x.span or (min(map(min, (s.x for s in series))), max(s.x[-1] for s in series))
+    low, high = scale(low), scale(high)
+    is_single = low == high
+    if is_single:
+        low, high = low - 0.5, high + 0.5
+    bottom, top = y.span or (min(values), max(values))
+    if is_single or bottom == top:  # not on the frame, and ticks that differ
+        pad = (top - bottom) / 4 or abs(top) / 10 or 1.0
+        bottom, top = bottom - pad, top + pad
+    ticks = MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)).tick_values(bottom, top)
+    y_ticks = [float(tick) for tick in ticks]
+    bottom, top = y.span or (y_ticks[0], y_ticks[-1])
+    if y.kind == "percent":  # the ticks beyond are round numbers, but no shares
+        bottom, top = max(bottom, 0.0), min(top, 1.0)
+    if is_single:
+        x_ticks = [(series[0].x[0], f"{series[0].x[0]:g}")]
+    elif x.kind == "log":
+        powers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+        x_ticks = [(10.0**power, f"{10.0**power:g}") for power in powers]
+    else:
+        if all(isinstance(place, int) for place in series[0].x):
+            ticks = whole_ticks(int(low), int(high))
+        else:
+            ticks = MaxNLocator(6).tick_values(low, high)
+        text = _text_of(x, "g")
+        x_ticks = [(float(t), text(t)) for t in ticks if low - 1e-9 <= t <= high + 1e-9]
+    text = _text_of(y, ".4g")
+    y_ticks = [(t, text(t)) for t in y_ticks if bottom - 1e-9 <= t <= top + 1e-9]
+    return _Scales(scale, low, high, bottom, top, x_ticks, y_ticks)
+
+
+def _text_of(axis: Axis, form: str) -> Callable[[float], str]:
+    return (lambda t: f"{100 * t:.6g}%") if axis.kind == "percent" else (lambda t: f"{t:{form}}")
+
+
+def _drawing(series: Sequence[Series], to: _Scales, marks: Sequence[tuple[float, str]]) -> str:
+    parts = [f'<path class="grid" d="M0 {100 - to.up(tick):g}H100"/>' for tick, _ in to.y_ticks]
+    parts += [_drawn(s, to.left, to.up) for s in series]
+    parts += [f'<path class="mark" d="M{to.left(place):g} 0V100"/>' for place, _ in marks]
+    return "".join(parts)
+
+
+def _words(to: _Scales, marks: Sequence[tuple[float, str]]) -> str:
+    words = [
+        f'<span class="yt" style="bottom:{to.up(tick):g}%">{text}</span>'
+        for tick, text in to.y_ticks
+    ]
+    words += [
+        f'<span class="xt" style="left:{to.left(tick):g}%">{text}</span>'
+        for tick, text in to.x_ticks
+    ]
+    for place, name in marks:
+        side = "flip" if to.left(place) > 50 else ""
+        words.append(
+            f'<span class="mt {side}" style="left:{to.left(place):g}%">{escape(name)}</span>'
+        )
+    return "".join(words)
 
 
 def thinned(count: int) -> list[int]:

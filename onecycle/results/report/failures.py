@@ -10,7 +10,7 @@ import numpy as np
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.grad_cam import ErrorMaps
 
-from .charts import Series, chart
+from .charts import Axis, Series, chart
 from .sprites import Sprite, heated
 from .words import percent, table
 
@@ -55,8 +55,8 @@ def classes(evaluation: Evaluation, names: Sequence[str]) -> str:
     return (
         f'<div class="pair wide"><div>{scores}</div><div>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">'
-        '<table class="confusion"><caption>Confusion matrix: rows are true classes, columns what '
-        "predicted ones. Click a cell to see those errors.</caption>"
+        '<table class="confusion"><caption>Confusion matrix: rows are true classes, columns '
+        "predicted classes. Click a cell to see those errors.</caption>"
         f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         + (f'<h3>Most frequent errors</h3><ol class="pairs">{pairs}</ol>' if pairs else "")
         + "</div></div>"
@@ -145,21 +145,21 @@ def calibration(evaluation: Evaluation) -> str:
                   "second", "dots")  # fmt: skip
     even = Series("perfect calibration", (0, 1), (0, 1), "quiet")
     texts = [
-        f"{b.count:,} images at {b.low:.0%} to {b.high:.0%}: right {percent(b.accuracy, 1)}, "
-        f"sure {percent(b.confidence, 1)}"
+        f"{b.count:,} images at {b.low:.0%} to {b.high:.0%}: accuracy "
+        f"{percent(b.accuracy, 1)}, mean confidence {percent(b.confidence, 1)}"
         for b in filled
     ]
     drawn = chart(
-        "Reliability", (bars, even, dots), texts, x_label="probability of the predicted class",
-        y_label="accuracy", percent=True, x_range=(0, 1), y_range=(0, 1),
+        "Reliability", (bars, even, dots), texts,
+        x=Axis("probability of the predicted class", (0, 1), "percent"), y=Axis("accuracy", (0, 1), "percent"),
     )  # fmt: skip
     sure = sum(b.count * b.confidence for b in filled) / len(evaluation.labels)
     gap = sure - evaluation.accuracy
     kind = "overconfident" if gap > 0 else "underconfident"
     if abs(gap) < 0.0005:  # as equal as they are written
-        kind = "neither over- nor underconfident on the whole"
+        kind = "neither over- nor underconfident overall"
     return (
         f'<div class="pair">{drawn}<p>The mean confidence is {percent(sure, 1)}, the accuracy '
         f"{percent(evaluation.accuracy, 1)}: the network is {kind}. The expected calibration error, "
-        f"how far the two lie apart bin by bin, is {percent(evaluation.calibration_error)}.</p></div>"
+        f"the mean gap between the two over all bins, is {percent(evaluation.calibration_error)}.</p></div>"
     )

@@ -121,7 +121,7 @@ def _header(title: str, run: Mapping, evaluation: Evaluation) -> str:
         "errors": f"{errors:,}",
         "loss, nats": f"{evaluation.loss:.4f}",
         "calibration error": percent(evaluation.calibration_error),
-        "with mirror images": percent(evaluation.mirrored_accuracy),
+        "averaged with mirror images": percent(evaluation.mirrored_accuracy),
         "training accuracy": percent(history[-1]["train_accuracy"] if history else None),
     }
     strip = "".join(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .charts import Series, chart, thinned
+from .charts import Axis, Series, chart, thinned
 from .sprites import Sprite
 from .words import percent, table
 
@@ -19,9 +19,9 @@ def curves(history: Sequence[Mapping]) -> str:
         return ""
     epochs = [row["epoch"] for row in history]
     charts = []
-    for quantity, unit, shares in (("accuracy", "share of the images", True),
-                                    ("loss", "cross-entropy, nats", False)):  # fmt: skip
-        write = percent if shares else lambda v: "–" if v is None else f"{v:.4f}"
+    for quantity, unit, kind in (("accuracy", "share of the images", "percent"),
+                                  ("loss", "cross-entropy, nats", "plain")):  # fmt: skip
+        write = percent if kind == "percent" else lambda v: "–" if v is None else f"{v:.4f}"
         series = [
             Series(split, epochs, [row[f"{split}_{quantity}"] for row in history], style)
             for split, style in (("test", "second"), ("train", "first"))
@@ -32,9 +32,8 @@ def curves(history: Sequence[Mapping]) -> str:
             for i, epoch in enumerate(epochs)
         ]
         charts.append(
-            chart(quantity.capitalize(), series, texts,
-                  x_label="epoch", y_label=unit, percent=shares)
-        )  # fmt: skip
+            chart(quantity.capitalize(), series, texts, x=Axis("epoch"), y=Axis(unit, kind=kind))
+        )
     columns = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
     rows = [[_cell(name, row[name]) for name in columns] for row in history]
     numbers = table([c.replace("_", " ") for c in columns], rows, "Every epoch")
@@ -53,6 +52,7 @@ def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
         first = max(rates["smoothed"][: len(rates["smoothed"]) // 4 + 1])
         low = min(rates["smoothed"])
         spread = (first - low) or 1
+        shown = min(rates["lrs"][0], rates["lr_min"]), rates["lrs"][-1]
         series = (
             Series("loss of a batch", rates["lrs"], rates["losses"], "quiet", "dots"),
             Series("smoothed", rates["lrs"], rates["smoothed"]),
@@ -60,17 +60,17 @@ def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
         texts = [f"learning rate {x:.3g}: batch {y:.3f}, smoothed {s:.3f} nats"
                  for x, y, s in zip(rates["lrs"], rates["losses"], rates["smoothed"])]  # fmt: skip
         charts.append(
-            chart("Range test", series, texts, x_label="learning rate", y_label="loss, nats",
-                  log_x=True, x_range=(min(rates["lrs"][0], rates["lr_min"]), rates["lrs"][-1]),
-                  y_range=(low - 0.15 * spread, first + 0.35 * spread), marks=marks)
+            chart("Range test", series, texts, x=Axis("learning rate", shown, "log"),
+                  y=Axis("loss, nats", (low - 0.15 * spread, first + 0.35 * spread)), marks=marks)
         )  # fmt: skip
     if steps:
         kept = [steps[i] for i in thinned(len(steps))]
         series = [Series("", [s.step for s in kept], [s.lr for s in kept])]
         texts = [f"step {s.step}: learning rate {s.lr:.4g}" for s in kept]
         charts.append(
-            chart("Learning rate of each step", series, texts, x_label="step", y_label="learning rate")
-        )
+            chart("Learning rate of each step", series, texts,
+                  x=Axis("step"), y=Axis("learning rate"))
+        )  # fmt: skip
     if rates.get("rule"):
         rule = f"<p>{escape(str(rates['rule']))}.</p>"
     return f'<div class="pair">{"".join(charts)}</div>{rule}' if charts else rule

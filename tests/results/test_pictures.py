@@ -71,20 +71,29 @@ def test_the_mode_of_the_network_is_what_it_was():
 
 
 def test_each_module_keeps_its_own_mode():
-    model = nn.Sequential(Channels(), nn.BatchNorm1d(3)).train()
-    model[1].eval()  # frozen
+    frozen = nn.BatchNorm2d(3)
+    model = nn.Sequential(frozen, nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten())
+    model.train()
+    frozen.eval()
+    before = [module.training for module in model.modules()]
     predict(pictures(), model)
-    assert (model.training, model[0].training, model[1].training) == (True, True, False)
+    assert [module.training for module in model.modules()] == before
+    assert model.training and not frozen.training
 
 
-def test_logits_give_true_probabilities():
+def test_logits_and_log_probabilities_give_the_same_true_probabilities():
     class Logits(Channels):
         def forward(self, images):
-            return 3 * images.mean((2, 3)) + 1
+            return self.scale * images.mean((2, 3))
 
-    for best in predict(pictures(), Logits()):
-        assert sum(guess.probability for guess in best) == pytest.approx(1)
-        assert all(0 <= guess.probability <= 1 for guess in best)
+    best = predict(pictures(), Logits())
+    for guesses, others in zip(best, predict(pictures()), strict=True):
+        assert sum(guess.probability for guess in guesses) == pytest.approx(1, abs=1e-6)
+        assert [guess.label for guess in guesses] == [guess.label for guess in others]
+        np.testing.assert_allclose(
+            [guess.probability for guess in guesses], [guess.probability for guess in others],
+            rtol=1e-5,
+        )  # fmt: skip
 
 
 def test_names_that_do_not_belong_to_the_network_are_refused():
@@ -109,8 +118,8 @@ def test_the_figure_shows_each_picture_with_its_guesses():
         assert np.array_equal(shown.images[0].get_array(), image)
     bars = [[bar.get_width() for bar in axes.patches] for axes in figure.axes[1::2]]
     assert bars == [[0.75, 0.25], [1.0]]
-    assert "trained on photographs" in figure.get_suptitle()
     assert {"a$b$.png", "cat", "$x", "emu", "75.0%"} <= set(texts(figure))
+    assert "trained on photographs" in figure.get_suptitle()
     figure.savefig(io.BytesIO(), format="png", dpi=20)
 
 
@@ -118,6 +127,6 @@ def test_the_figure_shows_each_picture_with_its_guesses():
 def test_the_figure_is_drawn_for_any_number_of_pictures(count):
     names = ["\udce4 no text"] * count
     figure = plot_predictions(pictures(count), predict(pictures(count)), names=names, source="x")
-    assert len(figure.axes) == (2 * min(count, MOST_ROWS) or 1)  # or the words "no data"
+    assert len(figure.axes) == (2 * min(count, MOST_ROWS) or 1)  # "no data" needs one
     assert ("the first 24 of 27" in figure.get_suptitle()) == (count > MOST_ROWS)
     figure.savefig(io.BytesIO(), format="png", dpi=10)
