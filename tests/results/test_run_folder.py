@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from models import CustomResNet
-from onecycle.errors import RunError, StorageError
+from onecycle.errors import CheckpointError, RunError, StorageError
 from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.results.evaluation import evaluate_predictions
 from onecycle.results.folder import (
@@ -204,11 +204,16 @@ def test_a_history_is_read_as_it_was_written(tmp_path, arguments):
     assert lines == "\n".join(LOG).split("\n")
 
 
-def test_results_that_are_none_are_nothing(tmp_path):
-    assert folder_results(tmp_path) == {}
-    for text in ("", "[1, 2]", "{", "null", '"text"'):
+def test_results_that_cannot_be_read_are_never_taken_for_none(tmp_path):
+    assert folder_results(tmp_path) == folder_results(tmp_path / "missing") == {}
+    for text in ("", "{}", "[1, 2]", "{", "null", '"text"', "[" * 100_000):
         (tmp_path / "results.json").write_text(text)
-        assert folder_results(tmp_path) == {}
+        with pytest.raises(CheckpointError, match="holds no results"):
+            folder_results(tmp_path)
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        folder_results(tmp_path)
 
 
 @pytest.mark.parametrize("is_new", [False, True])
