@@ -59,24 +59,34 @@ def trials(request):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Time a suite and keep what it found; what stops it is one of its failures."""
+    """Time a suite and keep what it found; what stops it is one of its failures.
+
+    Of one that was interrupted or skipped nothing is kept: it did not come to its end.
+    """
     suite, begun = item.funcargs.get("trials"), time.perf_counter()
     if suite is None:
         return (yield)
     try:
         result = yield
-    except Exception as error:
-        suite.counts, suite.failures = {}, [f"stopped by {error!r}"]
+    except (KeyboardInterrupt, pytest.exit.Exception, pytest.skip.Exception):
         raise
-    finally:
-        if not suite.is_smoke:
-            found = suite.counts | {"failures": suite.failures}
-            found["seconds"] = round(time.perf_counter() - begun, 1)
-            name = item.function.__name__.removeprefix("test_")
-            item.config.stash.setdefault(FOUND, {})[name] = found
+    except BaseException as error:  # pytest.fail's and SystemExit are no Exception
+        suite.counts, suite.failures = {}, [f"stopped by {error!r}"]
+        keep(item, suite, begun)
+        raise
+    keep(item, suite, begun)
     if suite.failures:
         pytest.fail("\n".join(suite.failures), pytrace=False)
     return result
+
+
+def keep(item, suite, begun):
+    if suite.is_smoke:
+        return
+    found = suite.counts | {"failures": suite.failures}
+    found["seconds"] = round(time.perf_counter() - begun, 1)
+    name = item.function.__name__.removeprefix("test_")
+    item.config.stash.setdefault(FOUND, {})[name] = found
 
 
 def pytest_terminal_summary(terminalreporter, config):

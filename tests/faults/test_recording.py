@@ -18,7 +18,8 @@ def suites(pytester):
 
     def run(source, *options, out="results/faults"):
         pytester.makepyfile(source)
-        pytester.runpytest_inprocess("-m", "faults", "-p", "no:cacheprovider", *options)
+        arguments = ("-m", "faults", "-p", "no:cacheprovider", *options)
+        pytester.runpytest_inprocess(*arguments, no_reraise_ctrlc=True)
         file = pytester.path / out / "faults.json"
         return json.loads(file.read_text("utf-8")) if file.exists() else None
 
@@ -49,6 +50,30 @@ def test_what_goes_wrong_is_counted_and_fails_the_test(suites, pytester):
     assert "no room" in found["signals"]["failures"][0] and found["mutations"]["runs"] == 4
     result = pytester.runpytest_inprocess("-m", "faults", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=1, failed=2, deselected=3)
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [("pytest.fail('it hung')", "it hung"), ("raise SystemExit(3)", "SystemExit(3)")],
+)
+def test_however_a_suite_fails_it_is_no_success(suites, end, said):
+    source = f"import pytest\ndef test_kills(trials): trials.record(runs=3); {end}"
+    found = suites(source, "--faults-out", "here", out="here")["sections"]["kills"]
+    assert said in found["failures"][0] and "runs" not in found
+
+
+@pytest.mark.parametrize(
+    "end", ["raise KeyboardInterrupt", "pytest.exit('enough')", "pytest.skip()"]
+)
+def test_a_suite_that_did_not_end_is_not_told_and_leaves_the_file_alone(suites, pytester, end):
+    done = [f"def test_{name}(trials): trials.record(done=1)" for name in SUITES[:-1]]
+    source = ["import pytest", *done, f"def test_{SUITES[-1]}(trials): {end}"]
+    before = pytester.mkdir("results").joinpath("faults", "faults.json")
+    before.parent.mkdir()
+    before.write_text('"as it was"', "utf-8")
+    assert suites("\n".join(source)) == "as it was"
+    found = suites("\n".join(source), "--faults-out", "here", out="here")["sections"]
+    assert tuple(found) == SUITES[:-1]
 
 
 def test_the_real_suites_are_all_there():
