@@ -121,14 +121,22 @@ def copy_evaluation(folder: Path) -> None:
     replace({EVALUATION: (folder / "results.json").read_bytes()})
 
 
+def duration(seconds: float) -> str:
+    """Minutes where a training takes long, seconds where it does not."""
+    return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds:.2f} s"
+
+
+def device_of(machine: Mapping[str, Any]) -> str:
+    """The device by name; of a CPU also its threads, which decide how fast it is."""
+    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
+    return f"{machine['device_name']}{threads}"
+
+
 def render_headline(results: Mapping[str, Any]) -> str:
     """Accuracy and training time of the published run, and of the benchmark on a GPU."""
-    machine, seconds = results["machine"], results["seconds"]["train"]
     epochs, is_copy = results["recipe"]["epochs"], results["data"]["source"] != "CIFAR-10"
-    time = f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds:.2f} s"
-    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
-    where = f"{machine['device_name']}{threads}, single run"
-    rows = [(where, f"**{results['final']['test_accuracy']:.2%}**", time)]
+    where, took = f"{device_of(results['machine'])}, single run", results["seconds"]["train"]
+    rows = [(where, f"**{results['final']['test_accuracy']:.2%}**", duration(took))]
     notes = ["Training steps only."]
     measured = render.load(render.GPU / "accuracy.json") or {}
     summary = measured.get("summary", {}).get("assignment", {})
@@ -137,10 +145,10 @@ def render_headline(results: Mapping[str, Any]) -> str:
         and "broken_off" not in measured
         and measured["recipes"]["assignment"]["epochs"] == epochs
     ):
-        accuracy, took = summary["accuracy"], summary["training_seconds"]["median"]
+        accuracy, median = summary["accuracy"], summary["training_seconds"]["median"]
         name, mode = machine_of(measured), measured["machine"]["compile_mode"]
         said = f"**{accuracy['mean']:.2%} ± {100 * accuracy['std']:.2f}**"
-        rows.append((f"{name}, {accuracy['count']} seeds", said, f"{took:.2f} s"))
+        rows.append((f"{name}, {accuracy['count']} seeds", said, duration(median)))
         if mode:
             notes[0] = f"Training steps only; the {name} runs are compiled (`--compile {mode}`)."
         notes.append(f"± is the standard deviation over the {accuracy['count']} seeds.")
@@ -163,10 +171,10 @@ def render_results(results: Mapping[str, Any]) -> str:
         "Images": f"{SOURCES[data['source']]}: {data['num_train']:,} training images, "
         f"{data['num_test']:,} {data['evaluated_on']}",
         "Learning rate": results["learning_rate"]["rule"],
-        "Time": f"single run, {seconds['train'] / 60:.0f} min of training, {quickest:.0f} s the fastest "
-        f"epoch, {seconds['test'] / 60:.0f} min of evaluation",
-        "Machine": f"{machine['device_name']}, {machine['threads']} threads, "
-        f"{machine['precision']}, torch {machine['versions']['torch']}",
+        "Time": f"single run, {duration(seconds['train'])} of training, {duration(quickest)} the "
+        f"fastest epoch, {duration(seconds['test'])} of evaluation",
+        "Machine": f"{device_of(machine)}, {machine['precision']}, "
+        f"torch {machine['versions']['torch']}",
     }
     if evaluated := read_evaluation():
         rows["Published weights, in half precision"] = (

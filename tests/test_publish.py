@@ -67,13 +67,29 @@ def test_the_headline_and_the_results_have_the_numbers_of_the_run(publish, resul
     accuracy = f"**{results['final']['test_accuracy']:.2%}**"
     assert accuracy in headline and accuracy in page
     rows = headline.splitlines()
-    assert "single run" in rows[2] and f"{results['seconds']['train'] / 60:.0f} min" in rows[2]
+    assert "single run" in rows[2] and publish.duration(results["seconds"]["train"]) in rows[2]
     measured = json.loads((ROOT / "benchmarks/results/gpu/accuracy.json").read_text("utf-8"))
     seeds = measured["summary"]["assignment"]
     assert f"{seeds['accuracy']['count']} seeds" in rows[3]
     assert f"**{seeds['accuracy']['mean']:.2%} ± " in rows[3]
     assert f"{seeds['training_seconds']['median']:.2f} s" in rows[3]
     assert "JPEG copy" in rows[-1] and rows[-1].startswith("\\*")
+
+
+def test_times_are_said_in_a_unit_that_shows_them(publish, results):
+    results["machine"] |= {"device": "cuda", "device_name": "a GPU", "threads": 16}
+    results["seconds"] = {"train": 18.772, "test": 1.671}
+    results["history"] = [{"train_seconds": 0.57}, {"train_seconds": 0.94}]
+    headline, page = publish.render_headline(results), publish.render_results(results)
+    assert "| a GPU, single run | " in headline and "| 18.77 s |" in headline
+    assert "18.77 s of training, 0.57 s the fastest epoch, 1.67 s of evaluation" in page
+    assert "| a GPU, " in page and "threads" not in page
+    results["machine"] |= {"device": "cpu", "device_name": "a CPU", "threads": 2}
+    results["seconds"] = {"train": 8_460.0, "test": 660.0}
+    headline, page = publish.render_headline(results), publish.render_results(results)
+    assert "| a CPU, 2 threads, single run | " in headline and "| 141 min |" in headline
+    assert "141 min of training" in page and "11 min of evaluation" in page
+    assert "| a CPU, 2 threads, " in page
 
 
 @pytest.mark.parametrize(
