@@ -64,9 +64,10 @@ bench-gpu: ## what needs a GPU, under 9 minutes; DATA=images or archive, OUT=fol
 	$(if $(DATA),DATA="$(DATA)") $(if $(OUT),OUT="$(OUT)") $(if $(ONLY),ONLY="$(ONLY)") \
 		$(or $(wildcard $(PY)),python3) benchmarks/gpu.py
 
-faults: $(INSTALLED) ## kills, signals, damaged files and more, many of each, under 15 minutes
-	$(PY) -m pytest -m faults tests/faults
+faults: $(INSTALLED) ## kills, signals, damaged files and more, under 15 minutes; SCALE=share, OUT=folder
+	$(PY) -m pytest -m faults tests/faults $(if $(SCALE),--faults-scale "$(SCALE)") \
+		$(if $(OUT),--faults-out "$(OUT)")
 
 clean: ## remove the environment and what Python left behind
-	rm -rf .venv .pytest_cache build *.egg-info docs/api
+	rm -rf .venv .pytest_cache .import_linter_cache .ruff_cache build *.egg-info docs/api
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,7 +9,13 @@ import pytest
 from onecycle.commands import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "results/choice/README.md",
+]  # weights/README.md has a test of its own
+SHELLS = ("", "bash", "console", "sh", "shell")
+PROGRAMS = ("make", "onecycle", "torchrun", "python", ".venv/bin/python")
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 
@@ -21,10 +27,13 @@ def by_hand(page):
 
 
 def commands(page):
+    """What a page tells to type: the lines of its blocks, and each ``make`` in its sentences."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", by_hand(page), re.MULTILINE | re.DOTALL)
-    text = "".join(content for language, content in blocks if not language)
-    lines = text.replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith(("make ", "onecycle ", "torchrun "))]
+    text = "".join(content for language, content in blocks if language in SHELLS)
+    lines = [line.removeprefix("$ ") for line in text.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`((?:\w+=\S+ )?make [^`]+)`", by_hand(page))
+    lines = [re.sub(r"^(\w+=\S+ )+", "", line) for line in lines]  # settings before a command
+    return [line for line in lines if line.partition(" ")[0] in PROGRAMS]
 
 
 COMMANDS = [(name, command) for page, name in zip(PAGES, NAMES) for command in commands(page)]
@@ -40,9 +49,11 @@ def test_commands_exist(page, command):
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert words[1] in targets
-    else:
+    elif "onecycle" in words:
         start = words.index("onecycle") + 1
         make_parser().parse_args(words[start:])
+    else:
+        assert (ROOT / next(word for word in words if word.endswith(".py"))).is_file()
 
 
 @each_page
