@@ -79,7 +79,7 @@ class Evaluation:
     loss: float
     """Mean cross-entropy per image, in nats."""
     scores: tuple[ClassScore, ...]
-    """One a class, in their order."""
+    """One per class, in their order."""
     confusion: np.ndarray
     """(K, K) int64 images: true classes are rows, predicted ones columns."""
     confused_pairs: tuple[ConfusedPair, ...]

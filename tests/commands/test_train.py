@@ -246,9 +246,9 @@ def test_results_of_an_evaluation_are_no_finished_run(finished, tmp_path, capsys
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"recipe": null}', '{"history": []}'])
 def test_results_that_are_none_are_not_written_over(tmp_path, capsys, content):
     (tmp_path / "results.json").write_text(content)
-    assert commands.main([*WORDS, "--out", str(tmp_path)]) == 6
+    assert commands.main([*WORDS, "--out", str(tmp_path)]) == 4
     error = capsys.readouterr().err
-    assert "holds a finished run" in error and error.count("\n") == 1
+    assert "holds no results of a run" in error and error.count("\n") == 1
     assert (tmp_path / "results.json").read_text() == content
 
 

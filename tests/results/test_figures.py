@@ -544,3 +544,10 @@ def test_many_classes_and_long_names_do_not_run_into_each_other():
         assert len(boxes) > 1
         for one, other in pairwise(boxes):
             assert not one.overlaps(other), name
+
+
+def test_long_class_names_leave_the_words_and_the_probability_of_an_error():
+    names = ("West Highland white terrier", "soft-coated wheaten terrier")
+    of = evaluate_predictions([[0.1, 0.9]], [0], names)
+    (axes,) = plot_misclassified(of, data_set([0], classes=names)).axes
+    assert axes.get_title() == "West Highland whi…, predicted as\nsoft-coated wheat… (90.0%)"

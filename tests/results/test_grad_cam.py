@@ -195,8 +195,10 @@ def no_layer3():
 )
 def test_default_is_layer3_or_else_the_last_layer_with_a_map(make, size, layer):
     model = make().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     for images in (torch.randn(2, 3, size, size), torch.zeros(0, 3, size, size)):
         assert choose_layer(model, images) == layer
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training and not module._forward_hooks for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
 

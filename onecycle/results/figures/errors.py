@@ -159,9 +159,10 @@ def plot_misclassified(
     """
     classes, labels, predicted = evaluation.classes, evaluation.labels, evaluation.predicted
     wrong, shown = evaluation.wrong, evaluation.wrong[:count]
+    names = [shortened(name, 18) for name in classes]  # so that nothing behind a name is cut off
     captions = [
-        f"{classes[labels[i]]}, predicted as\n"
-        f"{classes[predicted[i]]} ({evaluation.probabilities[i, predicted[i]]:.1%})"
+        f"{names[labels[i]]}, predicted as\n"
+        f"{names[predicted[i]]} ({evaluation.probabilities[i, predicted[i]]:.1%})"
         for i in shown
     ]
     title = f"Misclassified: {len(wrong):,} of {len(labels):,}"
