@@ -28,14 +28,14 @@ def test_the_images_are_cifar10(cifar10_dir):
 
 
 def test_a_short_training_learns(cifar10_dir, tmp_path):
-    # 5,000 images, once: chance is 10 %, a network that does not learn stays there.
+    # 1,600 images, once: chance is 10 %, a network that does not learn stays there.
     arguments = [
-        "--data-dir", cifar10_dir, "--limit-train", "5000", "--limit-test", "1000",
+        "--data-dir", cifar10_dir, "--limit-train", "1600", "--limit-test", "500",
         "--batch-size", "50", "--epochs", "1", "--lr-max", "0.002", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     assert commands.main(["train", *arguments]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
-    assert results["final"]["test_accuracy"] > 0.35
+    assert results["final"]["test_accuracy"] > 0.2
 
 
 def test_published_weights_have_the_published_accuracy(cifar10_dir):

@@ -175,17 +175,6 @@ def test_fewer_images_than_the_samples_figure_shows_are_enough(tmp_path):
     assert commands.main(["train", *arguments]) == 0
 
 
-def test_the_speedrun_trains_the_same_network(tmp_path):
-    arguments = [*SMALL[:-2], "--preset", "speedrun", "--epochs", "1", "--limit-train", "96"]
-    assert (
-        commands.main(["train", *arguments, "--lr-max", "0.1", "--out", str(tmp_path / "run")]) == 0
-    )
-    results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
-    assert results["recipe"]["optimizer"] == "muon" and not results["recipe"]["alternating_flip"]
-    stored = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
-    CustomResNet().load_state_dict(stored["state_dict"])
-
-
 def test_the_speedrun_has_no_albumentations_path(tmp_path, capsys):
     arguments = ["--preset", "speedrun", "--augmentation", "albumentations"]
     assert commands.main(["train", *arguments, "--out", str(tmp_path / "run")]) == 2
