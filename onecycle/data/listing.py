@@ -56,6 +56,22 @@ def list_pictures(path: str | os.PathLike) -> Listing:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
 
 
+def pictures_below(folder: str | os.PathLike) -> list[Path]:
+    """The pictures of a folder and of its sub-folders, in the order of their names.
+
+    Raises:
+        DataError: there are none, or it cannot be read.
+    """
+    listing = Listing(Path(folder), {})
+    try:
+        found = sorted(_walk(Path(folder), listing))
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    if not found:
+        raise DataError(f"{folder} has no pictures")
+    return found
+
+
 def _from_folder(root: Path) -> Listing:
     if not root.is_dir():
         raise DataError(f"{root} does not exist; give a folder with one folder per class")
