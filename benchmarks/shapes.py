@@ -51,9 +51,7 @@ def _corners(shape: str, x: float, y: float, radius: float, turn: float) -> list
     count = {"square": 4, "star": 10, "triangle": 3}[shape]
     radii = [radius * (0.45 if shape == "star" and k % 2 else 1) for k in range(count)]
     angles = [turn + 2 * math.pi * k / count for k in range(count)]
-    return [
-        (x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)
-    ]
+    return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, ...]:
