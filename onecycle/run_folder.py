@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,9 @@ def identify(run: Run) -> dict[str, Any]:
     }
 
 
-def digest_of(run: Run) -> str:
-    """The identity as a short text, for ``results.json``."""
-    return hashlib.sha256(json.dumps(run.identity, sort_keys=True).encode()).hexdigest()
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """The identity of a run as a short text, for ``results.json``."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def is_result_of(run: Run, results: dict[str, Any]) -> bool:
@@ -72,7 +73,7 @@ def is_result_of(run: Run, results: dict[str, Any]) -> bool:
     if "history" not in results:  # an evaluation's
         return False
     if "identity" in results:
-        return results["identity"] == digest_of(run)
+        return results["identity"] == digest_of(run.identity)
     stored = results.get("data") or {}  # from before there were digests
     return may_be(results["recipe"], run.recipe) and stored.items() <= run.data.items()
 
@@ -125,7 +126,7 @@ def write_folder(run: Run, evaluation: Evaluation) -> None:
             about, evaluation, run.test.data, title=title, history=run.history,
             samples=run.samples, maps=run.error_maps, command=run.command,
         )  # fmt: skip
-        results = results_of(about, run.history, evaluation) | {"identity": digest_of(run)}
+        results = results_of(about, run.history, evaluation) | {"identity": digest_of(run.identity)}
         write_run(
             run.folder, results, model=run.model, history=run.history, evaluation=evaluation,
             log=run.log.lines, figures=run.figures(), report=report,
