@@ -140,7 +140,7 @@ class Recipe:
             )
         if self.keep == "average" and not self.average_steps:
             raise UsageError(
-                "keep is average; average_steps must be 1 or more then, such as the steps of an epoch"
+                "keep is average; average_steps must be 1 or more then, such as an epoch's steps"
             )
 
 

@@ -185,7 +185,7 @@ def choose_rates(recipe: Recipe, found: LRFinding | None) -> LRFinding:
 
 
 def accuracy_of_average(run: Run) -> float | None:
-    """Of the average of the weights, 0..1; None if there is none beside the weights that are kept."""
+    """Of the average of the weights, 0..1; None if there is none beside the kept weights."""
     kept = run.extras["kept"]
     if kept is None or not kept.average or kept.keep == "average":
         return run.average_accuracy

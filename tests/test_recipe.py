@@ -88,7 +88,7 @@ def test_a_switch_is_true_or_false(value):
         ({"beta1": 0.8, "beta1_at_peak": 0.9},
          "beta1_at_peak is 0.9; it must be from 0 to beta1 (0.8)"),
         ({"keep": "average"},
-         "keep is average; average_steps must be 1 or more then, such as the steps of an epoch"),
+         "keep is average; average_steps must be 1 or more then, such as an epoch's steps"),
     ],
 )  # fmt: skip
 def test_a_field_that_another_bounds_names_it(fields, said):
