@@ -38,6 +38,7 @@ from onecycle.run_folder import (
     identify,
     open_checkpoint,
     reopen,
+    stored_average,
     write_folder,
 )
 from onecycle.run_parts import (
@@ -168,7 +169,7 @@ class Run:
             self.optimizer = own(self.model, recipe, self.train, self.compute)
         else:
             self.optimizer = optimizer(self.model, recipe)
-        self.extras = make_extras(recipe, self.model, self.test)
+        self.extras = make_extras(recipe, self.model)
         stream = None if self.is_first else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self.log = TrainingLog(
             len(self.train_loader), len(self.test),
@@ -422,7 +423,7 @@ class Run:
     def _reopen(self, results: dict[str, Any]) -> None:
         self.history, self._finding, self.log.lines = reopen(self.folder, results, self.model)
         self.extras["kept"] = None  # they were not trained here
-        self.average_accuracy = results.get("evaluation", {}).get("average_accuracy")
+        self.average_accuracy = stored_average(self, results)
         self._finished = True
 
     def loader(self, *, train: bool, shared: bool) -> Any:

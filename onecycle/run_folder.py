@@ -107,6 +107,16 @@ def reopen(
     return history, finding, lines
 
 
+def stored_average(run: Run, results: Mapping[str, Any]) -> float | None:
+    """Accuracy of the average of the weights, 0..1, if it is of the images that this run has."""
+    accuracy = results.get("evaluation", {}).get("average_accuracy")
+    if accuracy is None:
+        return None
+    data = results["data"] | {"sha256": run.identity["data"]["sha256"]}
+    stored = {"recipe": results["recipe"], "data": data, "parts": results["parts"]}
+    return accuracy if digest_of(run.identity | stored) == results["identity"] else None
+
+
 def write_folder(run: Run, evaluation: Evaluation) -> None:
     """The folder of a finished run: weights, report, results, tables, log and figures.
 

@@ -93,17 +93,8 @@ def make_criterion(recipe: Recipe, train: ImageDataset, given: nn.Module | None)
     )
 
 
-def make_extras(recipe: Recipe, model: nn.Module, test: ImageDataset) -> dict[str, Any]:
-    """What ``fit`` takes beyond a plain training, by its names; None and 0 where it is off.
-
-    Raises:
-        UsageError: the best epoch is to be kept, and the images would be those of the final test.
-    """
-    if recipe.keep == "best" and test.name != HELD_OUT:
-        raise UsageError(
-            f"keep is best and the images to evaluate on are {test.name}; hold training images out "
-            "(--val N, or hold_out in Python), or keep last or average"
-        )
+def make_extras(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """What ``fit`` takes beyond a plain training, by its names; None and 0 where it is off."""
     mixes, follows = recipe.mixup or recipe.cutmix, recipe.average_steps or recipe.keep == "best"
     keeping = {"keep": recipe.keep, "average_steps": recipe.average_steps}
     return {
@@ -142,7 +133,16 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "m
 
 
 def new_rates(run: Run) -> dict[str, Any]:
-    """LRMAX and LRMIN of a new run, the same for all processes, in plain data and in the log."""
+    """LRMAX and LRMIN of a new run, the same for all processes, in plain data and in the log.
+
+    Raises:
+        UsageError: the best epoch is to be kept, and test images would choose it.
+    """
+    if run.recipe.keep == "best" and run.test.name != HELD_OUT:
+        raise UsageError(
+            f"keep is best and the images to evaluate on are {run.test.name}; hold training images "
+            "out (--val N, or hold_out in Python), or keep last or average"
+        )
     machine, write = run.machine, run.log.write
     counts = f"{len(run.train):,} training images, {len(run.test):,} {run.test.name}"
     write(f"{run.train.source}: {counts}")

@@ -52,6 +52,8 @@ def test_a_stopped_run_resumes_to_the_same_bits_with_all_of_them(data, tmp_path,
     assert ours["steps"] == theirs["steps"] == 15
     assert same(ours["average"], theirs["average"]) and same(ours["best"], theirs["best"])
     assert resumed.evaluate().summary() == whole.evaluate().summary()
+    again = trained(tmp_path / "part", data, recipe)  # all epochs are done, nothing is written yet
+    assert same(weights(again), weights(whole))
 
 
 @pytest.mark.parametrize(
@@ -104,12 +106,17 @@ def test_a_finished_run_shows_the_weights_that_it_kept(data, tmp_path, keep, mon
         again.fit()
         assert same(weights(again), weights(run))
         assert again.evaluate().summary() == evaluation.summary()
+    # The test images may be looked at in the end; the average was not measured on them.
+    other = Run.load(tmp_path, (data[0], load_digits()[1].sample(30)), Tiny, **HERE)
+    assert other.evaluate().average_accuracy is None
 
 
 def test_the_best_epoch_is_not_chosen_on_test_images(tmp_path):
     train, test = load_digits()
+    recipe = dataclasses.replace(PLAIN, keep="best")
     with pytest.raises(UsageError, match="keep is best and the images .* are test images"):
-        Run(tmp_path, (train.sample(64), test), Tiny, dataclasses.replace(PLAIN, keep="best"))
+        Run(tmp_path / "run", (train.sample(64), test), Tiny, recipe, **HERE).fit()
+    assert not (tmp_path / "run").exists()
 
 
 def test_class_weights_are_those_of_the_recipes_own_loss(data, tmp_path):

@@ -24,7 +24,7 @@ def kept_words(keep: str, accuracies: Sequence[float | None]) -> str:
         return f"with the average of the weights after the last epoch ({epochs})"
     if keep == "best":
         best = accuracies.index(max(accuracies)) + 1
-        return f"after epoch {best} of {epochs}, the best on these images"
+        return f"after epoch {best} of {epochs}, the best on held-out images"
     return f"after the last epoch ({epochs})"
 
 
