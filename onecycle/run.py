@@ -134,7 +134,7 @@ class Run:
         self._make_scheduler, self._scheduler = scheduler or one_cycle_of, None
         self._finding: LRFinding | None = None
         self._evaluation: Evaluation | None = None
-        self.average_accuracy: float | None = None  # of a finished run that is read
+        self.stored_average: float | None = None  # accuracy, of a finished run that is read
         self._finished = False
         given = {
             "model": model, "optimizer": optimizer, "criterion": criterion, "augment": augment,
@@ -423,7 +423,7 @@ class Run:
     def _reopen(self, results: dict[str, Any]) -> None:
         self.history, self._finding, self.log.lines = reopen(self.folder, results, self.model)
         self.extras["kept"] = None  # they were not trained here
-        self.average_accuracy = stored_average(self, results)
+        self.stored_average = stored_average(self, results)
         self._finished = True
 
     def loader(self, *, train: bool, shared: bool) -> Any:

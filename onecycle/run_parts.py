@@ -188,7 +188,7 @@ def accuracy_of_average(run: Run) -> float | None:
     """Of the average of the weights, 0..1; None if there is none beside the kept weights."""
     kept = run.extras["kept"]
     if kept is None or not kept.average or kept.keep == "average":
-        return run.average_accuracy
+        return run.stored_average
     with kept.averaged():
         return evaluate(run.model, run.test_loader, compute=run.compute)[1]
 

@@ -125,8 +125,8 @@ class Step:
 
         Returns:
             (2,) mean cross-entropy and number of correct predictions, of this process's share; and
-            the norm of the whole batch's gradient before it is clipped, in float16 without
-            clipping times the scale of the loss.
+            the norm of the whole batch's gradient before it is clipped, in float16 times the scale
+            of the loss.
         """
         with self.compute.autocast():
             loss, measured = self._objective(images, labels, *mixed)
@@ -135,13 +135,14 @@ class Step:
         # gradient of the whole batch.
         weight = share * self.compute.group.world_size
         self.scaler.scale(loss * weight).backward()
-        if self.clip_norm:
-            self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self._parameters if p.grad is not None]
         )
         if self.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_norm, norm)
+            self.scaler.unscale_(self.optimizer)
+            # What the optimizer does not hold is not unscaled.
+            updated = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(updated, self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.kept is not None:

@@ -116,16 +116,20 @@ def _header(title: str, run: Mapping, evaluation: Evaluation) -> str:
     data, history = run.get("data") or {}, run.get("history") or ()
     total, errors = len(evaluation.labels), len(evaluation.wrong)
     where = escape(str(data.get("evaluated_on", "images")))
-    keep, when = (run.get("recipe") or {}).get("keep", "last"), "with the given weights"
+    when, trained = "with the given weights", None
     if history:
-        when = kept_words(keep, [row["test_accuracy"] for row in history])
+        keep = (run.get("recipe") or {}).get("keep", "last")
+        accuracies = [row["test_accuracy"] for row in history]
+        when = kept_words(keep, accuracies)
+        best = accuracies.index(max(accuracies)) if keep == "best" else -1
+        trained = history[best]["train_accuracy"]
     figures = {
         "errors": f"{errors:,}",
         "loss, nats": f"{evaluation.loss:.4f}",
         "calibration error": percent(evaluation.calibration_error),
         "averaged with mirror images": percent(evaluation.mirrored_accuracy),
         "average of the weights": percent(evaluation.average_accuracy),
-        "training accuracy": percent(history[-1]["train_accuracy"] if history else None),
+        "training accuracy": percent(trained),
     }
     strip = "".join(
         f"<div><dt>{name}</dt><dd>{value}</dd></div>"
