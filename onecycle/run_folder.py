@@ -112,8 +112,12 @@ def stored_average(run: Run, results: Mapping[str, Any]) -> float | None:
     accuracy = results.get("evaluation", {}).get("average_accuracy")
     if accuracy is None:
         return None
-    data = results["data"] | {"sha256": run.identity["data"]["sha256"]}
-    stored = {"recipe": results["recipe"], "data": data, "parts": results["parts"]}
+    data = {name: value for name, value in results["data"].items() if name != "notes"}
+    stored = {
+        "data": data | {"sha256": run.identity["data"]["sha256"]},
+        "parts": results["parts"],
+        "start": results["start"] and results["start"]["sha256"],
+    }
     return accuracy if digest_of(run.identity | stored) == results["identity"] else None
 
 

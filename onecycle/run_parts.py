@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
-from onecycle.data.dataset import HELD_OUT, ImageDataset, Images
+from onecycle.data.dataset import ImageDataset, Images
+from onecycle.data.folder import NAMES
 from onecycle.data.loaders import ResidentLoader, SeededLoader, fits_device, get_loader
 from onecycle.data.mixing import Mixing
 from onecycle.errors import UsageError
@@ -138,7 +139,7 @@ def new_rates(run: Run) -> dict[str, Any]:
     Raises:
         UsageError: the best epoch is to be kept, and test images would choose it.
     """
-    if run.recipe.keep == "best" and run.test.name != HELD_OUT:
+    if run.recipe.keep == "best" and run.test.name not in (NAMES["val"], NAMES["whole"]):
         raise UsageError(
             f"keep is best and the images to evaluate on are {run.test.name}; hold training images "
             "out (--val N, or hold_out in Python), or keep last or average"

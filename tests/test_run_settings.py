@@ -155,15 +155,3 @@ def test_they_go_with_what_else_people_change(data, tmp_path, kind):
     run = Run(tmp_path, data, Wide if kind == "speedrun" else Tiny, recipe, **HERE, **options)
     assert len(run.fit().epochs) == 3
     assert run.evaluate().average_accuracy is not None
-
-
-def test_settings_that_are_newer_than_a_finished_run_do_not_make_it_another(data, tmp_path):
-    from onecycle.run_folder import digest_of, is_result_of
-
-    run = Run(tmp_path, data, Tiny, PLAIN, **HERE)
-    older = {name: value for name, value in run.identity["recipe"].items() if name != "mixup"}
-    results = {"history": [], "recipe": older}
-    results["identity"] = digest_of(run.identity | {"recipe": older})
-    assert is_result_of(run, results)
-    mixed = Run(tmp_path, data, Tiny, dataclasses.replace(PLAIN, mixup=0.2), **HERE)
-    assert not is_result_of(mixed, results)

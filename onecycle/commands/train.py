@@ -83,8 +83,6 @@ def check(args: argparse.Namespace) -> None:
         raise CheckpointError(
             f"--resume is {args.resume}, which is no file; give auto, never or a checkpoint"
         )
-    if recipe.keep == "best" and args.val is None:
-        raise UsageError("keep is best; it needs --val N: test images must not choose weights")
     if args.augmentation == "albumentations":
         if recipe.optimizer != "adam":
             raise UsageError("--augmentation is albumentations; muon needs batched")

@@ -18,9 +18,6 @@ IMAGE_SIZE_PX = 32
 
 SMALLEST_SIZE_PX = 8
 
-HELD_OUT = "held-out training images"
-"""The ``name`` of images that :meth:`ImageDataset.hold_out` splits off."""
-
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
