@@ -98,8 +98,9 @@ class Step:
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
+            "kept": self.kept,
         }
-        return parts if self.kept is None else {**parts, "kept": self.kept}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def lr(self) -> float:
