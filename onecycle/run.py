@@ -38,9 +38,20 @@ from onecycle.run_folder import (
     identify,
     open_checkpoint,
     reopen,
+    stored_average,
     write_folder,
 )
-from onecycle.run_parts import OPTIMIZERS, make_loader, name_of, new_rates, one_cycle_of
+from onecycle.run_parts import (
+    OPTIMIZERS,
+    accuracy_of_average,
+    log_accuracy,
+    make_criterion,
+    make_extras,
+    make_loader,
+    name_of,
+    new_rates,
+    one_cycle_of,
+)
 from onecycle.run_start import check_images, fit_to_images, no_images, start_from_weights
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute, set_seed, tune_process
@@ -123,6 +134,7 @@ class Run:
         self._make_scheduler, self._scheduler = scheduler or one_cycle_of, None
         self._finding: LRFinding | None = None
         self._evaluation: Evaluation | None = None
+        self.stored_average: float | None = None  # accuracy, of a finished run that is read
         self._finished = False
         given = {
             "model": model, "optimizer": optimizer, "criterion": criterion, "augment": augment,
@@ -131,7 +143,7 @@ class Run:
         self.given = {name: name_of(value) for name, value in given.items() if value is not None}
         tune_process()
         set_seed(recipe.seed)
-        criterion = criterion or nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        criterion = make_criterion(recipe, self.train, criterion)
         self.criterion = criterion.to(self.compute.device)  # it may have weights of classes
         network = model if isinstance(model, nn.Module) else model(len(self.train.classes))
         self.start = start_from_weights(network, init, self.train, recipe)
@@ -157,6 +169,7 @@ class Run:
             self.optimizer = own(self.model, recipe, self.train, self.compute)
         else:
             self.optimizer = optimizer(self.model, recipe)
+        self.extras = make_extras(recipe, self.model)
         stream = None if self.is_first else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self.log = TrainingLog(
             len(self.train_loader), len(self.test),
@@ -247,12 +260,14 @@ class Run:
                     self.model, self.train_loader, self.test_loader, self.optimizer,
                     self._scheduler, self.criterion, epochs=self.recipe.epochs,
                     compute=self.compute, checkpoint=self.checkpoint, callbacks=listeners,
-                    stop=signals.stop,
+                    stop=signals.stop, **self.extras,
                 )  # fmt: skip
             except DivergedError as error:
                 last = self.checkpoint.last
                 kept = f"the last good state is {last}" if last else "nothing was saved before"
                 raise DivergedError(f"{error}; {kept}") from error
+        if self.is_complete and self.extras["kept"]:
+            self.extras["kept"].apply()
         self.stopped_by = None if self.is_complete else signals.received
         return self.history
 
@@ -271,11 +286,9 @@ class Run:
             self._evaluation = evaluate_predictions(
                 found.probabilities, found.labels, self.test.classes,
                 mirrored=found.mirrored, indices=self.test.indices,
+                average_accuracy=accuracy_of_average(self),
             )  # fmt: skip
-            self.log.write(
-                f"Accuracy {100 * self._evaluation.accuracy:.2f} % on {len(self.test):,} "
-                f"{self.test.name} ({self.train.source})"
-            )
+            log_accuracy(self, self._evaluation)
         return self._evaluation
 
     def predict(
@@ -409,6 +422,8 @@ class Run:
 
     def _reopen(self, results: dict[str, Any]) -> None:
         self.history, self._finding, self.log.lines = reopen(self.folder, results, self.model)
+        self.extras["kept"] = None  # they were not trained here
+        self.stored_average = stored_average(self, results)
         self._finished = True
 
     def loader(self, *, train: bool, shared: bool) -> Any:

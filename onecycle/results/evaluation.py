@@ -94,6 +94,8 @@ class Evaluation:
     """(N,) int64: where each image is in its data set, which names it in tables and pages."""
     mirrored_accuracy: float | None = None
     """0..1, with the probabilities that mirroring gave; None where they were not measured."""
+    average_accuracy: float | None = None
+    """0..1, with the average of the weights; None where it was not measured beside the others."""
 
     def summary(self) -> dict[str, Any]:
         """Everything but what is told image by image, as plain data for a results file."""
@@ -102,6 +104,7 @@ class Evaluation:
             "errors": len(self.wrong),
             "accuracy": self.accuracy,
             "mirrored_accuracy": self.mirrored_accuracy,
+            "average_accuracy": self.average_accuracy,
             "loss": self.loss,
             "classes": [asdict(score) for score in self.scores],
             "confusion": self.confusion.tolist(),
@@ -144,6 +147,7 @@ def evaluate_predictions(
     *,
     mirrored: np.ndarray | None = None,
     indices: np.ndarray | None = None,
+    average_accuracy: float | None = None,
 ) -> Evaluation:
     """Every figure that follows from probabilities and labels.
 
@@ -154,6 +158,7 @@ def evaluate_predictions(
         mirrored: (N, K) probabilities averaged over each image and its mirror image (flip TTA), or
             of the mirror images alone: for an extra accuracy and nothing else.
         indices: (N,) where each image is in its data set, if it is a part of one; None: 0..N-1.
+        average_accuracy: 0..1, of the average of the weights, if it was measured.
 
     Raises:
         UsageError: there is no image, the shapes do not go together, a label is out of range, or
@@ -191,6 +196,7 @@ def evaluate_predictions(
         mirrored_accuracy=(
             None if mirrored is None else float((mirrored.argmax(axis=1) == labels).mean())
         ),
+        average_accuracy=average_accuracy,
     )
 
 

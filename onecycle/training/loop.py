@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from onecycle.errors import DivergedError, UsageError
 from onecycle.modules import eval_mode
 from onecycle.records import EpochRecord, History, Predictions, StepRecord
+from onecycle.training.averaging import KeptWeights
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute
 from onecycle.training.meter import Meter, not_saved
@@ -55,13 +56,17 @@ def fit(
     checkpoint: Checkpoint | None = None,
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = never,
+    clip_norm: float = 0.0,
+    mixing: Callable[..., tuple[Tensor, ...]] | None = None,
+    kept: KeptWeights | None = None,
 ) -> History:
     """Train, and evaluate after each epoch.
 
     Args:
         model: (N, 3, H, W) -> (N, K) log-probabilities or logits, on its device.
-        train_loader: batches of images and labels. If it has ``set_epoch(epoch, start)``, that is
-            called before each epoch with its number from 1 and how many batches to skip.
+        train_loader: batches of images and labels, which are (N,) class indices or (N, K) float
+            probabilities. If it has ``set_epoch(epoch, start)``, that is called before each epoch
+            with its number from 1 and how many batches to skip.
         test_loader: the images to evaluate on; None: no evaluation.
         optimizer: of the model's parameters.
         scheduler: stepped after every batch but the last, so it gives
@@ -75,6 +80,10 @@ def fit(
             see :class:`Callback`.
         stop: asked after each step whose loss was read and, in a single process, during evaluation;
             True ends the training there, and so does a KeyboardInterrupt out of a callback.
+        clip_norm: the gradient is scaled down to this norm if it is longer; 0: it is not.
+        mixing: mixes a batch on the device, such as :class:`onecycle.data.mixing.Mixing`; None: no
+            image is mixed.
+        kept: follows the weights; its ``apply`` gives the network those to keep, afterwards.
 
     Returns:
         A record of every step and epoch that is done: fewer than ``epochs`` after a stop. Called
@@ -86,8 +95,11 @@ def fit(
     """
     compute = _compute_for(model, compute)
     _check_arguments(model, train_loader, optimizer, scheduler, checkpoint, callbacks)
-    step = Step(model, criterion, optimizer, scheduler, compute)
+    if kept is not None and kept.keep == "best" and test_loader is None:
+        raise UsageError("keep is best, which needs a test_loader; give one, or keep the last")
+    step = Step(model, criterion, optimizer, scheduler, compute, clip_norm=clip_norm, kept=kept)
     training = _Training(step, train_loader, test_loader, epochs, checkpoint, callbacks, stop)
+    training.mixing = mixing
     if checkpoint is not None:
         checkpoint.restore(training.parts)
     _check_schedule(scheduler, epochs, len(train_loader))
@@ -152,6 +164,7 @@ class _Training:
         self.meter = Meter(self.history, self.compute)
         self.parts = {**step.parts, "history": self.history}
         self.batch_size: int | None = None
+        self.mixing: Callable[..., tuple[Tensor, ...]] | None = None
 
     def run(self) -> None:
         """Train to the end, or until a stop."""
@@ -180,10 +193,12 @@ class _Training:
             is_alone = group.world_size == 1
             size = len(labels) if is_alone else self.train_loader.global_batch(index)
             self.batch_size = size
-            share, lr = len(labels) / size, self.step.lr
+            share, lr, mixed = len(labels) / size, self.step.lr, ()
+            if self.mixing is not None:
+                images, labels, *mixed = self.mixing(images, labels, epoch, index)
             is_last = index == num_steps - 1
             measured, norm = self.step(
-                images, labels, share=share, is_last=is_last and epoch == self.epochs
+                images, labels, *mixed, share=share, is_last=is_last and epoch == self.epochs
             )
             self.meter.note(lr, size, share, measured, norm)
             if self.meter.is_full or is_last:
@@ -205,9 +220,13 @@ class _Training:
     def _end_epoch(self) -> bool:
         """Evaluate, record and save; whether the training stops here."""
         self.compute.group.align(self.step.model)
+        if self.step.kept is not None:
+            self.compute.group.align(self.step.kept)
         begin = time.perf_counter()
         loss, accuracy = self._evaluate()
         record = self.meter.end_epoch(loss, accuracy, time.perf_counter() - begin)
+        if self.step.kept is not None:
+            self.step.kept.note_epoch(self.history)
         self._call("on_epoch", record)
         is_done = len(self.history.epochs) == self.epochs
         is_saved = self._save(epoch_end=True, now=is_done)

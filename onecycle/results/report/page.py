@@ -19,7 +19,7 @@ from onecycle.results.grad_cam import ErrorMaps
 from .failures import MOST_ERRORS, calibration, classes, errors, grad_cam_part
 from .sprites import Sprite
 from .training import curves, learning_rate, samples_part
-from .words import definitions, percent
+from .words import definitions, kept_words, percent
 
 _SOURCE_NOTES = {
     "CIFAR-10 (image folder)": (
@@ -116,13 +116,20 @@ def _header(title: str, run: Mapping, evaluation: Evaluation) -> str:
     data, history = run.get("data") or {}, run.get("history") or ()
     total, errors = len(evaluation.labels), len(evaluation.wrong)
     where = escape(str(data.get("evaluated_on", "images")))
-    when = f"after the last epoch ({len(history)})" if history else "with the given weights"
+    when, trained = "with the given weights", None
+    if history:
+        keep = (run.get("recipe") or {}).get("keep", "last")
+        accuracies = [row["test_accuracy"] for row in history]
+        when = kept_words(keep, accuracies)
+        best = accuracies.index(max(accuracies)) if keep == "best" else -1
+        trained = history[best]["train_accuracy"]
     figures = {
         "errors": f"{errors:,}",
         "loss, nats": f"{evaluation.loss:.4f}",
         "calibration error": percent(evaluation.calibration_error),
         "averaged with mirror images": percent(evaluation.mirrored_accuracy),
-        "training accuracy": percent(history[-1]["train_accuracy"] if history else None),
+        "average of the weights": percent(evaluation.average_accuracy),
+        "training accuracy": percent(trained),
     }
     strip = "".join(
         f"<div><dt>{name}</dt><dd>{value}</dd></div>"

@@ -12,6 +12,22 @@ def percent(share: float | None, decimals: int = 2) -> str:
     return "–" if share is None else f"{share:.{decimals}%}"
 
 
+def kept_words(keep: str, accuracies: Sequence[float | None]) -> str:
+    """Which weights a run has kept.
+
+    Args:
+        keep: of the recipe.
+        accuracies: of each epoch.
+    """
+    epochs = len(accuracies)
+    if keep == "average":
+        return f"with the average of the weights after the last epoch ({epochs})"
+    if keep == "best":
+        best = accuracies.index(max(accuracies)) + 1
+        return f"after epoch {best} of {epochs}, the best on held-out images"
+    return f"after the last epoch ({epochs})"
+
+
 def definitions(facts: Mapping[str, Any]) -> str:
     """Names and values as a list; a value that is None or empty is left out."""
     rows = []
