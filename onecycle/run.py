@@ -148,7 +148,8 @@ class Run:
         network = model if isinstance(model, nn.Module) else model(len(self.train.classes))
         self.start = start_from_weights(network, init, self.train, recipe)
         if self.start is not None:
-            self.train = self.train.with_stats(self.start.mean, self.start.std)
+            if augment is None:  # else it normalises as it likes, and so must the test images
+                self.train = self.train.with_stats(self.start.mean, self.start.std)
             reasons.append(
                 f"the network starts from {self.start.file.name}, trained on {self.start.source}; "
                 'init="none" (--init none) starts from random weights'
