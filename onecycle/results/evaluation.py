@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    confusion_matrix,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from onecycle.errors import UsageError
+from onecycle.results.calibration import CalibrationBin, calibrate, coarser
 
-NUM_BINS = 15
 ERROR_COLUMNS = ("index", "true", "predicted", "probability_true", "probability_predicted")
 
 
@@ -50,19 +53,6 @@ class ConfusedPair:
         return self.first_as_second + self.second_as_first
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """The images whose predicted class has a probability above ``low`` and up to ``high``."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float | None
-    """Their mean probability of the predicted class, 0..1; None without an image."""
-    accuracy: float | None
-    """The share of them that is right, 0..1; None without an image."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
     """What a network made of N images of K classes; :func:`evaluate_predictions` makes it."""
@@ -95,6 +85,30 @@ class Evaluation:
     mirrored_accuracy: float | None = None
     """0..1, with the probabilities that mirroring gave; None where they were not measured."""
 
+    @property
+    def averages(self) -> tuple[ClassScore, ...]:
+        """Over the classes, each counted alike (macro) or by its images (weighted)."""
+        kinds = ("macro", "weighted")
+        return tuple(_average(self.labels, self.predicted, self.classes, kind) for kind in kinds)
+
+    @property
+    def top5_accuracy(self) -> float | None:
+        """Share of images whose true class is among the five most probable, 0..1.
+
+        None with 5 classes or fewer, of which it says nothing.
+        """
+        number = len(self.classes)
+        if number <= 5:
+            return None
+        return float(
+            top_k_accuracy_score(self.labels, self.probabilities, k=5, labels=range(number))
+        )
+
+    @property
+    def shown_bins(self) -> tuple[CalibrationBin, ...]:
+        """``bins``, but three joined to one if there are too few images for so many."""
+        return coarser(self.bins)
+
     def summary(self) -> dict[str, Any]:
         """Everything but what is told image by image, as plain data for a results file."""
         return {
@@ -102,7 +116,9 @@ class Evaluation:
             "errors": len(self.wrong),
             "accuracy": self.accuracy,
             "mirrored_accuracy": self.mirrored_accuracy,
+            "top5_accuracy": self.top5_accuracy,
             "loss": self.loss,
+            "averages": [asdict(score) for score in self.averages],
             "classes": [asdict(score) for score in self.scores],
             "confusion": self.confusion.tolist(),
             "confused_pairs": [
@@ -169,7 +185,7 @@ def evaluate_predictions(
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     confusion = confusion_matrix(labels, predicted, labels=range(len(classes)))
-    bins = _calibration(confidence.astype(np.float64), predicted == labels)
+    bins = calibrate(confidence.astype(np.float64), predicted == labels)
     gaps = [b.count * abs(b.accuracy - b.confidence) for b in bins if b.count]
     if mirrored is not None:
         mirrored = _checked(mirrored, labels, classes)
@@ -222,11 +238,23 @@ def _class_scores(
     table = precision_recall_fscore_support(
         labels, predicted, labels=range(len(classes)), zero_division=np.nan
     )
-    number = lambda value: None if np.isnan(value) else float(value)
     return tuple(
-        ClassScore(name, number(precision), number(recall), number(f1), int(support))
+        ClassScore(name, _number(precision), _number(recall), _number(f1), int(support))
         for name, precision, recall, f1, support in zip(classes, *table)
     )
+
+
+def _average(
+    labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...], kind: str
+) -> ClassScore:
+    *scores, _ = precision_recall_fscore_support(
+        labels, predicted, labels=range(len(classes)), average=kind, zero_division=np.nan
+    )
+    return ClassScore(f"{kind} average", *map(_number, scores), len(labels))
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _confused_pairs(confusion: np.ndarray) -> tuple[ConfusedPair, ...]:
@@ -237,22 +265,6 @@ def _confused_pairs(confusion: np.ndarray) -> tuple[ConfusedPair, ...]:
         if sum(counts):
             pairs.append(ConfusedPair(int(first), int(second), *counts))
     return tuple(sorted(pairs, key=lambda pair: -pair.count))  # stable: in the order of classes
-
-
-def _calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[CalibrationBin, ...]:
-    edges = np.linspace(0, 1, NUM_BINS + 1)
-    # A bin holds its upper edge; rounding may have taken a confidence just above 1.
-    places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, NUM_BINS - 1)
-    bins = []
-    for index, (low, high) in enumerate(pairwise(edges)):
-        inside = places == index
-        mean = lambda values: float(values[inside].mean()) if inside.any() else None  # noqa: B023
-        bins.append(
-            CalibrationBin(
-                float(low), float(high), int(inside.sum()), mean(confidence), mean(right)
-            )
-        )
-    return tuple(bins)
 
 
 def _short(value: np.floating) -> float:
