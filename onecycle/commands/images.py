@@ -23,7 +23,7 @@ def load_dataset(args: argparse.Namespace) -> Images:
 
     if args.dataset == "digits":
         return load_digits()
-    with progress_bar("CIFAR-10") as progress:
+    with progress_bar("loading images", "images") as progress:
         return load_cifar10(args.data_dir, download=args.download, progress=progress)
 
 
