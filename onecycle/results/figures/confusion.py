@@ -1,4 +1,4 @@
-"""Figures of which classes are predicted as which. Each returns a Figure and shows nothing itself."""
+"""Figures of which classes are predicted as which. Each returns a Figure and shows nothing."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def plot_confusion_matrix(evaluation: Evaluation, *, source: str) -> Figure:
     title = f"Confusion matrix, accuracy {evaluation.accuracy:.2%}"
     side = min(max(1.0 * len(classes) + 2, 5), 10)
     figure = new_figure(title, source, side, 0.95 * side)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # it does not know that cells are square
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(len(classes), dtype=bool)

@@ -20,6 +20,7 @@ QUIET_COLOUR = "#9A9A9A"
 NOTE_COLOUR = "#555555"
 TITLE_SIZE = 15
 LABEL_SIZE = 12
+NOTE_SIZE = 9
 SMALLEST_SIZE = 8
 LETTER_WIDTH = 0.56  # a mean, as a share of the font's size
 GAP = 0.14  # inches between pictures
@@ -99,14 +100,14 @@ def percent_axis(axis: Axis) -> None:
 
 
 def letters(text: str) -> float:
-    """The width of a text in mean letters; Cyrillic ones are wider, and Chinese ones twice as wide."""
+    """The width of a text in mean letters; Chinese ones are nearly twice as wide."""
     return sum(
         1.8 if char >= "\u2e80" else 1.12 if "\u0370" <= char < "\u2000" else 1 for char in text
     )
 
 
 def lying(names: Sequence[str], pitch: float, sizes: Sequence[float]) -> float | None:
-    """The largest of some sizes in points in which names fit side by side, a pitch in points apart."""
+    """The first of some sizes in points in which names fit side by side, ``pitch`` points apart."""
     longest = max(map(letters, names)) + 0.8  # a gap between two
     return next((size for size in sizes if LETTER_WIDTH * size * longest < pitch), None)
 
@@ -166,7 +167,7 @@ def picture_grid(
     below: Sequence[str] = (),
     note: str = "",
 ) -> Figure:
-    """Pictures (N, H, W, 3) with a caption above and a small text below each, and a note under all."""
+    """Pictures (N, H, W, 3) with a caption above each, a small text below it, a note under all."""
     columns = max(1, min(columns, len(captions)))
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     size = 1.7 if lines == 1 else 2.1
@@ -177,7 +178,7 @@ def picture_grid(
     captions, font = fitted(captions, size - GAP / 2)
     above, under = 0.06 + 1.25 * lines * font / 72, 0.22 if below else 0.08
     pitch = above + size - GAP + under
-    note_lines = textwrap.wrap(note, int(72 * width / (LETTER_WIDTH * SMALLEST_SIZE)))
+    note_lines = textwrap.wrap(note, int(72 * width / (LETTER_WIDTH * NOTE_SIZE)))
     rows = -(-len(captions) // columns)
     head = by_hand(figure, rows * pitch + 0.18 * len(note_lines) + 0.06)
     side = (width - columns * size + GAP) / 2
@@ -195,7 +196,9 @@ def picture_grid(
                 color=NOTE_COLOUR, labelpad=2, parse_math=False,
             )  # fmt: skip
     if note_lines:
-        figure.supxlabel("\n".join(note_lines), y=0, va="bottom", fontsize=9, color=NOTE_COLOUR)
+        figure.supxlabel(
+            "\n".join(note_lines), y=0, va="bottom", fontsize=NOTE_SIZE, color=NOTE_COLOUR
+        )
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The part of the page that shows how well each class is known: its scores, and the confusion matrix."""
+"""The part of the page that shows the scores of each class and the confusion matrix."""
 
 from __future__ import annotations
 
