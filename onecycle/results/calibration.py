@@ -58,5 +58,8 @@ def coarser(bins: Sequence[CalibrationBin]) -> tuple[CalibrationBin, ...]:
 def _joined(bins: Sequence[CalibrationBin]) -> CalibrationBin:
     filled = [bin_ for bin_ in bins if bin_.count]
     count = sum(bin_.count for bin_ in filled)
-    mean = lambda name: sum(b.count * getattr(b, name) for b in filled) / count if count else None  # noqa: E731
+
+    def mean(name: str) -> float | None:
+        return sum(b.count * getattr(b, name) for b in filled) / count if count else None
+
     return CalibrationBin(bins[0].low, bins[-1].high, count, mean("confidence"), mean("accuracy"))

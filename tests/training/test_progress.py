@@ -60,7 +60,7 @@ def terminal():
 
 
 def terminal_of(monkeypatch):
-    """Standard error as a terminal; gives what was written. Called in the test, after pytest's own."""
+    """Standard error as a terminal; gives what was written. A fixture would come before pytest's."""
     monkeypatch.setattr(sys, "stderr", stream := Terminal())
     return stream.getvalue
 

@@ -134,8 +134,8 @@ def mark_above(axes: Axes, x: Sequence[float], y: Sequence[float], form: str, co
     if not above or len(above) == len(y):
         return
     falls = above[0] == 0  # from above into the axes
-    outside = above[0]
-    inside = next(i for i in range(len(y)) if i not in above) if falls else outside - 1
+    inside = next(i for i in range(len(y)) if i not in above) if falls else above[0] - 1
+    outside = inside - 1 if falls else inside + 1
     share = (top - y[inside]) / (y[outside] - y[inside]) if math.isfinite(y[inside]) else 1
     if axes.get_xscale() == "log":
         place = x[inside] * (x[outside] / x[inside]) ** share

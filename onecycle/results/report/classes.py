@@ -26,8 +26,8 @@ def classes(evaluation: Evaluation, names: Sequence[str]) -> str:
     columns = ("class", "images", "precision", "recall", "F1")
     scores = table(columns, rows, "Each class", averages)
     pairs = "".join(
-        f'<li><a href="#errors-title" data-true="{t}" data-predicted="{p}">{names[t]} → {names[p]}'
-        f"</a> <b>{count}</b></li>"
+        f'<li><a href="#errors-title" data-true="{t}" data-predicted="{p}">{names[t]} → '
+        f"{names[p]}</a> <b>{count}</b></li>"
         for t, p, count in _frequent(evaluation.confusion, 6)
     )
     if pairs:
@@ -74,7 +74,8 @@ def _cell(t: int, p: int, count: int, share: float, peak: float, names: Sequence
     said = f"{count} of {names[t]} predicted as {names[p]}: show them"
     return (
         f'<td style="--tint:{share / peak:.2f}"><a href="#errors-title" data-true="{t}" '
-        f'data-predicted="{p}" aria-label="{said}" title="{said}"><span>{count}{small}</span></a></td>'
+        f'data-predicted="{p}" aria-label="{said}" title="{said}"><span>{count}{small}</span>'
+        "</a></td>"
     )
 
 

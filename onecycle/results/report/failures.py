@@ -90,8 +90,8 @@ def grad_cam_part(
         items.append(f'<li title="{called}">{parts}</li>')
     return (
         f"<p>Grad-CAM at <code>{layer}</code>: the image, the evidence in it for the predicted "
-        "class, and the evidence for the true class. Brighter is more; each map is scaled to its own maximum."
-        f'</p><ul class="cams">{"".join(items)}</ul>'
+        "class, and the evidence for the true class. Brighter is more; each map is scaled "
+        f'to its own maximum.</p><ul class="cams">{"".join(items)}</ul>'
     )
 
 
@@ -111,7 +111,8 @@ def calibration(evaluation: Evaluation) -> str:
     ]
     drawn = chart(
         "Confidence and accuracy", (bars, even, dots), texts,
-        x=Axis("probability of the predicted class", (0, 1), "percent"), y=Axis("accuracy", (0, 1), "percent"),
+        x=Axis("probability of the predicted class", (0, 1), "percent"),
+        y=Axis("accuracy", (0, 1), "percent"),
     )  # fmt: skip
     sure = sum(b.count * b.confidence for b in filled) / len(evaluation.labels)
     gap = sure - evaluation.accuracy
@@ -120,7 +121,7 @@ def calibration(evaluation: Evaluation) -> str:
         kind = "neither over- nor underconfident overall"
     return (
         f'<div class="pair">{drawn}<p>The mean confidence is {percent(sure, 1)}, the accuracy '
-        f"{percent(evaluation.accuracy, 1)}: the network is {kind}. The expected calibration error, "
-        f"the mean gap between confidence and accuracy in {len(evaluation.bins)} bins, is "
+        f"{percent(evaluation.accuracy, 1)}: the network is {kind}. The expected calibration "
+        f"error, the mean gap between confidence and accuracy in {len(evaluation.bins)} bins, is "
         f"{percent(evaluation.calibration_error)}.</p></div>"
     )
