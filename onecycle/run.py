@@ -239,7 +239,8 @@ class Run:
             mirrored = self.recipe.flip_probability > 0
             loader = self.test_loader
             if self.is_first:
-                loader = Watched(loader, "evaluating", len(self.test))
+                share = -(-len(self.test) // self.compute.group.world_size)
+                loader = Watched(loader, "evaluating", share)
             found = predict(self.model, loader, compute=self.compute, mirrored=mirrored)
             self._evaluation = evaluate_predictions(
                 found.probabilities, found.labels, self.test.classes,
