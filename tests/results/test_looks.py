@@ -241,6 +241,14 @@ def test_few_images_are_shown_in_fewer_bins_and_the_error_stays():
     )
 
 
+def test_several_first_losses_out_of_scale_are_left_out_and_a_normal_start_is_not():
+    losses = [3790, 112, 15, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3]
+    (_, axes) = training.plot_history(History(epochs(losses)), source=SOURCE).axes
+    low, high = axes.get_ylim()
+    assert -0.5 < low < 0.2 and 1.9 < high < 4
+    assert [text.get_text() for text in axes.texts] == ["up to 3,790"]
+
+
 @pytest.mark.parametrize("wrong, hinted", [(30, True), (10, False)])
 def test_a_network_that_knows_its_training_images_much_better_overfits(wrong, hinted):
     of = evaluation(NAMES["short"](4), wrong=wrong)  # the last training accuracy is 80 %

@@ -112,22 +112,33 @@ def lying(names: Sequence[str], pitch: float, sizes: Sequence[float]) -> float |
     return next((size for size in sizes if LETTER_WIDTH * size * longest < pitch), None)
 
 
-def calm_top(series: Sequence[Sequence[float | None]]) -> float | None:
-    """The upper end of an axis on which the first values do not flatten the others.
+def calm_span(series: Sequence[Sequence[float | None]]) -> tuple[float, float] | None:
+    """The ends of an axis on which the first values, a third at most, do not flatten the others.
 
     None if they do not anyway.
     """
-    number = lambda value: value is not None and math.isfinite(value)  # noqa: E731
-    first = [values[0] for values in series if values and number(values[0])]
-    rest = [value for values in series for value in values[1:] if number(value)]
-    if not first or max(map(len, series)) < 4:
+    columns = [
+        [value for value in column if value is not None and math.isfinite(value)]
+        for column in zip(*series, strict=True)
+    ]
+    flattening = 0
+    for start in range(1, len(columns) // 3 + 1):
+        first, rest = columns[start - 1], [value for column in columns[start:] for value in column]
+        if rest and max(first, default=-math.inf) > 2 * max(rest) - min(rest) > max(rest):
+            flattening = start
+    rest = [value for column in columns[flattening:] for value in column]
+    if not flattening:
         return None
-    spread = max(rest) - min(rest) if rest else 0
-    is_flat = spread > 0 and max(first) > max(rest) + spread
-    return max(rest) + 0.3 * spread if is_flat else None
+    low, high = min(rest), max(rest)
+    return low - 0.05 * (high - low), high + 0.3 * (high - low)
 
 
-def mark_above(axes: Axes, x: Sequence[float], y: Sequence[float], form: str, colour: str) -> None:
+def brief(value: float) -> str:
+    """A number in three digits or so, however large."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def mark_above(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:
     """Mark where a curve leaves the axes at their top, with its highest value up there."""
     top = axes.get_ylim()[1]
     above = [i for i, value in enumerate(y) if math.isfinite(value) and value > top]
@@ -143,8 +154,8 @@ def mark_above(axes: Axes, x: Sequence[float], y: Sequence[float], form: str, co
         place = x[inside] + share * (x[outside] - x[inside])
     axes.plot([place], [top], "^", color=colour, markersize=7, clip_on=False)
     axes.annotate(
-        f"up to {max(y[i] for i in above):{form}}", (place, top),
-        xytext=(8 if falls else -8, -3), textcoords="offset points", va="top",
+        f"up to {brief(max(y[i] for i in above))}", (place, top),
+        xytext=(7 if falls else -7, 2), textcoords="offset points", va="bottom",
         ha="left" if falls else "right", fontsize=LABEL_SIZE - 2, color=colour,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from onecycle.results.figures.style import (
     QUIET_COLOUR,
     TEST_COLOUR,
     TRAIN_COLOUR,
-    calm_top,
+    calm_span,
     lying,
     mark_above,
     new_figure,
@@ -141,7 +141,7 @@ def plot_lr_finder(found: LRFinding, *, source: str) -> Figure:
         lowest, first = finite.min(), finite[: len(finite) // 4 + 1].max()
         if first > lowest:
             axes.set_ylim(lowest - 0.15 * (first - lowest), first + 0.35 * (first - lowest))
-            mark_above(axes, lrs, smoothed, ".3g", TRAIN_COLOUR)
+            mark_above(axes, lrs, smoothed, TRAIN_COLOUR)
     axes.set_xlabel("learning rate", fontsize=LABEL_SIZE)
     axes.set_ylabel("loss (nats)", fontsize=LABEL_SIZE)
     axes.legend(  # under the axis, for the lines may be anywhere, and above the rule
@@ -185,11 +185,11 @@ def _plot_epochs(axes: Axes, epochs: Sequence[EpochRecord], quantity: str, form:
                 numbers, values, line, color=colour, linewidth=2, markersize=4,
                 label=f"{split}, last epoch: {values[-1]:{form}}",
             )  # fmt: skip
-    top = calm_top([values for values, _ in curves]) if quantity == "loss" else None
-    if top is not None:
-        axes.set_ylim(top=top)
+    span = calm_span([values for values, _ in curves]) if quantity == "loss" else None
+    if span:
+        axes.set_ylim(span)
         for values, colour in curves:
-            mark_above(axes, numbers, values, ".3g", colour)
+            mark_above(axes, numbers, values, colour)
     axes.set_xlabel("epoch", fontsize=LABEL_SIZE)
     axes.set_xticks(whole_ticks(numbers[0], numbers[-1]))
     axes.legend(  # under the axis, for the curves may be anywhere

@@ -10,7 +10,7 @@ from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
-from onecycle.results.figures.style import whole_ticks
+from onecycle.results.figures.style import brief, whole_ticks
 
 MOST_POINTS = 400
 """Of a line: more than a screen can show would only weigh."""
@@ -173,8 +173,8 @@ def _above(series: Sequence[Series], to: _Scales) -> list[tuple[float, str]]:
     for s in series:
         above = [(x, y) for x, y in zip(s.x, s.y) if _is_number(y) and y > to.top]
         if above and s.kind == "line":
-            highest = max(y for _, y in above)
-            words.append((to.left(above[0][0]), f"{s.name} ↑ up to {highest:.3g}"))
+            highest = brief(max(y for _, y in above))
+            words.append((to.left(above[0][0]), f"{s.name} ↑ up to {highest}"))
     return words
 
 

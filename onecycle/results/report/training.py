@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onecycle.results.figures.style import calm_top
+from onecycle.results.figures.style import calm_span
 from onecycle.results.figures.training import SAMPLES_TITLE, samples_note
 
 from .charts import Axis, Series, chart, thinned
@@ -34,8 +34,8 @@ def curves(history: Sequence[Mapping]) -> str:
             f"epoch {epoch}: " + ", ".join(f"{s.name} {write(s.y[i])}" for s in series)
             for i, epoch in enumerate(epochs)
         ]
-        top = calm_top([s.y for s in series]) if quantity == "loss" else None
-        y = Axis(unit, None if top is None else (0.0, top), kind)
+        span = calm_span([s.y for s in series]) if quantity == "loss" else None
+        y = Axis(unit, span and (max(span[0], 0.0), span[1]), kind)
         charts.append(chart(quantity.capitalize(), series, texts, x=Axis("epoch"), y=y))
     columns = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
     rows = [[_cell(name, row[name]) for name in columns] for row in history]
