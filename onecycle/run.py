@@ -57,7 +57,7 @@ from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute, set_seed, tune_process
 from onecycle.training.group import Group
 from onecycle.training.loop import fit, predict
-from onecycle.training.progress import TrainingLog
+from onecycle.training.progress import TrainingLog, Watched
 from onecycle.training.signals import catch_signals
 
 MakeModel = Callable[[int], nn.Module]
@@ -173,7 +173,7 @@ class Run:
         self.extras = make_extras(recipe, self.model)
         stream = None if self.is_first else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self.log = TrainingLog(
-            len(self.train_loader), len(self.test),
+            len(self.train_loader), len(self.test), epochs=recipe.epochs,
             test_name=self.test.name.capitalize(), stream=stream,
         )  # fmt: skip
 
@@ -283,11 +283,15 @@ class Run:
         if self._evaluation is None:
             # Mirror images mean the same only if they were trained on.
             mirrored = self.recipe.flip_probability > 0
-            found = predict(self.model, self.test_loader, compute=self.compute, mirrored=mirrored)
+            loader = self.test_loader
+            if self.is_first:
+                share = -(-len(self.test) // self.compute.group.world_size)
+                loader = Watched(loader, "evaluating", share)
+            found = predict(self.model, loader, compute=self.compute, mirrored=mirrored)
             self._evaluation = evaluate_predictions(
                 found.probabilities, found.labels, self.test.classes,
                 mirrored=found.mirrored, indices=self.test.indices,
-                average_accuracy=accuracy_of_average(self),
+                files=self.test.files, average_accuracy=accuracy_of_average(self),
             )  # fmt: skip
             log_accuracy(self, self._evaluation)
         return self._evaluation

@@ -47,15 +47,29 @@ def _shown(value: Any) -> str:
     return f"{value:{form}}"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """Cells are escaped already; the first of a row names it."""
+MOST_ROWS = 25
+"""Of a table that is shown whole; a longer one scrolls under its head."""
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    totals: Sequence[Sequence[str]] = (),
+) -> str:
+    """Cells are escaped already; the first of a row names it. ``totals`` are its last rows."""
     heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join(
+    tall = " tall" if len(rows) > MOST_ROWS else ""
+    foot = f"<tfoot>{_rows(totals)}</tfoot>" if totals else ""
+    return (
+        f'<div class="scroll{tall}" tabindex="0" role="region" aria-label="{caption}"><table>'
+        f"<caption>{caption}</caption><thead><tr>{heads}</tr></thead>"
+        f"<tbody>{_rows(rows)}</tbody>{foot}</table></div>"
+    )
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
         for first, *rest in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
-        f"<caption>{caption}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
-        "</table></div>"
     )
