@@ -18,6 +18,7 @@ from onecycle.optim.muon import get_speedrun_optimizer, prepare_network
 from onecycle.optim.schedule import one_cycle
 from onecycle.recipe import Recipe
 from onecycle.results.folder import own_folder
+from onecycle.run_folder import describe_run
 from onecycle.training.compute import Compute
 from onecycle.training.progress import progress_bar
 
@@ -99,6 +100,12 @@ def new_rates(run: Run) -> dict[str, Any]:
     counts = f"{len(run.train):,} training images, {len(run.test):,} {run.test.name}"
     write(f"{run.train.source}: {counts}")
     write(f"{machine['device_name']}, {machine['precision']}, {machine['threads']} threads")
+    about = describe_run(run)
+    author = f" by {about['author']}" if about["author"] else ""
+    write(
+        f"{about['name']}{author}, begun {about['date']}, {about['parameters']:,} parameters, "
+        f"code {about['commit']}"
+    )
     with own_folder(run.folder, is_first=run.is_first):
         found = dataclasses.asdict(_find_rates(run)) if run.is_first else None
         found = run.compute.group.same(found)

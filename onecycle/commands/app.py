@@ -1,0 +1,195 @@
+"""onecycle app: a local web page to try a network."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import signal
+import socket
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onecycle.commands.common import TERMINATED, custom_resnet
+from onecycle.commands.options import check_weights
+from onecycle.errors import DataError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from onecycle.results.weights import WeightsFile
+
+ABOUT = (
+    "Try a network on a web page. Drop a picture and see the predictions and where the network "
+    "looked. The page is on this machine alone."
+)
+HOST = "127.0.0.1"
+PORTS_TRIED = 100
+TOP = 5
+SHOWN_PX = 320
+"""Least height and width of a picture on the page."""
+MOST_BYTES = 100_000_000
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add = parser.add_argument
+    # fmt: off
+    add("weights", metavar="WEIGHTS", help="a .safetensors file of the network")
+    add("--port", type=int, default=7860, metavar="N",
+        help="of the page, or the next that is free (%(default)s)")
+    add("--no-browser", action="store_true", help="do not open the page in a browser")
+    # fmt: on
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what can be refused without torch."""
+    if not 1 <= args.port <= 65535:
+        raise UsageError(f"--port is {args.port}; it must be from 1 to 65535")
+    check_weights(args.weights)
+    if importlib.util.find_spec("gradio") is None:
+        raise UsageError('the page needs gradio: pip install "onecycle[app]"')
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What is there after an interruption."""
+    return "nothing is written"
+
+
+def main(args: argparse.Namespace) -> int:
+    """Show the page until Ctrl-C or SIGTERM; the exit code."""
+    from onecycle.results.weights import load_weights
+    from onecycle.training.signals import catch_signals
+
+    weights = load_weights(args.weights)
+    model = custom_resnet().from_pretrained(weights)
+    with tempfile.TemporaryDirectory() as folder, catch_signals() as signals:
+        page = make_page(model, weights, folder)
+        page.launch(
+            server_name=HOST, server_port=free_port(args.port), share=False, quiet=True,
+            inbrowser=not args.no_browser, prevent_thread_lock=True, max_file_size=MOST_BYTES,
+        )  # fmt: skip
+        print(f"Open {page.local_url} (Ctrl-C ends it)", flush=True)
+        while not signals.stop():
+            time.sleep(0.2)
+        page.close(verbose=False)
+    return TERMINATED if signals.received == signal.SIGTERM else 0
+
+
+def free_port(start: int) -> int:
+    """The first port from ``start`` on that nothing listens on.
+
+    Raises:
+        StorageError: all that are tried are taken.
+    """
+    last = min(start + PORTS_TRIED - 1, 65535)
+    for port in range(start, last + 1):
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            try:
+                tried.bind((HOST, port))
+                return port
+            except OSError:
+                continue
+    raise StorageError(f"the ports {start} to {last} are taken; give another --port")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explained:
+    """What a network makes of a picture."""
+
+    guesses: dict[str, float]
+    """The most probable classes, the most probable first, with their probabilities, 0..1."""
+    seen: np.ndarray
+    """(H, W, 3) uint8: the picture as the network sees it, enlarged."""
+    looked: np.ndarray
+    """(H, W, 3) uint8: the same with the evidence for the first class laid over it."""
+
+
+def explain(model: nn.Module, weights: WeightsFile, content: bytes) -> Explained:
+    """Classify a picture and show where the network looked.
+
+    Args:
+        model: of the weights.
+        weights: with classes, mean and std.
+        content: of a picture file.
+
+    Raises:
+        DataError: it is no picture that can be read.
+    """
+    import torch
+
+    from onecycle.data.folder import read_picture
+    from onecycle.results.grad_cam import grad_cam
+    from onecycle.results.pictures import predict_pictures
+    from onecycle.results.report.sprites import heated
+
+    picture = read_picture(content)
+    normal = {"mean": weights.mean, "std": weights.std}
+    (guesses,) = predict_pictures(model, [picture], **normal, classes=weights.classes, top=TOP)
+    mean, std = (np.float32(numbers) for numbers in normal.values())
+    image = torch.from_numpy(((picture / np.float32(255) - mean) / std).transpose(2, 0, 1)[None])
+    heat = grad_cam(model, image, [weights.classes.index(guesses[0].label)])
+    return Explained(
+        {guess.label: guess.probability for guess in guesses},
+        _enlarged(picture),
+        _enlarged(heated(picture[None], heat)[0]),
+    )
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    factor = -(-SHOWN_PX // len(picture))  # whole, so that the pixels stay squares
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def answer(model: nn.Module, weights: WeightsFile, content: bytes | None) -> tuple:
+    """What the page shows for a file: message, predictions, picture and map; None hides a part."""
+    if content is None:
+        return "", None, None, None
+    try:
+        found = explain(model, weights, content)
+    except DataError as error:
+        return str(error), None, None, None
+    return "", found.guesses, found.seen, found.looked
+
+
+def make_page(model: nn.Module, weights: WeightsFile, folder: str) -> Any:
+    """The page as gradio's ``Blocks``.
+
+    Args:
+        model: of the weights.
+        weights: with classes, mean and std.
+        folder: for the pictures that are dropped on the page.
+    """
+    # gradio reads them when it is imported. It would report its use and keep a history.
+    os.environ |= {
+        "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "GRADIO_RUN_HISTORY": "False", "GRADIO_TEMP_DIR": folder, "GRADIO_SHARE": "False",
+    }  # fmt: skip
+    import gradio
+
+    name = Path(weights.file).name
+    with gradio.Blocks(title=f"onecycle: {name}", analytics_enabled=False) as page:
+        gradio.Markdown(
+            f"# Try the network\n\n`{name}` was trained on {weights.source} and knows "
+            f"{len(weights.classes)} classes. It answers with one of them whatever the picture shows."
+        )
+        with gradio.Row():
+            with gradio.Column():
+                file = gradio.File(label="Picture", type="binary", height=180)
+                message = gradio.Markdown()
+                guesses = gradio.Label(label="Predictions", num_top_classes=TOP)
+            with gradio.Column():
+                shown = {"interactive": False, "height": SHOWN_PX + 40}
+                seen = gradio.Image(label="As the network sees it", **shown)
+                looked = gradio.Image(label="Where it looked (Grad-CAM)", **shown)
+        file.change(
+            lambda content: answer(model, weights, content),
+            file, [message, guesses, seen, looked], concurrency_limit=1,
+        )  # fmt: skip
+    return page
