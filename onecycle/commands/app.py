@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib.util
+import io
 import os
 import signal
 import socket
 import tempfile
 import time
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +35,7 @@ HOST = "127.0.0.1"
 PORTS_TRIED = 100
 TOP = 5
 SHOWN_PX = 320
-"""Least height and width of a picture on the page."""
+"""Height and width of a picture on the page, at most."""
 MOST_BYTES = 100_000_000
 
 
@@ -106,7 +109,7 @@ class Explained:
     guesses: dict[str, float]
     """The most probable classes, the most probable first, with their probabilities, 0..1."""
     seen: np.ndarray
-    """(H, W, 3) uint8: the picture as the network sees it, enlarged."""
+    """(H, W, 3) uint8: the picture as the network sees it."""
     looked: np.ndarray
     """(H, W, 3) uint8: the same with the evidence for the first class laid over it."""
 
@@ -137,25 +140,37 @@ def explain(model: nn.Module, weights: WeightsFile, content: bytes) -> Explained
     heat = grad_cam(model, image, [weights.classes.index(guesses[0].label)])
     return Explained(
         {guess.label: guess.probability for guess in guesses},
-        _enlarged(picture),
-        _enlarged(heated(picture[None], heat)[0]),
+        picture,
+        heated(picture[None], heat)[0],
     )
 
 
-def _enlarged(picture: np.ndarray) -> np.ndarray:
-    factor = -(-SHOWN_PX // len(picture))  # whole, so that the pixels stay squares
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def answer(model: nn.Module, weights: WeightsFile, content: bytes | None) -> tuple:
-    """What the page shows for a file: message, predictions, picture and map; None hides a part."""
+def answer(
+    model: nn.Module, weights: WeightsFile, content: bytes | None
+) -> tuple[dict[str, float] | None, str]:
+    """What the page shows for a file: the predictions, and pictures or a message as HTML."""
     if content is None:
-        return "", None, None, None
+        return None, ""
     try:
         found = explain(model, weights, content)
     except DataError as error:
-        return str(error), None, None, None
-    return "", found.guesses, found.seen, found.looked
+        return None, f'<p role="alert">{escape(str(error))}</p>'
+    looked = f"Where it looked for {next(iter(found.guesses))} (Grad-CAM)"
+    shown = _figure(found.seen, "As the network sees it") + _figure(found.looked, looked)
+    return found.guesses, f'<div style="display:flex;flex-wrap:wrap;gap:1.5rem">{shown}</div>'
+
+
+def _figure(picture: np.ndarray, caption: str) -> str:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG")
+    data, caption = base64.b64encode(stream.getvalue()).decode(), escape(caption)
+    return (
+        f'<figure style="margin:0;flex:1;min-width:14rem;max-width:{SHOWN_PX}px">'
+        f'<img src="data:image/png;base64,{data}" alt="{caption}" '
+        f'style="width:100%;image-rendering:pixelated"><figcaption>{caption}</figcaption></figure>'
+    )
 
 
 def make_page(model: nn.Module, weights: WeightsFile, folder: str) -> Any:
@@ -181,15 +196,13 @@ def make_page(model: nn.Module, weights: WeightsFile, folder: str) -> Any:
         )
         with gradio.Row():
             with gradio.Column():
+                # Not gradio's Image, which reads the file itself and fails on a damaged one.
                 file = gradio.File(label="Picture", type="binary", height=180)
-                message = gradio.Markdown()
                 guesses = gradio.Label(label="Predictions", num_top_classes=TOP)
             with gradio.Column():
-                shown = {"interactive": False, "height": SHOWN_PX + 40}
-                seen = gradio.Image(label="As the network sees it", **shown)
-                looked = gradio.Image(label="Where it looked (Grad-CAM)", **shown)
+                shown = gradio.HTML()
         file.change(
             lambda content: answer(model, weights, content),
-            file, [message, guesses, seen, looked], concurrency_limit=1,
+            file, [guesses, shown], concurrency_limit=1,
         )  # fmt: skip
     return page

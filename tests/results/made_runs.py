@@ -18,11 +18,9 @@ def make_run(
     labels = np.arange(images) % len(classes)
     said = labels.copy()
     said[list(wrong)] = (labels[list(wrong)] + 1) % len(classes)
-    probabilities = np.full((images, len(classes)), 0.1 / (len(classes) - 1))
-    probabilities[np.arange(images), said] = 0.9
-    # The confidence of an image rises with its number.
-    sure = np.linspace(0.5, 0.99, images)[:, None]
-    probabilities = sure * np.eye(len(classes))[said] + (1 - sure) * probabilities
+    sure = np.linspace(0.6, 0.99, images)  # the confidence of an image rises with its number
+    probabilities = np.repeat((1 - sure)[:, None] / (len(classes) - 1), len(classes), axis=1)
+    probabilities[np.arange(images), said] = sure
     evaluation = evaluate_predictions(probabilities, labels, classes)
     history = History(
         epochs=[
