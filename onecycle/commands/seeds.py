@@ -112,8 +112,9 @@ def train_each(
         write_file(args.out / SUMMARY_FILE, to_json(summary))
         accuracy = summary["accuracy"]
         print(
-            f"Accuracy of {len(runs)} seeds: mean {accuracy['mean']:.2%}, standard deviation "
-            f"{accuracy['std']:.2%}, worst {accuracy['worst']:.2%} (seed {summary['worst_seed']})"
+            f"Accuracy of {len(runs)} seeds: mean {100 * accuracy['mean']:.2f} %, standard deviation "
+            f"{100 * accuracy['std']:.2f} %, worst {100 * accuracy['worst']:.2f} % "
+            f"(seed {summary['worst_seed']})"
         )
         write_page([run.out for run in runs], args.out / PAGE)
     return 0

@@ -40,8 +40,8 @@ def definitions(facts: Mapping[str, Any]) -> str:
         if isinstance(value, (list, tuple)):
             value = ", ".join(map(shown, value))
         if value is not None and value != "" and not isinstance(value, Mapping):
-            label, shown = escape(str(name).replace("_", " ")), escape(shown(value))
-            rows.append(f"<dt>{label}</dt><dd>{shown}</dd>")
+            label = escape(str(name).replace("_", " "))
+            rows.append(f"<dt>{label}</dt><dd>{escape(shown(value))}</dd>")
     return f'<dl class="facts">{"".join(rows)}</dl>'
 
 
