@@ -377,7 +377,8 @@ class Run:
 
     def _reopen(self, results: dict[str, Any]) -> None:
         self.history, self._finding, self.log.lines = reopen(self.folder, results, self.model)
-        self.origin = results.get("run", {}) | self.origin
+        stored = results.get("run")
+        self.origin = (stored if isinstance(stored, dict) else {}) | self.origin
         self._finished = True
 
     def loader(self, *, train: bool, shared: bool) -> Any:

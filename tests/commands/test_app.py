@@ -61,7 +61,9 @@ def test_the_predictions_are_those_of_the_command_predict(model, weights, photo)
 def test_the_map_lies_over_the_picture_that_the_network_sees(model, weights, photo):
     found = app.explain(model, weights, photo)
     assert np.array_equal(found.seen, read_picture(photo))
-    normalise = get_test_batch_transform(found.seen[None], weights.mean, weights.std)
+    normalise = get_test_batch_transform(
+        found.seen[None].copy(), weights.mean, weights.std, device=torch.device("cpu")
+    )
     best = CLASSES.index(next(iter(found.guesses)))
     image = normalise(torch.tensor([0]), 0)
     expected = heated(found.seen[None], grad_cam(model, image, [best]))[0]
