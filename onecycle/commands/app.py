@@ -16,13 +16,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onecycle.commands.common import TERMINATED, custom_resnet
 from onecycle.commands.options import check_weights
 from onecycle.errors import DataError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from onecycle.results.weights import WeightsFile
@@ -125,6 +124,7 @@ def explain(model: nn.Module, weights: WeightsFile, content: bytes) -> Explained
     Raises:
         DataError: it is no picture that can be read.
     """
+    import numpy as np
     import torch
 
     from onecycle.data.folder import read_picture
