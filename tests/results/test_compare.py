@@ -1,3 +1,4 @@
+import math
 import re
 from html.parser import HTMLParser
 
@@ -222,6 +223,8 @@ def test_results_from_before_runs_had_names_still_open(tmp_path):
         (lambda results: results.update(learning_rate=None), "is not whole"),
         (lambda results: results["history"].append(3), "is not whole"),
         (lambda results: results["evaluation"].update(errors=7), "errors.csv has 1 images of 7"),
+        (lambda results: results["evaluation"].update(errors=70), "70 errors of 60 images"),
+        (lambda results: results["evaluation"].update(images=math.inf), "is not whole"),
         (lambda results: results.update(run="mine"), "is not whole"),
         (lambda results: results["run"].update(seconds="long"), "is not whole"),
     ],

@@ -93,7 +93,7 @@ def _read_run(folder: Path) -> FinishedRun:
         )
     try:
         return _parsed(folder, results, _read_errors(folder))
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder} is not whole ({type(error).__name__}: {error}); train again in another folder"
         ) from error
@@ -109,7 +109,9 @@ def _parsed(
         str(score["name"]): (number(score["recall"]), int(score["support"]))
         for score in evaluation["classes"]
     }
-    wrong = int(evaluation["errors"])
+    images, wrong = int(evaluation["images"]), int(evaluation["errors"])
+    if not 0 <= wrong <= images > 0:
+        raise ValueError(f"{wrong} errors of {images} images")
     if errors is not None and len(errors) != wrong:
         raise ValueError(f"errors.csv has {len(errors)} images of {wrong}")
     digests = results.get("images_sha256")
@@ -119,7 +121,7 @@ def _parsed(
         label=_shortened(name),
         about={
             "name": name,
-            "date": origin.get("date") and str(origin["date"]),
+            "date": str(origin["date"]) if origin.get("date") else None,
             "seconds": number(origin.get("seconds", results.get("seconds", {}).get("train"))),
             "parameters": None if parameters is None else int(parameters),
         },
@@ -127,7 +129,7 @@ def _parsed(
         curves={key: [number(row.get(key)) for row in results["history"]] for key in CURVES},
         accuracy=float(evaluation["accuracy"]),
         loss=float(evaluation["loss"]),
-        images=int(evaluation["images"]),
+        images=images,
         wrong=wrong,
         lr_max=float(results["learning_rate"]["lr_max"]),
         classes=classes,
