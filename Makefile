@@ -49,7 +49,7 @@ test-oldest: ## the same with the lowest versions that requirements.txt allows
 notebook: $(INSTALLED) ## execute the notebook in place
 	$(PY) scripts/run_notebook.py S10_Assignment.ipynb
 
-publish: $(INSTALLED) ## README, docs, images/, results/ and weights/ from a run; RUN=folder of the run
+publish: $(INSTALLED) ## README, docs, images/, results/ and onecycle/weights/ from a run; RUN=folder of the run
 	$(PY) scripts/publish.py "$(RUN)"
 
 docs: $(INSTALLED) ## docs/api/ from the docstrings

@@ -44,7 +44,7 @@ def test_own_classes_train_with_the_same_command_and_are_recognised(own, tmp_pat
     assert commands.main(["train", "--data-dir", str(own), *arguments]) == 0
     results = json.loads((out / "results.json").read_text("utf-8"))
     assert results["data"]["classes"] == sorted(SHAPES)
-    assert results["data"]["source"] == "image folder"
+    assert results["data"]["source"] == "own"
     assert results["final"]["test_accuracy"] > 0.6  # chance is a third
 
     stored = torch.load(out / "model.pt", weights_only=True)
@@ -67,10 +67,10 @@ def test_own_classes_train_with_the_same_command_and_are_recognised(own, tmp_pat
     [
         (lambda own: (own / "test" / "круг" / "0.png").write_bytes(b"no"), "0.png"),
         (lambda own: [f.unlink() for f in (own / "train" / "四角").iterdir()], "四角"),
-        (lambda own: (own / "test").rename(own.parent / "moved"), "no folder test/"),
-        (lambda own: (own / "train").rename(own.parent / "moved"), "no folder train/"),
+        (lambda own: (own / "train").rename(own.parent / "moved"), "none to train on"),
+        (lambda own: (own / "test" / "круг").rename(own / "test" / "other"), "other"),
     ],
-    ids=["unreadable", "empty class", "no test", "no train"],
+    ids=["unreadable", "empty class", "no train", "other class"],
 )
 def test_a_folder_that_will_not_do_is_one_line_and_leaves_nothing(
     own, tmp_path, capfd, damage, said
