@@ -16,8 +16,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.commands.common import TERMINATED, custom_resnet
-from onecycle.commands.options import check_weights
+from onecycle.commands.common import TERMINATED
+from onecycle.commands.options import add_model, check_weights
+from onecycle.commands.predict import WEIGHTS_FILE
 from onecycle.errors import DataError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
     # fmt: off
-    add("weights", metavar="WEIGHTS", help="a .safetensors file of the network")
+    add("weights", nargs="?", metavar="WEIGHTS", type=Path,
+        help="a .safetensors file of the network, or the folder of a run (the published ones)")
+    add_model(parser, "what the file of weights says")
     add("--port", type=int, default=7860, metavar="N",
         help="of the page, or the next that is free (%(default)s)")
     add("--no-browser", action="store_true", help="do not open the page in a browser")
@@ -53,7 +56,10 @@ def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused without torch."""
     if not 1 <= args.port <= 65535:
         raise UsageError(f"--port is {args.port}; it must be from 1 to 65535")
-    check_weights(args.weights)
+    if args.weights is not None:
+        if args.weights.is_dir():
+            args.weights = args.weights / WEIGHTS_FILE
+        check_weights(args.weights)
     if importlib.util.find_spec("gradio") is None:
         raise UsageError('the page needs gradio: pip install "onecycle[app]"')
 
@@ -65,11 +71,12 @@ def kept(args: argparse.Namespace) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Show the page until Ctrl-C or SIGTERM; the exit code."""
-    from onecycle.results.weights import load_weights
+    from onecycle.results.networks import network_of
+    from onecycle.results.weights import PUBLISHED, load_weights
     from onecycle.training.signals import catch_signals
 
-    weights = load_weights(args.weights)
-    model = custom_resnet().from_pretrained(weights)
+    weights = load_weights(args.weights or PUBLISHED)
+    model = network_of(weights, args.model)
     with tempfile.TemporaryDirectory() as folder, catch_signals() as signals:
         page = make_page(model, weights, folder)
         page.launch(
@@ -109,8 +116,9 @@ class Explained:
     """The most probable classes, the most probable first, with their probabilities, 0..1."""
     seen: np.ndarray
     """(H, W, 3) uint8: the picture as the network sees it."""
-    looked: np.ndarray
-    """(H, W, 3) uint8: the same with the evidence for the first class laid over it."""
+    looked: np.ndarray | None
+    """(H, W, 3) uint8: the same with the evidence for the first class laid over it; None if no
+    layer of the network has a map."""
 
 
 def explain(model: nn.Module, weights: WeightsFile, content: bytes) -> Explained:
@@ -127,22 +135,22 @@ def explain(model: nn.Module, weights: WeightsFile, content: bytes) -> Explained
     import numpy as np
     import torch
 
-    from onecycle.data.folder import read_picture
-    from onecycle.results.grad_cam import grad_cam
+    from onecycle.data.pictures import read_picture
+    from onecycle.results.grad_cam import choose_layer, grad_cam
     from onecycle.results.pictures import predict_pictures
     from onecycle.results.report.sprites import heated
 
-    picture = read_picture(content)
+    resize = weights.recipe.get("resize") or "crop"
+    picture = read_picture(content, weights.image_size, resize=resize)
     normal = {"mean": weights.mean, "std": weights.std}
     (guesses,) = predict_pictures(model, [picture], **normal, classes=weights.classes, top=TOP)
     mean, std = (np.float32(numbers) for numbers in normal.values())
     image = torch.from_numpy(((picture / np.float32(255) - mean) / std).transpose(2, 0, 1)[None])
-    heat = grad_cam(model, image, [weights.classes.index(guesses[0].label)])
-    return Explained(
-        {guess.label: guess.probability for guess in guesses},
-        picture,
-        heated(picture[None], heat)[0],
-    )
+    looked = None
+    if layer := choose_layer(model, image):
+        heat = grad_cam(model, image, [weights.classes.index(guesses[0].label)], layer)
+        looked = heated(picture[None], heat)[0]
+    return Explained({guess.label: guess.probability for guess in guesses}, picture, looked)
 
 
 def answer(
@@ -155,8 +163,10 @@ def answer(
         found = explain(model, weights, content)
     except DataError as error:
         return None, f'<p role="alert">{escape(str(error))}</p>'
-    looked = f"Where it looked for {next(iter(found.guesses))} (Grad-CAM)"
-    shown = _figure(found.seen, "As the network sees it") + _figure(found.looked, looked)
+    shown = _figure(found.seen, "As the network sees it")
+    if found.looked is not None:
+        best = next(iter(found.guesses))
+        shown += _figure(found.looked, f"Where it looked for {best} (Grad-CAM)")
     return found.guesses, f'<div style="display:flex;flex-wrap:wrap;gap:1.5rem">{shown}</div>'
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onecycle.commands.predict import check_writable
+from onecycle.commands.common import check_output
 from onecycle.errors import StorageError, UsageError
 from onecycle.files import write_file
 
@@ -34,7 +34,7 @@ def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused without torch."""
     if len(args.runs) < 2:
         raise UsageError(f"one run, {args.runs[0]}, is named; name two or more to compare")
-    check_writable(args.out)
+    check_output(args.out, force=True)
     if not args.force:
         check_page(args.out)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import io
 import re
@@ -12,7 +13,7 @@ from models import CustomResNet
 from onecycle import commands
 from onecycle.commands import app
 from onecycle.data.augmentation import get_test_batch_transform
-from onecycle.data.folder import read_picture
+from onecycle.data.pictures import read_picture
 from onecycle.errors import DataError, StorageError
 from onecycle.results.grad_cam import grad_cam
 from onecycle.results.pictures import predict_pictures
@@ -72,6 +73,13 @@ def test_the_map_lies_over_the_picture_that_the_network_sees(model, weights, pho
     assert np.abs(found.looked.astype(int) - other).max() > 20
 
 
+def test_a_network_without_a_map_and_pictures_of_another_size(weights, photo):
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 7))
+    small = dataclasses.replace(weights, recipe={"image_size": 16})
+    found = app.explain(flat, small, photo)
+    assert found.looked is None and found.seen.shape == (16, 16, 3)
+
+
 def test_the_page_shows_both_pictures_and_escapes_class_names(model, weights, photo, monkeypatch):
     monkeypatch.setattr(app, "explain", lambda *_: app.Explained(
         {"<b>cat</b>": 1.0}, np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 3), np.uint8)
@@ -113,6 +121,7 @@ def test_no_free_port_is_told(monkeypatch):
         (["nowhere.safetensors"], 4, "nowhere.safetensors does not exist"),
         (["{file}", "--port", "0"], 2, "--port is 0"),
         (["{file}"], 2, 'pip install "onecycle[app]"'),
+        (["."], 4, "model.safetensors does not exist"),
     ],
 )
 def test_what_is_missing_is_one_line(file, capsys, monkeypatch, words, code, said):
