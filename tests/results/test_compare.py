@@ -66,7 +66,7 @@ def page_of(*folders, **options):
 def test_the_table_has_accuracy_interval_and_origin_of_each_run(tmp_path):
     one = make_run(tmp_path / "one", wrong=range(6), name="first")
     two = make_run(tmp_path / "two", wrong=range(3))
-    head, first, second = page_of(one, two).table("After the last epoch")
+    head, first, second = page_of(one, two).table("The trained networks")
     row = dict(zip(head, first, strict=True))
     assert (row["run"], row["accuracy"], row["95 % interval"]) == (
         "first", "90.00%", "79.85% to 95.34%",
@@ -106,7 +106,7 @@ def test_runs_on_other_images_are_shown_without_the_test(tmp_path):
     assert "other was not evaluated on the same images as first" in page.text
     assert "Differences from the first run" not in page.tables
     assert not [caption for caption in page.tables if caption.startswith("Right in")]
-    assert len(page.table("After the last epoch")) == 3
+    assert len(page.table("The trained networks")) == 3
 
 
 def test_without_digests_source_and_number_tell_whether_the_images_are_the_same(tmp_path):
@@ -174,7 +174,7 @@ def test_many_runs_and_classes_make_a_whole_page(tmp_path, count, classes):
     page = page_of(*folders)
     rows = page.table("Accuracy of each class")
     assert (len(rows), len(rows[0])) == (classes + 1, count + 2)
-    labels = [row[0] for row in page.table("After the last epoch")[1:]]
+    labels = [row[0] for row in page.table("The trained networks")[1:]]
     assert len(set(labels)) == count  # though all have one name
     assert max(map(len, labels)) < 45
 
@@ -208,7 +208,7 @@ def older(results):
 def test_results_from_before_runs_had_names_still_open(tmp_path):
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
     change(one, older)
-    head, first, _ = page_of(one, two).table("After the last epoch")
+    head, first, _ = page_of(one, two).table("The trained networks")
     row = dict(zip(head, first, strict=True))
     assert (row["run"], row["parameters"], row["begun"]) == ("one", "–", "–")
     assert row["training"] == "6.0 s"

@@ -34,7 +34,7 @@ def overview(runs: Sequence[FinishedRun], links: Sequence[str | None]) -> str:
         ])  # fmt: skip
     columns = ("run", "accuracy", "95 % interval", "", "loss, nats", "LRMAX", "parameters",
                "training", "begun")  # fmt: skip
-    return table(columns, rows, "After the last epoch") + (
+    return table(columns, rows, "The trained networks") + (
         "<p>The interval (Wilson) is where the accuracy on all images of this kind lies, as far as "
         "this number of images tells.</p>"
     )
