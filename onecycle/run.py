@@ -282,10 +282,10 @@ class Run:
                 found.probabilities, found.labels, self.test.classes,
                 mirrored=found.mirrored, indices=self.test.indices,
             )  # fmt: skip
+            seconds = describe_run(self)["seconds"]
             self.log.write(
                 f"Accuracy {100 * self._evaluation.accuracy:.2f} % on {len(self.test):,} "
-                f"{self.test.name} ({self.train.source}) after {describe_run(self)['seconds']:.1f} s "
-                "of training"
+                f"{self.test.name} ({self.train.source}) after {seconds:.1f} s of training"
             )
         return self._evaluation
 

@@ -1,4 +1,4 @@
-"""The command line: onecycle ``train``, ``evaluate``, ``compare``, ``predict``, ``app``, ``export``.
+"""The command line: ``onecycle train``, ``evaluate``, ``compare`` and others, see ``COMMANDS``.
 
 A command is a module with ``ABOUT`` (its description), ``add_options(parser)``, ``check(args)`` for
 what can be refused before torch is imported, ``main(args)``, which gives the exit code, and

@@ -202,7 +202,8 @@ def make_page(model: nn.Module, weights: WeightsFile, folder: str) -> Any:
     with gradio.Blocks(title=f"onecycle: {name}", analytics_enabled=False) as page:
         gradio.Markdown(
             f"# Try the network\n\n`{name}` was trained on {weights.source} and knows "
-            f"{len(weights.classes)} classes. It answers with one of them whatever the picture shows."
+            f"{len(weights.classes)} classes. It answers with one of them whatever the picture "
+            "shows."
         )
         with gradio.Row():
             with gradio.Column():

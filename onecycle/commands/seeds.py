@@ -110,11 +110,10 @@ def train_each(
     if is_first:
         summary = summarise(runs)
         write_file(args.out / SUMMARY_FILE, to_json(summary))
-        accuracy = summary["accuracy"]
+        mean, std, worst = (100 * summary["accuracy"][name] for name in ("mean", "std", "worst"))
         print(
-            f"Accuracy of {len(runs)} seeds: mean {100 * accuracy['mean']:.2f} %, standard deviation "
-            f"{100 * accuracy['std']:.2f} %, worst {100 * accuracy['worst']:.2f} % "
-            f"(seed {summary['worst_seed']})"
+            f"Accuracy of {len(runs)} seeds: mean {mean:.2f} %, standard deviation {std:.2f} %, "
+            f"worst {worst:.2f} % (seed {summary['worst_seed']})"
         )
         write_page([run.out for run in runs], args.out / PAGE)
     return 0

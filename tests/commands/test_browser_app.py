@@ -74,7 +74,9 @@ def test_a_picture_gives_predictions_and_a_map_and_another_file_one_line(
     browser.get(address)
 
     def drop(name):
-        field = wait_for(lambda: browser.find_elements("css selector", "input[type=file]"), "the field")
+        field = wait_for(
+            lambda: browser.find_elements("css selector", "input[type=file]"), "the field"
+        )
         field[0].send_keys(str(tmp_path / name))
 
     def pictures():

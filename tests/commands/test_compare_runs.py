@@ -57,7 +57,9 @@ def test_only_a_page_of_its_own_is_replaced_without_force(runs, tmp_path, capsys
         (["{one}", "{two}", "--out", "."], 6, "it is a folder"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys, words, code, said):
+def test_what_cannot_be_compared_is_one_line(
+    runs, tmp_path, monkeypatch, capsys, words, code, said
+):
     monkeypatch.chdir(tmp_path)
     words = [word.format(one=runs[0], two=runs[1]) for word in words]
     assert compare(*words) == code

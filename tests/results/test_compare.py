@@ -193,9 +193,7 @@ def test_texts_are_escaped_and_nothing_is_fetched(tmp_path):
 def test_names_lead_to_the_reports_from_where_the_page_is(tmp_path):
     one, two = make_run(tmp_path / "runs/a b#1"), make_run(tmp_path / "runs/two")
     (two / "report.html").unlink()
-    assert page_of(one, two, out_dir=tmp_path / "pages").links == [
-        "../runs/a%20b%231/report.html"
-    ]
+    assert page_of(one, two, out_dir=tmp_path / "pages").links == ["../runs/a%20b%231/report.html"]
     assert page_of(one, two).links == []
 
 

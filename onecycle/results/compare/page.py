@@ -108,12 +108,13 @@ def _images(runs: Sequence[FinishedRun], pairs: Sequence[Pair | str]) -> str:
         if isinstance(found, str):
             continue
         name = escape(other.label)
+        captions = {
+            f"Right in {name}, wrong in {first}": found.only_second,
+            f"Right in {first}, wrong in {name}": found.only_first,
+        }
         lists = "".join(
-            f"<div>{tables.image_list(errors, f'Right in {right}, wrong in {wrong}', MOST_IMAGES)}</div>"
-            for errors, right, wrong in (
-                (found.only_second, name, first),
-                (found.only_first, first, name),
-            )
+            f"<div>{tables.image_list(errors, caption, MOST_IMAGES)}</div>"
+            for caption, errors in captions.items()
         )
         shown = " open" if len(runs) == 2 else ""
         parts.append(

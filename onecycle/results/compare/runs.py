@@ -95,7 +95,8 @@ def _read_run(folder: Path) -> FinishedRun:
         return _parsed(folder, results, _read_errors(folder))
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} is not whole ({type(error).__name__}: {error}); train again in another folder"
+            f"{folder} is not whole ({type(error).__name__}: {error}); "
+            "train again in another folder"
         ) from error
 
 
@@ -104,9 +105,8 @@ def _parsed(
 ) -> FinishedRun:
     origin, data, evaluation = results.get("run", {}), results["data"], results["evaluation"]
     name = str(origin.get("name") or folder.resolve().name)
-    number = lambda value: None if value is None else float(value)
     classes = {
-        str(score["name"]): (number(score["recall"]), int(score["support"]))
+        str(score["name"]): (_number(score["recall"]), int(score["support"]))
         for score in evaluation["classes"]
     }
     images, wrong = int(evaluation["images"]), int(evaluation["errors"])
@@ -122,11 +122,11 @@ def _parsed(
         about={
             "name": name,
             "date": str(origin["date"]) if origin.get("date") else None,
-            "seconds": number(origin.get("seconds", results.get("seconds", {}).get("train"))),
+            "seconds": _number(origin.get("seconds", results.get("seconds", {}).get("train"))),
             "parameters": None if parameters is None else int(parameters),
         },
         settings=_settings(results, origin),
-        curves={key: [number(row.get(key)) for row in results["history"]] for key in CURVES},
+        curves={key: [_number(row.get(key)) for row in results["history"]] for key in CURVES},
         accuracy=float(evaluation["accuracy"]),
         loss=float(evaluation["loss"]),
         images=images,
@@ -140,6 +140,10 @@ def _parsed(
         digest=digests and str(digests[1]),
         errors=errors,
     )  # fmt: skip
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _settings(results: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:

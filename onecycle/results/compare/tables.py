@@ -17,13 +17,17 @@ def overview(runs: Sequence[FinishedRun], links: Sequence[str | None]) -> str:
     """What each run is, and its accuracy with the interval in which it can lie."""
     bounds = [wilson_interval(run.images - run.wrong, run.images) for run in runs]
     low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
-    place = lambda value: f"{100 * (value - low) / (high - low or 1):.1f}%"
+
+    def place(value: float) -> str:
+        return f"{100 * (value - low) / (high - low or 1):.1f}%"
+
     rows = []
     for number, (run, link, (least, most)) in enumerate(zip(runs, links, bounds, strict=True)):
         about = run.about
         drawn = (
             f'<span class="interval" aria-hidden="true"><i style="left:{place(least)};'
-            f'right:calc(100% - {place(most)})"></i><b style="left:{place(run.accuracy)}"></b></span>'
+            f'right:calc(100% - {place(most)})"></i><b style="left:{place(run.accuracy)}"></b>'
+            "</span>"
         )
         parameters = about["parameters"]
         rows.append([
@@ -88,13 +92,10 @@ def classes(runs: Sequence[FinishedRun]) -> str:
 
 
 def image_list(errors: Sequence[ImageError], caption: str, most: int) -> str:
-    """Misclassified images, ``most`` at most, with the number of the rest; the caption is escaped."""
+    """The first ``most`` misclassified images and the number of the rest; the caption is HTML."""
     if not errors:
         return f'<p class="axis">{caption}: none</p>'
-    rows = [
-        [escape(error.image), escape(error.true), escape(error.predicted), percent(error.probability, 0)]
-        for error in errors[:most]
-    ]  # fmt: skip
+    rows = [[*map(escape, error[:3]), percent(error.probability, 0)] for error in errors[:most]]
     rest = len(errors) - len(rows)
     more = f"<p>and {rest:,} more</p>" if rest else ""
     columns = ("image", "true class", "predicted as", "probability")
