@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import base64
-import importlib.util
 import io
 import os
+import re
 import signal
 import socket
 import tempfile
 import time
 from dataclasses import dataclass
 from html import escape
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ TOP = 5
 SHOWN_PX = 320
 """Height and width of a picture on the page, at most."""
 MOST_BYTES = 100_000_000
+GRADIO = (6, 31)
+"""Pages of older versions fetch fonts and a script from other sites."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +63,16 @@ def check(args: argparse.Namespace) -> None:
         if args.weights.is_dir():
             args.weights = args.weights / WEIGHTS_FILE
         check_weights(args.weights)
-    if importlib.util.find_spec("gradio") is None:
-        raise UsageError('the page needs gradio: pip install "onecycle[app]"')
+    try:
+        found = tuple(map(int, re.findall(r"\d+", metadata.version("gradio"))[:2]))
+    except metadata.PackageNotFoundError:
+        found = ()
+    if found < GRADIO:
+        here = f", and {'.'.join(map(str, found))} is here" if found else ""
+        raise UsageError(
+            f"the page needs gradio {'.'.join(map(str, GRADIO))} or newer{here}: "
+            'pip install "onecycle[app]"'
+        )
 
 
 def kept(args: argparse.Namespace) -> str:

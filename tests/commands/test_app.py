@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.util
 import io
 import re
 import socket
@@ -120,15 +119,28 @@ def test_no_free_port_is_told(monkeypatch):
     [
         (["nowhere.safetensors"], 4, "nowhere.safetensors does not exist"),
         (["{file}", "--port", "0"], 2, "--port is 0"),
-        (["{file}"], 2, 'pip install "onecycle[app]"'),
         (["."], 4, "model.safetensors does not exist"),
     ],
 )
-def test_what_is_missing_is_one_line(file, capsys, monkeypatch, words, code, said):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *_: None if name == "gradio" else find(name)
-    )
+def test_what_is_missing_is_one_line(file, capsys, words, code, said):
     assert commands.main(["app", *(word.format(file=file) for word in words)]) == code
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [(None, "needs gradio 6.31 or newer: pip"), ("5.50.0", "newer, and 5.50 is here: pip")],
+)
+def test_without_the_package_or_with_an_older_one_its_installation_is_told(
+    file, capsys, monkeypatch, found, said
+):
+    def version(name):
+        if found is None:
+            raise app.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(app.metadata, "version", version)
+    assert commands.main(["app", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and '"onecycle[app]"' in error and error.count("\n") == 1
