@@ -54,14 +54,14 @@ def settings(runs: Sequence[FinishedRun]) -> str:
             texts = [_text(value) for value in values]
             if len(set(texts)) == 1:  # they differ in what is not shown
                 texts = [str(value) for value in values]
-            rows.append([_first(name.replace("_", " ")), *map(escape, texts)])
+            rows.append([_wrapped(name.replace("_", " ")), *map(escape, texts)])
     if not rows:
         return "<p>Recipe, parts, images, machine and code are the same.</p>"
     columns = ("setting", *(run.label for run in runs))
     return f'<div class="many">{table(columns, rows, "Only what differs")}</div>'
 
 
-def _first(text: str) -> str:
+def _wrapped(text: str) -> str:
     return f'<span class="run">{escape(text)}</span>'
 
 
@@ -86,7 +86,7 @@ def classes(runs: Sequence[FinishedRun]) -> str:
         ]
         counts = sorted({count for _, count in found})
         images = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-        rows.append([_first(name), images, *cells])
+        rows.append([_wrapped(name), images, *cells])
     columns = ("class", "images", *(run.label for run in runs))
     return f'<div class="many">{table(columns, rows, "Accuracy of each class (recall)")}</div>'
 
@@ -95,7 +95,7 @@ def image_list(errors: Sequence[ImageError], caption: str, most: int) -> str:
     """The first ``most`` misclassified images and the number of the rest; the caption is HTML."""
     if not errors:
         return f'<p class="axis">{caption}: none</p>'
-    rows = [[*map(escape, error[:3]), percent(error.probability, 0)] for error in errors[:most]]
+    rows = [[*map(_wrapped, error[:3]), percent(error.probability, 0)] for error in errors[:most]]
     rest = len(errors) - len(rows)
     more = f"<p>and {rest:,} more</p>" if rest else ""
     columns = ("image", "true class", "predicted as", "probability")
