@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 BROWSER := .venv/installed-browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test test-browser test-colab test-oldest notebook publish docs bench bench-gpu faults clean
+.PHONY: help install demo train test lint test-browser test-colab test-oldest notebook publish docs bench bench-gpu faults clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -30,6 +30,10 @@ train: $(INSTALLED) ## CIFAR-10, 24 epochs; DATA=folder of the images, downloade
 test: $(INSTALLED) ## layers and all tests; CIFAR10_DIR=folder adds those on the real images
 	$(PY) -c "from importlinter.cli import lint_imports_command as lint; lint()" --no-logo pyproject.toml
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
+
+lint: $(INSTALLED) ## ruff's checks and its format, as pyproject.toml sets them
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 $(BROWSER): $(INSTALLED)
 	$(PIP) --no-build-isolation --editable ".[browser]"

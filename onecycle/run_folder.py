@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from onecycle.errors import CheckpointError, UsageError
+from onecycle.files import write_file
 from onecycle.optim.lr_finder import LRFinding
 from onecycle.recipe import Recipe, as_data, may_be
 from onecycle.records import History
@@ -135,6 +136,8 @@ def write_folder(run: Run, evaluation: Evaluation) -> None:
             )  # fmt: skip
         except UsageError as error:
             run.log.write(f"without model.safetensors, which evaluate and predict read: {error}")
+        if run.train.skipped:
+            write_file(run.folder / "left_out.txt", "\n".join([*run.train.skipped, ""]).encode())
         report = build_report(
             about, evaluation, run.test.data, title=title, history=run.history,
             samples=run.samples, maps=run.error_maps, command=run.command,

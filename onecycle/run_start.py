@@ -67,7 +67,7 @@ def no_images(data: Mapping[str, Any], recipe: Recipe) -> Images:
         data: what the run says of its images.
         recipe: of the run.
     """
-    size, count = recipe.image_size or IMAGE_SIZE_PX, recipe.batch_size
+    size, count = recipe.image_size or IMAGE_SIZE_PX, 3 * recipe.batch_size
     black = np.broadcast_to(np.uint8(0), (count, size, size, 3))
     labels = np.arange(count) % len(data["classes"])
     images = ImageDataset(black, labels, data["classes"], data["source"], name=NO_IMAGES)

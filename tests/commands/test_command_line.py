@@ -300,7 +300,7 @@ def test_the_front_has_what_it_names_and_nothing_else():
     for name in set(onecycle.__all__) - {"PRESETS"}:
         assert getattr(onecycle, name).__name__ == name
     with pytest.raises(AttributeError, match="'onecycle' has no attribute 'Runs'"):
-        onecycle.Runs
+        _ = onecycle.Runs
 
 
 def test_foreign_modules_in_the_folder_break_nothing(tmp_path):
