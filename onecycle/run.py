@@ -30,10 +30,12 @@ from onecycle.results.folder import (
 )
 from onecycle.results.grad_cam import ErrorMaps, explain_errors
 from onecycle.results.networks import CUSTOM_RESNET, find_model
+from onecycle.results.origin import begin, one_line
 from onecycle.results.pictures import Guess, predict_pictures
 from onecycle.run_figures import FIGURES
 from onecycle.run_folder import (
     describe_images,
+    describe_run,
     finished_results,
     identify,
     open_checkpoint,
@@ -96,6 +98,8 @@ class Run:
         group: the processes that train together. None: this one alone.
         save_every_s: seconds between two checkpoints, 0 or more; 0: after each step.
         resume: auto, never, or the file of a checkpoint.
+        name: of the run, in its report, results and log. None: the folder's name.
+        author: who trains it, for the same places.
 
     Raises:
         UsageError: the arguments, or recipe and images, do not go together.
@@ -121,6 +125,8 @@ class Run:
         group: Group | None = None,
         save_every_s: float = 600.0,
         resume: str = "auto",
+        name: str | None = None,
+        author: str | None = None,
     ) -> None:
         self.folder, self.callbacks = Path(folder), list(callbacks)
         self.train, self.test = data
@@ -136,6 +142,8 @@ class Run:
         self._evaluation: Evaluation | None = None
         self.stored_average: float | None = None  # accuracy, of a finished run that is read
         self._finished = False
+        own = {"name": one_line(name or ""), "author": one_line(author or "")}
+        self.origin = {key: value for key, value in own.items() if value}
         given = {
             "model": model, "optimizer": optimizer, "criterion": criterion, "augment": augment,
             "scheduler": scheduler,
@@ -220,7 +228,9 @@ class Run:
         if self._finding is None and not self._read_finished():
             notes = self.checkpoint.notes
             if "rates" not in notes:
-                notes["rates"] = new_rates(self)
+                self.origin = begin() | self.origin
+                notes["run"], notes["rates"] = self.origin, new_rates(self)
+            self.origin = notes.get("run", {}) | self.origin
             self._finding = LRFinding(**notes["rates"])
         return self._finding
 
@@ -397,6 +407,7 @@ class Run:
         """What ``results.json`` begins with, in plain data."""
         rates = dataclasses.asdict(self.find_lr())
         return {
+            "run": describe_run(self),
             "recipe": as_data(self.recipe),
             "data": self.data,
             "parts": self.given,
@@ -429,6 +440,8 @@ class Run:
         self.history, self._finding, self.log.lines = reopen(self.folder, results, self.model)
         self.extras["kept"] = None  # they were not trained here
         self.stored_average = stored_average(self, results)
+        stored = results.get("run")
+        self.origin = (stored if isinstance(stored, dict) else {}) | self.origin
         self._finished = True
 
     def loader(self, *, train: bool, shared: bool) -> Any:

@@ -25,12 +25,25 @@ from onecycle.results.folder import (
     results_of,
     write_run,
 )
+from onecycle.results.origin import one_line
 from onecycle.results.report import build_report
 from onecycle.results.weights import load_into, save_weights
 from onecycle.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from onecycle.run import Run
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """What a run is called, when it was begun, and how long and how large it is, in plain data."""
+    unknown = dict.fromkeys(("author", "date", "commit"))
+    return {
+        "name": one_line(run.folder.resolve().name),
+        **unknown,
+        **run.origin,
+        "seconds": sum(record.train_seconds for record in run.history.epochs),
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+    }
 
 
 def describe_images(run: Run) -> dict[str, Any]:
@@ -128,7 +141,8 @@ def write_folder(run: Run, evaluation: Evaluation) -> None:
     Raises:
         StorageError: something cannot be written.
     """
-    about, title = run.about, f"{run.given['model']} on {run.test.source}"
+    about = run.about
+    title = f"{about['run']['name']}: {run.given['model']} on {run.test.source}"
     with own_folder(run.folder):
         try:
             save_weights(
@@ -144,6 +158,7 @@ def write_folder(run: Run, evaluation: Evaluation) -> None:
             samples=run.samples, maps=run.error_maps, command=run.command,
         )  # fmt: skip
         results = results_of(about, run.history, evaluation) | {"identity": digest_of(run.identity)}
+        results["images_sha256"] = run.identity["data"]["sha256"]
         write_run(
             run.folder, results, model=run.model, history=run.history, evaluation=evaluation,
             log=run.log.lines, figures=run.figures(), report=report,

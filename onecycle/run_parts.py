@@ -23,6 +23,7 @@ from onecycle.recipe import Recipe
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.folder import own_folder
 from onecycle.results.report.words import kept_words
+from onecycle.run_folder import describe_run
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
 from onecycle.training.criterion import WeightedCrossEntropy
@@ -148,6 +149,12 @@ def new_rates(run: Run) -> dict[str, Any]:
     counts = f"{len(run.train):,} training images, {len(run.test):,} {run.test.name}"
     write(f"{run.train.source}: {counts}")
     write(f"{machine['device_name']}, {machine['precision']}, {machine['threads']} threads")
+    about = describe_run(run)
+    author = f" by {about['author']}" if about["author"] else ""
+    write(
+        f"{about['name']}{author}, begun {about['date']}, {about['parameters']:,} parameters, "
+        f"code {about['commit']}"
+    )
     for line in run.notes:
         write(line)
     with own_folder(run.folder, is_first=run.is_first):
@@ -202,7 +209,8 @@ def log_accuracy(run: Run, evaluation: Evaluation) -> None:
         kept = f", {kept_words(run.recipe.keep, accuracies)}"
     run.log.write(
         f"Accuracy {100 * evaluation.accuracy:.2f} % on {len(run.test):,} "
-        f"{run.test.name} ({run.train.source}){kept}"
+        f"{run.test.name} ({run.train.source}){kept} after {describe_run(run)['seconds']:.1f} s "
+        "of training"
     )
     if evaluation.average_accuracy is not None:
         run.log.write(f"Average of the weights: {100 * evaluation.average_accuracy:.2f} %")

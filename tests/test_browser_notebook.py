@@ -7,16 +7,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from browsing import keep_screenshot, wait_for
 from notebooks import code_cells, small_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "S10_Assignment.ipynb"
-PATIENCE_S = 300
 # Cells out of sight would otherwise not be drawn, and JupyterLab asks about news.
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -24,15 +23,6 @@ SETTINGS = {
 }
 
 pytestmark = pytest.mark.browser
-
-
-def wait_for(condition, what):
-    """What ``condition`` gives once it is true."""
-    end = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not come within {PATIENCE_S} s"
-        time.sleep(0.2)
-    return found
 
 
 @pytest.fixture
@@ -77,13 +67,6 @@ def lab(tmp_path):
     finally:
         server.terminate()
         server.wait(30)
-
-
-def keep_screenshot(browser, name):
-    if "SCREENSHOTS" in os.environ:
-        folder = Path(os.environ["SCREENSHOTS"])
-        folder.mkdir(parents=True, exist_ok=True)
-        browser.save_screenshot(str(folder / name))
 
 
 def test_restart_and_run_all_shows_every_figure_and_no_error(browser, lab):

@@ -195,6 +195,38 @@ def test_damaged_files_of_a_finished_run_are_one_clear_error(finished, data, tmp
         Run(tmp_path, data, Tiny, FINDER, **HERE).fit()
 
 
+def test_a_run_says_where_it_comes_from_and_keeps_that_over_a_stop(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("onecycle.run.FIGURES", {})  # most of the time of a run this small
+    begun = {"date": "2026-01-01T00:00:00+00:00", "commit": "one"}
+    monkeypatch.setattr("onecycle.run.begin", lambda: begun)
+    options = {**HERE, "callbacks": [StopAfter(2)]}
+    first = Run(tmp_path, data, Tiny, RECIPE, name="a\nname", author="Ada", **options).fit()
+    monkeypatch.setattr("onecycle.run.begin", lambda: {"date": "later", "commit": "another"})
+    resumed = Run(tmp_path, data, Tiny, RECIPE, **HERE)  # without its name
+    resumed.save()
+    stored = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    seconds = [row["train_seconds"] for row in stored["history"]]
+    assert stored["run"] == {
+        "name": "a name", "author": "Ada", **begun, "seconds": sum(seconds),
+        "parameters": sum(p.numel() for p in resumed.model.parameters()),
+    }  # fmt: skip
+    assert seconds[:2] == [record.train_seconds for record in first.epochs]
+    assert stored["images_sha256"] == [part.digest() for part in data]
+    assert "a name by Ada, begun 2026-01-01" in (tmp_path / "log.txt").read_text("utf-8")
+    report = (tmp_path / "report.html").read_text("utf-8")
+    assert "<title>a name: Tiny on digits</title>" in report and "by Ada" in report
+    again = Run.load(tmp_path, data, Tiny, **HERE)
+    assert again.about["run"] == stored["run"]
+
+
+def test_the_name_is_the_folders_if_none_is_given_and_decides_no_numbers(finished, data, tmp_path):
+    assert finished.about["run"]["name"] == finished.folder.name
+    other = Run(tmp_path, data, Tiny, FINDER, name="another", **HERE)
+    assert other.identity == finished.identity
+    other.fit()
+    assert same(weights(other), weights(finished))
+
+
 def test_a_folder_in_use_is_refused_before_the_range_test(data, tmp_path):
     with lock_folder(tmp_path), pytest.raises(StorageError, match="in use by process"):
         Run(tmp_path, data, Tiny, FINDER, **HERE).find_lr()

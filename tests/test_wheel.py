@@ -77,6 +77,7 @@ def test_it_holds_exactly_the_library(wheel):
     expected = {f"{face}.py" for face in FACES} | {"onecycle/py.typed"}
     expected |= {"onecycle/weights/custom_resnet_cifar10.safetensors"}
     expected |= {f"onecycle/results/report/report.{kind}" for kind in ("css", "js")}
+    expected |= {"onecycle/results/compare/compare.css"}
     for package in ("onecycle", "models"):
         expected |= {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
     assert names == expected

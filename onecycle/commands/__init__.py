@@ -1,4 +1,4 @@
-"""The command line: ``onecycle train``, ``evaluate``, ``predict`` and ``export``.
+"""The command line: ``onecycle train``, ``evaluate``, ``compare`` and others, see ``COMMANDS``.
 
 A command is a module with ``ABOUT`` (its description), ``add_options(parser)``, ``check(args)`` for
 what can be refused before torch is imported, ``main(args)``, which gives the exit code, and
@@ -12,13 +12,16 @@ import sys
 from collections.abc import Sequence
 
 from onecycle import __version__
-from onecycle.commands import evaluate, export, predict, train
+from onecycle.commands import app, compare, evaluate, export, predict, train
 from onecycle.commands.common import Parser, command_of, complain, run_command, say
 from onecycle.errors import UsageError
 
 __all__ = ["COMMANDS", "Parser", "complain", "main", "make_parser", "run_command", "say"]
 
-COMMANDS = {"train": train, "evaluate": evaluate, "predict": predict, "export": export}
+COMMANDS = {
+    "train": train, "evaluate": evaluate, "compare": compare, "predict": predict, "app": app,
+    "export": export,
+}  # fmt: skip
 
 
 def make_parser() -> Parser:

@@ -24,10 +24,12 @@ from onecycle.commands.options import (
     check_weights,
     choose_recipe,
 )
+from onecycle.commands.seeds import check_seeds, own_seeds, runs_of, train_each
 from onecycle.errors import CheckpointError, RunError, UsageError, WorkerError
 from onecycle.recipe import may_be
 
 if TYPE_CHECKING:
+    from onecycle.data.dataset import Images
     from onecycle.run import Run
     from onecycle.training.group import Group
     from onecycle.training.trackers import TensorBoardTracker
@@ -51,6 +53,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     # fmt: off
     add("--out", metavar="DIR", help="folder of the run (runs/ with the data set and the time)")
+    add("--name", metavar="TEXT", help="of the run, in its report (the folder's name)")
+    add("--author", metavar="TEXT", help="who trains it, for the same place")
+    add("--seeds", metavar="LIST",
+        help="train a run per seed, such as 0-4 or 0,3,7, in DIR/seed-N, and compare them")
     add("--resume", default="auto", metavar="R",
         help="auto resumes the stopped run in --out if there is one; never; or the file of a "
         "checkpoint (%(default)s)")
@@ -92,14 +98,17 @@ def check(args: argparse.Namespace) -> None:
                     f"{name} is {getattr(recipe, name)}; it must be {allowed[-1]} with "
                     "--augmentation albumentations"
                 )
+    if args.seeds is not None:
+        check_seeds(args)
     own = re.sub(r"[^\w.-]+", "-", Path(args.data_dir).absolute().stem).strip("-.") or "pictures"
     name = "digits" if args.dataset == "digits" else own
     args.out = Path(args.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    args.named_out = args.out  # also where --seeds replaces it by the folder of a seed
 
 
 def kept(args: argparse.Namespace) -> str:
     """What is there after an interruption."""
-    saved = any(args.out.glob("*.ckpt"))
+    saved = any(any(args.out.glob(kind)) for kind in ("*.ckpt", "seed-*/*.ckpt"))
     return f"checkpoint kept in {args.out}" if saved else "nothing saved yet"
 
 
@@ -109,8 +118,9 @@ def main(args: argparse.Namespace) -> int:
     from onecycle.training.group import join_group
 
     compute = Compute.choose(args.device, args.precision, args.compile)
-    with join_group(compute.device) as group:
-        prepare(args, group)
+    with join_group(compute.device) as group, own_seeds(args, group):
+        for run in runs_of(args):
+            prepare(run, group)
         with status_file(args.out, group) as status:
             status["exit_code"] = code = train(args, group)
             return code
@@ -172,12 +182,21 @@ def status_file(out: Path, group: Group) -> Iterator[dict]:
 
 
 def train(args: argparse.Namespace, group: Group) -> int:
-    """Load the images, train and write the folder; the exit code."""
-    from onecycle.commands.images import load_images, make_augmentation
+    """Load the images, train and write the folder, or one per seed; the exit code."""
+    from onecycle.commands.images import load_images
+
+    data = load_images(args, group)
+    if args.seeds:
+        return train_each(args, group, lambda run: train_one(run, group, data))
+    return train_one(args, group, data)
+
+
+def train_one(args: argparse.Namespace, group: Group, data: Images) -> int:
+    """Train and write the folder; the exit code."""
+    from onecycle.commands.images import make_augmentation
     from onecycle.results.networks import find_model
     from onecycle.run import Run
 
-    data = load_images(args, group)
     augment = make_augmentation(args, args.recipe, data[0])
     if args.workers and augment is None:
         say("--workers has no effect with batched augmentation")
@@ -186,7 +205,8 @@ def train(args: argparse.Namespace, group: Group) -> int:
             args.out, data, find_model(args.model or "custom_resnet"), args.recipe,
             init=args.init, augment=augment, workers=args.workers if augment else 0,
             device=args.device, precision=args.precision, compile=args.compile, group=group,
-            save_every_s=60 * args.save_minutes, resume=args.resume,
+            save_every_s=60 * args.save_minutes, resume=args.resume, name=args.name,
+            author=args.author,
         )  # fmt: skip
         run.command = args.command_line
         tracker = add_tracker(run, stack) if args.tensorboard and run.is_first else None
@@ -222,6 +242,7 @@ def tell_how_to_resume(run: Run, args: argparse.Namespace) -> int:
     without = "" if args.resume == "auto" else " without --resume"
     say(
         f"stopped in epoch {epochs + 1} of {run.recipe.epochs} after {steps} of {run.total_steps} "
-        f"steps; resume with the same command and --out {shlex.quote(str(args.out))}{without}"
+        f"steps; resume with the same command and --out "
+        f"{shlex.quote(str(args.named_out))}{without}"
     )
     return TERMINATED if run.stopped_by == signal.SIGTERM else INTERRUPTED

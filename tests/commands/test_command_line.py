@@ -224,7 +224,7 @@ def test_percent_signs_in_a_meaning_are_no_format():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "name a command: train, evaluate, predict, export"),
+        ([], "name a command: train, evaluate, compare, predict, app, export"),
         (["trian"], "invalid choice: 'trian'"),
         (["--no-such"], "unrecognized arguments: --no-such"),
         (["train", "--recipe", "gone.toml"], "cannot read the recipe gone.toml: No such file"),
@@ -259,7 +259,9 @@ sys.exit(code)
         (["train", "--recipe", "gone.toml"], 2), (["train", "--device", "tpu"], 2),
         (["train", "--resume", "gone.ckpt"], 4), ([], 2), (["evaluate", "README.md", "--limit-test", "0"], 2),
         (["evaluate", "gone.safetensors"], 4), (["predict", "x", "--top", "0"], 2),
-        (["export", "gone.safetensors", "x.onnx"], 4),
+        (["export", "gone.safetensors", "x.onnx"], 4), (["app", "gone.safetensors"], 4),
+        (["app", "README.md", "--port", "0"], 2), (["compare", "runs/one"], 2),
+        (["train", "--seeds", "0-"], 2), (["train", "--seeds", "0-1", "--seed", "1"], 2),
     ],
 )  # fmt: skip
 def test_help_and_refusals_do_not_wait_for_torch(words, code):

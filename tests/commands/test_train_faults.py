@@ -79,8 +79,9 @@ def same_numbers(one, other):
 
 
 def log_of(folder):
-    """Without the clock's seconds."""
-    return re.sub(r"[\d.]+ s\b", "", (folder / "log.txt").read_text("utf-8")).splitlines()
+    """Without the clock's seconds, and without name and date."""
+    text = re.sub(r"[\d.]+ s\b", "", (folder / "log.txt").read_text("utf-8"))
+    return re.sub(r".*, begun [^,]*", "", text).splitlines()
 
 
 def send(number):

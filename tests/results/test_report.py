@@ -344,3 +344,33 @@ def test_gallery_stops_where_the_file_would_grow_too_large_and_says_so():
 
 def test_same_run_gives_the_same_file():
     assert made_report() == made_report()
+
+
+def test_the_head_says_where_the_run_comes_from():
+    origin = {
+        "name": "a", "author": "<i>Ada</i>", "date": "2026-11-27T06:19:55+01:00", "seconds": 4000.0,
+        "parameters": 6573130, "commit": "0123456789ab+changes",
+    }  # fmt: skip
+    texts = Page(made_report(made_run() | {"run": origin})).texts
+    assert (
+        "by <i>Ada</i> · begun 2026-11-27 06:19 +0100 · 66.7 min of training · "
+        "6,573,130 parameters · code 0123456789ab+changes"
+    ) in "".join(texts)
+    assert Page(made_report()).of_class("origin") == []
+
+
+def recipe_of(run):
+    facts = re.search(r'<h3>Training</h3><dl class="facts">(.*?)</dl>', made_report(run))[1]
+    return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", facts))
+
+
+def test_the_recipe_has_the_learning_rates_that_were_used_and_the_finder_only_if_it_ran():
+    run = made_run()
+    run["recipe"] |= {"finder_steps": 40, "finder_end_lr": 0.1}
+    shown = recipe_of(run)
+    assert (shown["lr max"], shown["lr min"], shown["finder steps"]) == ("0.01", "0.0005", "40")
+    run["recipe"]["lr_max"] = 0.02
+    run["learning_rate"] = {"lr_max": 0.02, "lr_min": 0.0001, "rule": "so"}
+    shown = recipe_of(run)
+    assert (shown["lr max"], shown["lr min"]) == ("0.02", "0.0001")
+    assert not [name for name in shown if "finder" in name]

@@ -20,7 +20,7 @@ from .classes import classes
 from .failures import MOST_ERRORS, calibration, errors, grad_cam_part
 from .sprites import Sprite
 from .training import curves, learning_rate, samples_part
-from .words import definitions, kept_words, percent
+from .words import date, definitions, kept_words, percent, seconds
 
 _SOURCE_NOTES = {
     "CIFAR-10 (image folder)": (
@@ -51,9 +51,9 @@ def build_report(
     It asks for nothing over a network, runs no script but its own, and escapes every text.
 
     Args:
-        about: what ``results.json`` holds, as far as it is known: ``recipe``, ``data`` with
-            ``source``, ``evaluated_on``, ``mean`` and ``std``, ``learning_rate``, ``machine``. A
-            part that is missing is left out of the page.
+        about: what ``results.json`` holds, as far as it is known: ``run``, ``recipe``, ``data``
+            with ``source``, ``evaluated_on``, ``mean`` and ``std``, ``learning_rate``, ``machine``.
+            A part that is missing is left out of the page.
         evaluation: of the network.
         images: (N, H, W, 3) uint8, those that were evaluated on.
         title: of the page.
@@ -84,10 +84,22 @@ def build_report(
         "Recipe": _facts(about),
         "Reproduce": _reproduce(about, command),
     }
-    return _page(title, _header(title, about, evaluation), sections, sprites)
+    style = "".join(sprite.style() for sprite in sprites.values())
+    return write_page(title, _header(title, about, evaluation), sections, style=style)
 
 
-def _page(title: str, header: str, sections: Mapping[str, str], sprites: Mapping) -> str:
+def write_page(
+    title: str, header: str, sections: Mapping[str, str], *, style: str = "", kind: str = "report"
+) -> str:
+    """A page with links to its sections.
+
+    Args:
+        title: plain text.
+        header: HTML.
+        sections: HTML by heading; an empty one is left out.
+        style: CSS beside that of every page.
+        kind: what made it, for programs.
+    """
     shown = {name: body for name, body in sections.items() if body}
     anchors = {name: name.lower().replace(" ", "-") for name in shown}
     body = "".join(
@@ -98,7 +110,7 @@ def _page(title: str, header: str, sections: Mapping[str, str], sprites: Mapping
     links = "".join(f'<li><a href="#{anchors[name]}">{name}</a></li>' for name in shown)
     script = _beside("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = _beside("report.css") + "".join(sprite.style() for sprite in sprites.values())
+    style = _beside("report.css") + style
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         # Nothing is fetched, and no script but this one runs, whatever the texts hold.
@@ -106,9 +118,10 @@ def _page(title: str, header: str, sections: Mapping[str, str], sprites: Mapping
         f"img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
+        f'<meta name="generator" content="onecycle {kind}">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body>"
         f"{header}"
-        f'<nav aria-label="Parts of the report"><ul>{links}</ul></nav>'
+        f'<nav aria-label="Parts of the page"><ul>{links}</ul></nav>'
         f"<main>{body}</main><script>{script}</script></body></html>\n"
     )
 
@@ -148,7 +161,7 @@ def _header(title: str, run: Mapping, evaluation: Evaluation) -> str:
     explained = "" if evaluation.mirrored_accuracy is None else f"<p class='hint'>{FLIP_TTA}</p>"
     return (
         f'<header><p class="eyebrow">{escape(str(data.get("source", "")))}</p>'
-        f"<h1>{escape(title)}</h1>"
+        f"<h1>{escape(title)}</h1>{_origin(run.get('run') or {})}"
         f'<p class="headline"><strong>{percent(evaluation.accuracy)}</strong> accuracy: '
         f"{total - errors:,} of {total:,} {where}, {when}</p>{said}"
         f'<dl class="strip">{strip}</dl>{explained}</header>'
@@ -166,8 +179,24 @@ def _overfitting(history: Sequence, evaluation: Evaluation, where: str) -> list[
     ]
 
 
+def _origin(run: Mapping) -> str:
+    parts = {
+        "by {}": run.get("author"),
+        "begun {}": run.get("date") and date(run["date"]),
+        "{} of training": run.get("seconds") and seconds(run["seconds"]),
+        "{:,} parameters": run.get("parameters"),
+        "code {}": run.get("commit"),
+    }
+    said = " · ".join(escape(words.format(value)) for words, value in parts.items() if value)
+    return f'<p class="origin">{said}</p>' if said else ""
+
+
 def _facts(run: Mapping) -> str:
     recipe, data = dict(run.get("recipe") or {}), dict(run.get("data") or {})
+    if recipe.get("lr_max") is not None:  # there was no range test
+        recipe = {name: value for name, value in recipe.items() if "finder" not in name}
+    rates = run.get("learning_rate") or {}
+    recipe |= {name: rates[name] for name in ("lr_max", "lr_min") if name in rates}
     known = list(map(str, data.get("classes", ())))
     more = f", … ({len(known)} in all)" if len(known) > MOST_CLASSES else ""
     data["classes"] = ", ".join(known[:MOST_CLASSES]) + more

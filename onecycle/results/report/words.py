@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from html import escape
 from typing import Any
 
@@ -28,19 +29,40 @@ def kept_words(keep: str, accuracies: Sequence[float | None]) -> str:
     return f"after the last epoch ({epochs})"
 
 
+def seconds(value: float | None) -> str:
+    """A duration in the unit that people would choose; None is a dash."""
+    if value is None:
+        return "–"
+    for size, unit in ((7200, "h"), (120, "min")):
+        if value >= size:
+            return f"{value / {'h': 3600, 'min': 60}[unit]:.1f} {unit}"
+    return f"{value:.1f} s"
+
+
+def date(text: str | None) -> str:
+    """An ISO 8601 date to the minute, with its zone; None is a dash."""
+    if text is None:
+        return "–"
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %z").strip()
+    except ValueError:  # of a file that was edited
+        return text
+
+
 def definitions(facts: Mapping[str, Any]) -> str:
     """Names and values as a list; a value that is None or empty is left out."""
     rows = []
     for name, value in facts.items():
         if isinstance(value, (list, tuple)):
-            value = ", ".join(map(_shown, value))
+            value = ", ".join(map(shown, value))
         if value is not None and value != "" and not isinstance(value, Mapping):
-            label, shown = escape(str(name).replace("_", " ")), escape(_shown(value))
-            rows.append(f"<dt>{label}</dt><dd>{shown}</dd>")
+            label = escape(str(name).replace("_", " "))
+            rows.append(f"<dt>{label}</dt><dd>{escape(shown(value))}</dd>")
     return f'<dl class="facts">{"".join(rows)}</dl>'
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a recipe or a machine as people read it, not escaped."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     form = {int: ",", float: ".4g"}.get(type(value), "")
