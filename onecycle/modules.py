@@ -6,16 +6,48 @@ import contextlib
 import copy
 import io
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from onecycle.errors import RunError, UsageError
+
+
+def class_scores(output: Any) -> Tensor:
+    """The classes' scores out of what a network gives.
+
+    Args:
+        output: the scores; or a dictionary or an object with ``logits``, such as those of
+            transformers, or of torchvision's GoogLeNet in training.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(output, Tensor):
+        return output
+    is_mapping = isinstance(output, Mapping)
+    scores = output.get("logits") if is_mapping else getattr(output, "logits", None)
+    if isinstance(scores, Tensor):
+        return scores
+    found = f"a {type(output).__name__}"
+    if is_mapping:
+        found = f"a dictionary of {', '.join(map(str, output))}"
+    elif isinstance(output, (tuple, list)):
+        found += f" of {len(output)}"
+    raise UsageError(
+        f"the network gives {found}; expected a tensor of (N, K) logits or log-probabilities, or "
+        "something with logits: give it a forward that returns the logits alone"
+    )
 
 
 def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> str:
     """Table of the layers with output shapes and parameter counts, by torchsummary.
 
-    Neither the model nor the state of the random number generators changes.
+    A network that torchsummary cannot show has a table of our own, which says so. Neither the model
+    nor the state of the random number generators changes.
 
     Args:
         model: on any device.
@@ -23,15 +55,75 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
 
     Returns:
         The table, lines of text.
+
+    Raises:
+        UsageError: the network does not take such images.
     """
     from torchsummary import summary  # here, because training does not need it
 
     # A copy in evaluation mode: torchsummary runs a batch, which would change BN's statistics.
     twin = copy.deepcopy(model).cpu().float().eval()
+    counts = _count_parameters(model)
     text = io.StringIO()
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(text):
-        summary(twin, input_size, device="cpu")
-    return text.getvalue().strip("\n")
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with contextlib.redirect_stdout(text):
+                summary(twin, input_size, device="cpu")
+        except Exception:  # of many types: it knows layers that take and give one tensor
+            twin = copy.deepcopy(model).cpu().float().eval()  # without torchsummary's hooks
+            return "\n".join([*_layer_table(twin, input_size), *counts])
+    # It counts a shared layer at each call, parameters outside of layers never, and takes frozen
+    # biases for trained ones.
+    table = text.getvalue().strip("\n")
+    for line in counts:
+        table = re.sub(f"^{line.split(':')[0]}: .*$", line, table, flags=re.MULTILINE)
+    return table
+
+
+def _count_parameters(model: nn.Module) -> list[str]:
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return [
+        f"Total params: {total:,}",
+        f"Trainable params: {trainable:,}",
+        f"Non-trainable params: {total - trainable:,}",
+    ]
+
+
+def _layer_table(model: nn.Module, input_size: tuple[int, int, int]) -> list[str]:
+    """A line for each call of a module, with the parameters of its own."""
+    rows = [("Layer", "Type", "Output Shape", "Param #")]
+
+    def hook_of(name: str):
+        def hook(module, _, output):
+            own = sum(p.numel() for p in module.parameters(recurse=False))
+            rows.append((name, type(module).__name__, _shape_of(output), f"{own:,}"))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if name:
+            module.register_forward_hook(hook_of(name))
+    with torch.no_grad():
+        first_scores(model, torch.rand(2, *input_size))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "  ".join([*map(str.ljust, row[:3], widths), row[3].rjust(widths[3])]) for row in rows
+    ]
+    return [
+        "torchsummary cannot show this network; each module with its own parameters:",
+        lines[0], "=" * len(lines[0]), *lines[1:], "=" * len(lines[0]),
+    ]  # fmt: skip
+
+
+def _shape_of(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return str([-1, *output.shape[1:]])
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        return ", ".join(_shape_of(part) for part in output if isinstance(part, Tensor)) or "-"
+    return "-"
 
 
 def freeze_idle_biases(model: nn.Module) -> None:
@@ -93,6 +185,95 @@ def _in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def first_scores(model: nn.Module, images: Tensor) -> Tensor:
+    """The (N, K) scores of a first batch.
+
+    Args:
+        model: any network.
+        images: (N, ...) on its device.
+
+    Raises:
+        UsageError: the network does not take such images, or gives something else; the message has
+            the first line of what torch says.
+    """
+    try:
+        output = model(images)
+    except (RunError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"the network does not take {_described(model, images)}: {said}") from error
+    scores = class_scores(output)
+    if scores.ndim != 2 or len(scores) != len(images) or not scores.is_floating_point():
+        kind = str(scores.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"the network gives {kind} of shape {tuple(scores.shape)} for {len(images)} images; "
+            "expected (N, K) logits or log-probabilities: does it end in a layer of K outputs?"
+        )
+    return scores
+
+
+def _described(model: nn.Module, images: Tensor) -> str:
+    """Images in words, with what is likely to be wrong about them."""
+    shape, kind = tuple(images.shape[1:]), str(images.dtype).removeprefix("torch.")
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    if not images.is_floating_point():
+        return f"{kind} images of {shape} (give floats, normalised: images.float() / 255)"
+    if images.dtype != own:
+        return f"{kind} images of {shape} (its weights are {str(own).removeprefix('torch.')})"
+    if len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4):
+        return f"images of {shape} (give (C, H, W): images.permute(0, 3, 1, 2))"
+    if len(shape) == 2:
+        return f"images of {shape} (give (C, H, W): images.unsqueeze(1))"
+    return f"images of {shape}"
+
+
+class Classifier:
+    """The scores of a network whatever it gives: logits, log-probabilities or probabilities.
+
+    The first call decides which, so a batch of one kind of images follows.
+
+    Args:
+        model: in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._ends_in_softmax: bool | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, K) float32 logits or log-probabilities.
+
+        Raises:
+            UsageError: as :func:`first_scores` says, of the first call.
+        """
+        if self._ends_in_softmax is None:
+            scores = first_scores(self.model, images)
+            self._ends_in_softmax = gives_probabilities(self.model, images, scores)
+        else:
+            scores = class_scores(self.model(images))
+        scores = scores.float()
+        # Of a probability that is 0 in float32, the logarithm of the least number above 0.
+        return scores.clamp_min(torch.finfo().tiny).log() if self._ends_in_softmax else scores
+
+
+def gives_probabilities(model: nn.Module, images: Tensor, scores: Tensor) -> bool:
+    """Whether a network ends in a softmax.
+
+    Args:
+        model: in evaluation mode.
+        images: (N, ...), one or more.
+        scores: (N, K) of these images.
+    """
+    # The logits of a single image may sum to 1 by chance; those of its negative then do not.
+    return _are_distributions(scores) and _are_distributions(class_scores(model(1 - 2 * images)))
+
+
+def _are_distributions(scores: Tensor) -> bool:
+    sums = scores.float().sum(1)
+    return bool(((scores >= 0).all(1) & ((sums - 1).abs() < 1e-3)).all()) and len(scores) > 0
 
 
 def probabilities(output: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onecycle.modules import class_scores
 from onecycle.training.compute import Compute
 
 
@@ -26,7 +27,7 @@ class Objective(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss to minimise, and (2,) cross-entropy and number of correct predictions."""
-        output = self.model(images)
+        output = class_scores(self.model(images))
         with torch.no_grad():
             plain = F.cross_entropy(output.float(), labels)
             correct = (output.argmax(1) == labels).sum()
@@ -40,8 +41,9 @@ class Step:
         model: on the device of ``compute``.
         criterion: loss to minimise, of (output, labels): a mean over the batch.
         optimizer: of the model's parameters.
-        scheduler: sets the learning rate of each step.
+        scheduler: sets the learning rates; None: they stay as they are.
         compute: precision, compilation, and the group that shares the batch.
+        per_epoch: :meth:`end_epoch` steps the scheduler, not each call.
     """
 
     def __init__(
@@ -49,12 +51,15 @@ class Step:
         model: nn.Module,
         criterion: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None,
         compute: Compute,
+        *,
+        per_epoch: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.per_epoch = per_epoch
         self.compute = compute
         self.scaler = torch.amp.GradScaler(
             compute.device.type, enabled=compute.precision == "float16"
@@ -70,12 +75,13 @@ class Step:
     @property
     def parts(self) -> dict[str, Any]:
         """What a checkpoint has to keep, by name."""
-        return {
+        parts = {
             "model": self.model,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
         }
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def lr(self) -> float:
@@ -109,6 +115,16 @@ class Step:
         )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if not is_last:
+        if self.scheduler is not None and not (is_last or self.per_epoch):
             self.scheduler.step()
         return measured, norm
+
+    def end_epoch(self, test_loss: float | None) -> None:
+        """Step a scheduler that is stepped after each epoch.
+
+        Args:
+            test_loss: mean over the test images, in nats, for a scheduler that watches it.
+        """
+        if self.scheduler is not None and self.per_epoch:
+            watches = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            self.scheduler.step(*[test_loss] * watches)
