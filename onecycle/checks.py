@@ -67,8 +67,8 @@ def check_first_batch(
         finite = images.flatten(1).isfinite().all(1)
         if not finite.all():
             raise DataError(
-                f"{int((~finite).sum())} of the {len(images)} images of the first batch hold NaN or "
-                "infinite values; look at the data set and its transform"
+                f"{int((~finite).sum())} of the {len(images)} images of the first batch hold NaN "
+                "or infinite values; look at the data set and its transform"
             )
     model = getattr(model, "_orig_mod", model)  # a compiled one would compile for two images
     few, cuda = images[:PROBED], [images.device] if images.device.type == "cuda" else []
@@ -81,7 +81,7 @@ def check_first_batch(
         scores = first_scores(model, few)
         if gives_probabilities(model, few, scores):
             raise UsageError(
-                "the network gives probabilities, and the loss expects logits or log-probabilities; "
+                "the network gives probabilities, and a loss expects logits or log-probabilities; "
                 "leave its last softmax out, or use log-softmax (nn.LogSoftmax(dim=1))"
             )
     check_labels(labels, scores.shape[1], soft=True)
@@ -182,8 +182,8 @@ def check_last_batch(model: nn.Module, loader: Any, images: Tensor) -> None:
         return
     if (count - 1) % size == 0 and not _trains_on_one(model, images[:1]):
         raise UsageError(
-            f"the last batch has 1 image ({count} in batches of {size}), on which batch norm cannot "
-            "train; set drop_last=True or another batch_size in the DataLoader"
+            f"the last batch has 1 image ({count} in batches of {size}), on which batch norm "
+            "cannot train; set drop_last=True or another batch_size in the DataLoader"
         )
 
 

@@ -107,9 +107,7 @@ def _layer_table(model: nn.Module, input_size: tuple[int, int, int]) -> list[str
     with torch.no_grad():
         first_scores(model, torch.rand(2, *input_size))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "  ".join([*map(str.ljust, row[:3], widths), row[3].rjust(widths[3])]) for row in rows
-    ]
+    lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3].rjust(widths[3])]) for row in rows]
     return [
         "torchsummary cannot show this network; each module with its own parameters:",
         lines[0], "=" * len(lines[0]), *lines[1:], "=" * len(lines[0]),
@@ -204,7 +202,9 @@ def first_scores(model: nn.Module, images: Tensor) -> Tensor:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"the network does not take {_described(model, images)}: {said}") from error
+        raise UsageError(
+            f"the network does not take {_described(model, images)}: {said}"
+        ) from error
     scores = class_scores(output)
     if scores.ndim != 2 or len(scores) != len(images) or not scores.is_floating_point():
         kind = str(scores.dtype).removeprefix("torch.")

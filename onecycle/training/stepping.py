@@ -101,7 +101,10 @@ def check_begin(scheduler: Any, done: int, total: int) -> None:
         UsageError: it is not where the training is.
     """
     found = getattr(scheduler, "last_epoch", done)
-    if isinstance(scheduler, lr_scheduler.LRScheduler) and found not in (done, done - (done == total)):
+    if isinstance(scheduler, lr_scheduler.LRScheduler) and found not in (
+        done,
+        done - (done == total),
+    ):
         raise UsageError(
             f"the scheduler was stepped {found} times before, and this training has done {done} of "
             f"{total} steps of it; make a new optimizer and a new scheduler for each fit"

@@ -94,16 +94,16 @@ def test_order_is_shuffled_within_a_class():
     [
         (np.zeros((3, 28, 32, 3), np.uint8), [0, 1, 2], r"uint8 .*\(3, 28, 32, 3\)"),
         (np.zeros((3, 7, 7, 3), np.uint8), [0, 1, 2], r"\(3, 7, 7, 3\) .* 8 pixels or more"),
-        (np.zeros((3, 32, 32), np.uint8), [0, 1, 2], r"uint8 .*\(3, 32, 32\)"),
-        (np.zeros((3, 3, 32, 32), np.uint8), [0, 1, 2], r"uint8 .*\(3, 3, 32, 32\)"),
-        (np.zeros((3, 32, 32, 3), np.float32), [0, 1, 2], r"float32 .*\(3, 32, 32, 3\)"),
+        (np.zeros((3, 3, 32, 32), np.uint8), [0, 1, 2], r"\(3, 3, 32, 32\).*transpose\(0, 2, 3, 1\)"),
+        (np.zeros((3, 32, 32, 3), np.float32), [0, 1, 2], r"float32 .*\(3, 32, 32, 3\).*255 \*"),
+        (np.full((3, 32, 32, 3), 4000, np.uint16), [0, 1, 2], r"uint16 .* 12 bits, .*data >> 4\)"),
         (np.zeros((0, 32, 32, 3), np.uint8), [], r"\(0, 32, 32, 3\) with 0 labels"),
         (np.zeros((3, 32, 32, 3), np.uint8), [0, 1], r"\(3, 32, 32, 3\) with 2 labels"),
         (np.zeros((3, 32, 32, 3), np.uint8), [0, 1, 3], r"image 2 has label 3; .*0\.\.2"),
         (np.zeros((3, 32, 32, 3), np.uint8), [0, -1, 2], r"image 1 has label -1; .*0\.\.2"),
     ],
     ids=[
-        "not square", "too small", "grey", "channels first", "type", "empty", "fewer labels", "label above",
+        "not square", "too small", "channels first", "type", "16 bits", "empty", "fewer labels", "label above",
         "label below",
     ],
 )  # fmt: skip
