@@ -103,11 +103,11 @@ def fit(
     check_optimizer(model, optimizer, criterion)
     _check_arguments(train_loader, checkpoint, callbacks)
     per_epoch = is_per_epoch(scheduler, step_scheduler)
-    prepare(scheduler)
     step = Step(model, criterion, optimizer, scheduler, compute, per_epoch=per_epoch)
     training = _Training(step, train_loader, test_loader, epochs, checkpoint, callbacks, stop)
     if checkpoint is not None:
         checkpoint.restore(training.parts)
+    prepare(scheduler)
     check_scheduler(
         scheduler, per_epoch=per_epoch, evaluated=test_loader is not None, epochs=epochs,
         num_steps=len(train_loader),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -127,4 +128,7 @@ class Step:
         """
         if self.scheduler is not None and self.per_epoch:
             watches = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-            self.scheduler.step(*[test_loss] * watches)
+            with warnings.catch_warnings():
+                # A run that resumes at the end of an epoch makes no optimizer step before.
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                self.scheduler.step(*[test_loss] * watches)

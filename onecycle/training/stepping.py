@@ -28,9 +28,9 @@ def is_per_epoch(scheduler: Any, step_scheduler: str) -> bool:
 
 
 def prepare(scheduler: Any) -> None:
-    """Give a scheduler that watches the loss finite numbers in place of infinity.
+    """Give ReduceLROnPlateau finite numbers in place of infinity, which no checkpoint takes.
 
-    It begins with an infinite loss as the best, and a checkpoint takes no such number.
+    It begins with an infinite loss as the best one.
     """
     for name in ("best", "mode_worse"):
         value = getattr(scheduler, name, 0)
