@@ -61,57 +61,46 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
     """
     from torchsummary import summary  # here, because training does not need it
 
-    # A copy in evaluation mode: torchsummary runs a batch, which would change BN's statistics.
-    twin = copy.deepcopy(model).cpu().float().eval()
-    counts = _count_parameters(model)
-    text = io.StringIO()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with contextlib.redirect_stdout(text):
-                summary(twin, input_size, device="cpu")
-        except Exception:  # of many types: it knows layers that take and give one tensor
-            twin = copy.deepcopy(model).cpu().float().eval()  # without torchsummary's hooks
-            return "\n".join([*_layer_table(twin, input_size), *counts])
-    # It counts a shared layer at each call, parameters outside of layers never, and takes frozen
-    # biases for trained ones.
-    table = text.getvalue().strip("\n")
-    for line in counts:
-        table = re.sub(f"^{line.split(':')[0]}: .*$", line, table, flags=re.MULTILINE)
-    return table
-
-
-def _count_parameters(model: nn.Module) -> list[str]:
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return [
-        f"Total params: {total:,}",
-        f"Trainable params: {trainable:,}",
-        f"Non-trainable params: {total - trainable:,}",
-    ]
+    # Copies in evaluation mode: a batch is run, which would change BN's statistics.
+    twin, other = (copy.deepcopy(model).cpu().float().eval() for _ in range(2))
+    text = io.StringIO()
+    with torch.random.fork_rng(devices=[]):
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(text):
+            summary(twin, input_size, device="cpu")  # fails in many ways: only tensors may be given
+        table = text.getvalue().strip("\n")
+        if f"Total params: {total:,}\n" not in table:  # or it overlooks parameters, or counts twice
+            table = _layer_table(other, input_size)
+    counts = f"Trainable params: {trainable:,}\nNon-trainable params: {total - trainable:,}"
+    return re.sub("Trainable params: .*\nNon-trainable params: .*", counts, table)
 
 
-def _layer_table(model: nn.Module, input_size: tuple[int, int, int]) -> list[str]:
-    """A line for each call of a module, with the parameters of its own."""
-    rows = [("Layer", "Type", "Output Shape", "Param #")]
+def _layer_table(model: nn.Module, input_size: tuple[int, int, int]) -> str:
+    """A line for each module that is called, in the order in which they end."""
+    rows, counted = [("Layer", "Type", "Output Shape", "Param #")], set()
 
     def hook_of(name: str):
         def hook(module, _, output):
-            own = sum(p.numel() for p in module.parameters(recurse=False))
-            rows.append((name, type(module).__name__, _shape_of(output), f"{own:,}"))
+            own = set(module.parameters()) - counted
+            counted.update(own)
+            number = f"{sum(p.numel() for p in own):,}"
+            rows.append((name, type(module).__name__, _shape_of(output), number))
 
         return hook
 
     for name, module in model.named_modules():
-        if name:
-            module.register_forward_hook(hook_of(name))
+        module.register_forward_hook(hook_of(name or "(all)"))
     with torch.no_grad():
         first_scores(model, torch.rand(2, *input_size))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3].rjust(widths[3])]) for row in rows]
-    return [
-        "torchsummary cannot show this network; each module with its own parameters:",
+    return "\n".join([
+        "Our own table: torchsummary cannot show this network. Each parameter is counted once.",
         lines[0], "=" * len(lines[0]), *lines[1:], "=" * len(lines[0]),
-    ]  # fmt: skip
+        f"Total params: {sum(p.numel() for p in model.parameters()):,}",
+        "Trainable params: 0\nNon-trainable params: 0",
+    ])  # fmt: skip
 
 
 def _shape_of(output: Any) -> str:
