@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.errors import DataError, UsageError
-from onecycle.modules import eval_mode, first_scores, gives_probabilities
+from onecycle.modules import eval_mode
+from onecycle.outputs import first_scores, gives_probabilities
 
 PROBED = 2
 """Images of the first batch that go through the network for the check."""

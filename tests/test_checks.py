@@ -129,6 +129,24 @@ def test_what_torch_said_is_the_cause_and_later_errors_stay_as_they_are():
     assert not isinstance(caught.value, UsageError)
 
 
+@pytest.mark.parametrize("where", ["network", "loss"])
+def test_what_fails_in_training_only_is_told_of_the_network_alone(where):
+    class Fails(Net if where == "network" else nn.CrossEntropyLoss):
+        def forward(self, *given):
+            if self.training and torch.is_grad_enabled():
+                raise RuntimeError("too small\nfor this")
+            return super().forward(*given)
+
+    model, criterion = (Fails(), nn.CrossEntropyLoss()) if where == "network" else (Net(), Fails())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(RuntimeError if where == "loss" else UsageError) as caught:
+        fit(model, [(images(), LABELS)], None, optimizer, None, criterion, epochs=1)
+    said = "too small\nfor this"
+    if where == "network":
+        said = "the network does not take images of (3, 8, 8): too small"
+    assert str(caught.value) == said
+
+
 @pytest.mark.parametrize("use", [trained, ranged])
 def test_images_that_are_not_finite_are_refused(use):
     broken = images()
@@ -230,17 +248,20 @@ def test_a_probability_of_0_has_a_finite_loss():
     assert 0 < loss < 100
 
 
-def test_a_frozen_network_is_refused():
+@pytest.mark.parametrize("use", [trained, ranged])
+def test_a_frozen_network_is_refused(use):
     model = Net().requires_grad_(False)
     with pytest.raises(UsageError, match="all weights of the network are frozen"):
-        trained(model, [(images(), LABELS)])
+        use(model, [(images(), LABELS)])
 
 
 def test_an_optimizer_that_needs_a_closure_is_refused_by_its_name():
-    model = Net()
+    model, batches, criterion = Net(), [(images(), LABELS)], nn.CrossEntropyLoss()
     optimizer = torch.optim.LBFGS(model.parameters())
     with pytest.raises(UsageError, match="LBFGS needs a closure"):
-        fit(model, [(images(), LABELS)], None, optimizer, None, nn.CrossEntropyLoss(), epochs=1)
+        fit(model, batches, None, optimizer, None, criterion, epochs=1)
+    with pytest.raises(UsageError, match="LBFGS needs a closure"):
+        find_lr(model, optimizer, criterion, batches)
 
 
 def test_parameters_of_the_loss_may_be_trained_as_well():
@@ -271,7 +292,9 @@ def flat_net():
 def test_a_last_batch_of_one_is_refused_where_batch_norm_cannot_train_on_it():
     model = flat_net()
     before = state(model)
-    with pytest.raises(UsageError, match=r"last batch has 1 image \(9 in batches of 4\).*drop_last"):
+    with pytest.raises(
+        UsageError, match=r"last batch has 1 image \(9 in batches of 4\).*drop_last"
+    ):
         trained(model, loader(9, 4))
     with pytest.raises(UsageError, match="last batch has 1 image"):
         trained(model, loader(3, 1))

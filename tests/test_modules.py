@@ -7,7 +7,8 @@ from torch import nn
 
 from models import CustomResNet
 from onecycle.errors import UsageError
-from onecycle.modules import eval_mode, freeze_idle_biases, model_summary, probabilities
+from onecycle.modules import eval_mode, freeze_idle_biases, model_summary
+from onecycle.outputs import probabilities
 
 
 def frozen(model):

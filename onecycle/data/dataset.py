@@ -188,8 +188,8 @@ def _way_to_uint8(data: np.ndarray) -> str:
     if data.ndim == 4 and data.shape[1] == 3 != data.shape[3]:
         return "; give data.transpose(0, 2, 3, 1)"
     if data.dtype == np.uint16:
-        bits = int(data.max(initial=0)).bit_length()
-        return f"; the values need {bits} bits, give (data >> {max(bits - 8, 0)}).astype('uint8')"
+        bits = max(8, int(data.max(initial=0)).bit_length())
+        return f"; the values need {bits} bits, give (data >> {bits - 8}).astype('uint8')"
     if data.dtype.kind == "f":
         return "; of values 0..1, give (255 * data).round().astype('uint8')"
     return ""

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from onecycle.checks import as_pair, check_first_batch
+from onecycle.checks import as_pair, check_first_batch, check_optimizer
 from onecycle.errors import UsageError
-from onecycle.modules import class_scores
+from onecycle.outputs import class_scores
 
 SMOOTHING_STEPS = 7
 """Width of the centred mean of the losses; the finder's own average lags behind."""
@@ -89,9 +89,9 @@ def find_lr(
 
     Raises:
         DataError: an image of the first batch is not finite.
-        UsageError: the optimizer has a scheduler; the first batch is none that the network can be
-            trained on; the curve says nothing about the learning rate, see :func:`suggest_lr`; or a
-            batch does not fit the GPU's memory.
+        UsageError: the optimizer has a scheduler, or cannot train the model; the first batch is
+            none that the network can be trained on; the curve says nothing about the learning rate,
+            see :func:`suggest_lr`; or a batch does not fit the GPU's memory.
 
     Source:
         Smith, "Cyclical Learning Rates for Training Neural Networks" (2015).
@@ -101,6 +101,7 @@ def find_lr(
             "the optimizer already has a scheduler, which sets its learning rate; run find_lr "
             "before the scheduler is made, or with a new optimizer"
         )
+    check_optimizer(model, optimizer, criterion)
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32)
 

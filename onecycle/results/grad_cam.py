@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onecycle.errors import UsageError
-from onecycle.modules import class_scores, eval_mode
+from onecycle.modules import eval_mode
+from onecycle.outputs import class_scores
 from onecycle.results.evaluation import Evaluation
 
 BATCH = 128

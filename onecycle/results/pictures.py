@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from onecycle.errors import UsageError
-from onecycle.modules import Classifier, eval_mode, probabilities
+from onecycle.modules import eval_mode
+from onecycle.outputs import Classifier, probabilities
 
 BATCH_SIZE = 256
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -19,7 +20,8 @@ from onecycle.checks import (
     check_optimizer,
 )
 from onecycle.errors import DivergedError, UsageError
-from onecycle.modules import Classifier, eval_mode
+from onecycle.modules import eval_mode
+from onecycle.outputs import Classifier, names_images
 from onecycle.records import EpochRecord, History, Predictions, StepRecord
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute
@@ -75,10 +77,10 @@ def fit(
         test_loader: the images to evaluate on; None: no evaluation.
         optimizer: of the model's parameters.
         scheduler: of the optimizer, new; None: the learning rate is constant.
-        step_scheduler: "batch": the scheduler is stepped after every batch but the last, so it gives
-            ``epochs * len(train_loader)`` learning rates; "epoch": after every epoch but the last,
-            so it gives ``epochs``. ReduceLROnPlateau is always stepped after an epoch, with its test
-            loss.
+        step_scheduler: "batch": the scheduler is stepped after every batch but the last, so it
+            gives ``epochs * len(train_loader)`` learning rates; "epoch": after every epoch but the
+            last, so it gives ``epochs``. ReduceLROnPlateau is always stepped after an epoch, with
+            the test loss.
         criterion: loss to minimise, of (output, labels): a mean over the batch.
         epochs: passes over the training images, 1 or more.
         compute: device, precision, compilation and group; None: the model's device, float32.
@@ -184,25 +186,30 @@ class _Training:
         self.meter.start()
         for index, batch in enumerate(self._batches(epoch, start), start):
             images, labels = map(self.compute.place, as_pair(batch))
-            if not self.is_checked:
-                self._check(images, labels)
             is_alone = group.world_size == 1
             size = len(labels) if is_alone else self.train_loader.global_batch(index)
             self.batch_size = size
             share, lr = len(labels) / size, self.step.lr
             is_last = index == num_steps - 1
-            measured, norm = self.step(
-                images, labels, share=share, is_last=is_last and epoch == self.epochs
-            )
+            with self._checked(images, labels):
+                measured, norm = self.step(
+                    images, labels, share=share, is_last=is_last and epoch == self.epochs
+                )
             self.meter.note(lr, size, share, measured, norm)
             if self.meter.is_full or is_last:
                 self._read(epoch)
 
-    def _check(self, images: Tensor, labels: Tensor) -> None:
-        """Refuse the first batch here, where nothing has changed."""
+    @contextlib.contextmanager
+    def _checked(self, images: Tensor, labels: Tensor) -> Iterator[None]:
+        """The first batch is refused before the block, which is a step; others are not checked."""
+        if self.is_checked:
+            yield
+            return
         model = self.step.model
         check_first_batch(model, images, labels, self.compute.autocast())
         check_last_batch(model, self.train_loader, images)
+        with names_images(model, images):
+            yield
         self.is_checked = True
 
     def _batches(self, epoch: int, start: int) -> Iterable[tuple[Tensor, Tensor]]:

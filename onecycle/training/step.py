@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onecycle.modules import class_scores
+from onecycle.outputs import class_scores
 from onecycle.training.compute import Compute
 
 
