@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,10 @@ def as_pair(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_first_batch(
-    model: nn.Module, images: Tensor, labels: Tensor, autocast: Any = None
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    autocast: contextlib.AbstractContextManager | None = None,
 ) -> None:
     """Refuse what the network cannot be trained on. Nothing changes, not even random numbers.
 
@@ -64,21 +67,8 @@ def check_first_batch(
         UsageError: the network does not take the images; it gives no scores, or probabilities; or
             the labels are not its classes.
     """
-    if images.is_floating_point():
-        finite = images.flatten(1).isfinite().all(1)
-        if not finite.all():
-            raise DataError(
-                f"{int((~finite).sum())} of the {len(images)} images of the first batch hold NaN "
-                "or infinite values; look at the data set and its transform"
-            )
-    model = getattr(model, "_orig_mod", model)  # a compiled one would compile for two images
-    few, cuda = images[:PROBED], [images.device] if images.device.type == "cuda" else []
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(devices=cuda),
-        eval_mode(model),
-        autocast or contextlib.nullcontext(),
-    ):
+    check_finite(images)
+    with _probing(model, images, autocast) as (model, few):
         scores = first_scores(model, few)
         if gives_probabilities(model, few, scores):
             raise UsageError(
@@ -86,6 +76,62 @@ def check_first_batch(
                 "leave its last softmax out, or use log-softmax (nn.LogSoftmax(dim=1))"
             )
     check_labels(labels, scores.shape[1], soft=True)
+
+
+def check_classes(
+    model: nn.Module,
+    images: Tensor,
+    classes: Sequence[str],
+    autocast: contextlib.AbstractContextManager | None = None,
+) -> None:
+    """Refuse a network that has not one output for each class. Nothing changes.
+
+    Args:
+        model: see :func:`check_first_batch`.
+        images: (N, ...), one or more.
+        classes: the K class names.
+        autocast: see :func:`check_first_batch`.
+
+    Raises:
+        UsageError: it has another number of outputs, or does not take the images.
+    """
+    with _probing(model, images, autocast) as (model, few):
+        found = first_scores(model, few).shape[1]
+    if found != len(classes):
+        raise UsageError(
+            f"the network has {found} outputs and the images have {len(classes)} classes; "
+            "give a network whose last layer has as many"
+        )
+
+
+@contextlib.contextmanager
+def _probing(
+    model: nn.Module, images: Tensor, autocast: contextlib.AbstractContextManager | None
+) -> Iterator[tuple[nn.Module, Tensor]]:
+    """The network and a few of the images, for a forward pass that changes nothing."""
+    model = getattr(model, "_orig_mod", model)  # a compiled one would compile for so few images
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=_cuda_devices(images)),
+        eval_mode(model),
+        autocast or contextlib.nullcontext(),
+    ):
+        yield model, images[:PROBED]
+
+
+def check_finite(images: Tensor) -> None:
+    """Refuse a first batch with NaN or infinite values.
+
+    Raises:
+        DataError: there are some.
+    """
+    if images.is_floating_point():
+        finite = images.flatten(1).isfinite().all(1)
+        if not finite.all():
+            raise DataError(
+                f"{int((~finite).sum())} of the {len(images)} images of the first batch hold NaN "
+                "or infinite values; look at the data set and its transform"
+            )
 
 
 def check_labels(labels: Tensor, num_classes: int, *, soft: bool = False) -> None:
@@ -190,9 +236,8 @@ def check_last_batch(model: nn.Module, loader: Any, images: Tensor) -> None:
 
 def _trains_on_one(model: nn.Module, image: Tensor) -> bool:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    cuda = [image.device] if image.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=cuda):
+        with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(image)):
             model(image)
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)
@@ -201,6 +246,11 @@ def _trains_on_one(model: nn.Module, image: Tensor) -> bool:
             for buffer, before in buffers:
                 buffer.copy_(before)
     return True
+
+
+def _cuda_devices(images: Tensor) -> list[torch.device]:
+    """Those whose random numbers a network may draw."""
+    return [images.device] if images.device.type == "cuda" else []
 
 
 def _in_words(value: Any) -> str:

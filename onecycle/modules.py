@@ -39,9 +39,9 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
     text = io.StringIO()
     with torch.random.fork_rng(devices=[]):
         with contextlib.suppress(Exception), contextlib.redirect_stdout(text):
-            summary(_copy(model), input_size, device="cpu")  # fails in many ways: only tensors may be given
+            summary(_copy(model), input_size, device="cpu")
         table = text.getvalue().strip("\n")
-        if f"Total params: {total:,}\n" not in table:  # or it overlooks parameters, or counts twice
+        if f"Total params: {total:,}\n" not in table:  # it failed or counted otherwise
             table = _layer_table(_copy(model), input_size)
     counts = f"Trainable params: {trainable:,}\nNon-trainable params: {total - trainable:,}"
     return re.sub("Trainable params: .*\nNon-trainable params: .*", counts, table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from onecycle.checks import check_classes
 from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
 from onecycle.data.dataset import ImageDataset, Images
 from onecycle.data.loaders import ResidentLoader, SeededLoader, fits_device, get_loader
@@ -94,7 +95,14 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "m
 
 
 def new_rates(run: Run) -> dict[str, Any]:
-    """LRMAX and LRMIN of a new run, the same for all processes, in plain data and in the log."""
+    """LRMAX and LRMIN of a new run, the same for all processes, in plain data and in the log.
+
+    Raises:
+        UsageError: the network does not go with the images, or no learning rate is found.
+    """
+    first = torch.zeros(1, dtype=torch.int64, device=run.compute.device)
+    image = run.test_loader.transform(first, 0)
+    check_classes(run.model, image, run.train.classes, run.compute.autocast())
     machine, write = run.machine, run.log.write
     counts = f"{len(run.train):,} training images, {len(run.test):,} {run.test.name}"
     write(f"{run.train.source}: {counts}")

@@ -153,6 +153,8 @@ def test_images_that_are_not_finite_are_refused(use):
     broken[3, 0, 0, 0], broken[5] = torch.nan, torch.inf
     with pytest.raises(DataError, match="2 of the 8 images .* NaN"):
         use(Net(), [(broken, LABELS)])
+    with pytest.raises(DataError, match="2 of the 8 images"):
+        evaluate(Net(), [(broken, LABELS)])
 
 
 def test_a_probability_for_each_class_passes_the_check():

@@ -409,3 +409,19 @@ def test_the_scheduler_of_a_run_may_be_stepped_per_epoch_or_be_none(data, tmp_pa
     assert rates("none", lambda *_: None)[1] == [0.01] * 3
     with pytest.raises(UsageError, match="the recipe's one cycle is stepped after every batch"):
         Run(tmp_path, data, Tiny, RECIPE, step_scheduler="epoch", **HERE)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda classes: Tiny(classes + 1), "has 11 outputs and the images have 10 classes"),
+        (lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(3, 10)), "does not take images"),
+    ],
+)
+def test_a_network_for_other_images_or_classes_is_refused_before_the_range_test(
+    model, said, data, tmp_path
+):
+    run = Run(tmp_path / "run", data, model, FINDER, **HERE)
+    with pytest.raises(UsageError, match=said):
+        run.find_lr()
+    assert not (tmp_path / "run").exists()

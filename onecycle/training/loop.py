@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from onecycle.checks import (
     as_pair,
+    check_finite,
     check_first_batch,
     check_labels,
     check_last_batch,
@@ -27,7 +28,7 @@ from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute
 from onecycle.training.meter import Meter, not_saved
 from onecycle.training.step import Step
-from onecycle.training.stepping import check_begin, check_scheduler, is_per_epoch, prepare
+from onecycle.training.stepping import check_begin, check_scheduler, is_per_epoch, replace_infinity
 
 
 class Callback(Protocol):
@@ -109,7 +110,7 @@ def fit(
     training = _Training(step, train_loader, test_loader, epochs, checkpoint, callbacks, stop)
     if checkpoint is not None:
         checkpoint.restore(training.parts)
-    prepare(scheduler)
+    replace_infinity(scheduler)
     check_scheduler(
         scheduler, per_epoch=per_epoch, evaluated=test_loader is not None, epochs=epochs,
         num_steps=len(train_loader),
@@ -282,6 +283,7 @@ def evaluate(
         Mean cross-entropy per image, in nats, and accuracy, 0..1, over all images of ``loader``.
 
     Raises:
+        DataError: an image of the first batch is not finite.
         UsageError: the loader has no image, the network does not take its images, or the labels are
             not its classes.
     """
@@ -311,6 +313,7 @@ def predict(
         Probabilities, (N, K), and labels, (N,), in the order of ``loader``.
 
     Raises:
+        DataError: an image of the first batch is not finite.
         UsageError: the network does not take the images, or gives something else.
     """
     compute = _compute_for(model, compute)
@@ -348,6 +351,8 @@ def _log_probabilities(
         for batch in loader:
             images, labels = as_pair(batch)
             images = compute.place(images)
+            if not outputs:
+                check_finite(images)
             views = (images, images.flip(3)) if mirrored else (images,)
             with compute.autocast():
                 outputs.append(torch.cat([scores_of(view) for view in views], dim=1))

@@ -12,8 +12,8 @@ from onecycle.errors import UsageError
 
 WORDS = ("batch", "epoch")
 LARGEST_FALL = 1000
-"""By how much a schedule may lower the learning rate in the first epoch. One that is meant per epoch
-lowers it further if it is stepped after each batch."""
+"""By how much a schedule may lower the learning rate in the first epoch. One that is meant per
+epoch lowers it further if it is stepped after each batch."""
 
 
 def is_per_epoch(scheduler: Any, step_scheduler: str) -> bool:
@@ -27,7 +27,7 @@ def is_per_epoch(scheduler: Any, step_scheduler: str) -> bool:
     return step_scheduler == "epoch" or isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
 
 
-def prepare(scheduler: Any) -> None:
+def replace_infinity(scheduler: Any) -> None:
     """Give ReduceLROnPlateau finite numbers in place of infinity, which no checkpoint takes.
 
     It begins with an infinite loss as the best one.
@@ -69,8 +69,9 @@ def check_scheduler(
         )
     if not per_epoch and _is_meant_per_epoch(scheduler, epochs, num_steps):
         raise UsageError(
-            f"{type(scheduler).__name__} is stepped after each of {num_steps} batches per epoch and "
-            'seems to be meant per epoch; give step_scheduler="epoch", or count its steps in batches'
+            f"{type(scheduler).__name__} is stepped after each of {num_steps} batches per epoch "
+            'and seems to be meant per epoch; give step_scheduler="epoch", or count its steps in '
+            "batches"
         )
 
 
