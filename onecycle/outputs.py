@@ -104,10 +104,10 @@ def _described(model: nn.Module, images: Tensor) -> str:
 class Classifier:
     """The scores of a network whatever it gives: logits, log-probabilities or probabilities.
 
-    The first call decides which, so a batch of one kind of images follows.
+    The first call decides which.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode when it is called.
     """
 
     def __init__(self, model: nn.Module) -> None:

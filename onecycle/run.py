@@ -71,8 +71,8 @@ class Run:
         augment: gives a (3, H, W) float tensor for a (H, W, 3) uint8 image: a torchvision transform
             or an albumentations pipeline. None: the recipe's crop, flip and cut-out, on the device.
         workers: processes that load images for ``augment``.
-        scheduler: gives a scheduler for (optimizer, recipe, finding, steps per epoch), or None for a
-            constant learning rate; the optimizer has the learning rate LRMAX then. None: one cycle.
+        scheduler: gives a scheduler for (optimizer, recipe, finding, steps per epoch), or None for
+            a constant learning rate; the optimizer has the learning rate LRMAX then. None: one cycle.
         step_scheduler: after every "batch" or every "epoch", see ``fit``.
         callbacks: objects with ``on_step(epoch, step, accuracy)`` or ``on_epoch(record)``.
         device: auto, cuda, mps or cpu.
@@ -118,7 +118,7 @@ class Run:
         self.step_scheduler = step_scheduler
         if is_per_epoch(None, step_scheduler) and scheduler is None:
             raise UsageError(
-                "step_scheduler is 'epoch', and the recipe's one cycle is stepped after every batch; "
+                "step_scheduler is 'epoch', and the recipe's one cycle is stepped after every batch: "
                 "give a scheduler, or leave it out"
             )
         self._finding: LRFinding | None = None
@@ -228,8 +228,8 @@ class Run:
                 self.history = fit(
                     self.model, self.train_loader, self.test_loader, self.optimizer,
                     self._scheduler, self.criterion, epochs=self.recipe.epochs,
-                    step_scheduler=self.step_scheduler, compute=self.compute, checkpoint=self.checkpoint, callbacks=listeners,
-                    stop=signals.stop,
+                    step_scheduler=self.step_scheduler, compute=self.compute,
+                    checkpoint=self.checkpoint, callbacks=listeners, stop=signals.stop,
                 )  # fmt: skip
             except DivergedError as error:
                 last = self.checkpoint.last

@@ -99,8 +99,8 @@ def fit(
     Raises:
         DataError: an image of the first batch is not finite.
         DivergedError: a loss or a gradient is not finite.
-        UsageError: the arguments do not fit together, the first batch is none that the network can
-            be trained on, or a batch does not fit the GPU's memory. Nothing has changed then.
+        UsageError: the arguments do not fit together; the first batch is none that the network can
+            be trained on, and no weight has changed; or a batch does not fit the GPU's memory.
     """
     compute = _compute_for(model, compute)
     check_optimizer(model, optimizer, criterion)
