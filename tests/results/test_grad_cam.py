@@ -215,6 +215,28 @@ def test_layers_of_torchvisions_resnet():
     assert choose_layer(model, images[..., :16, :16]) == "layer2"  # layer3 is 1x1 there
 
 
+def test_a_transformer_is_refused_whichever_layer_is_named():
+    transformer = pytest.importorskip("torchvision.models").VisionTransformer
+    vit = transformer(8, 2, 1, 2, 8, 8, num_classes=4)
+    assert choose_layer(vit, torch.zeros(1, 3, 8, 8)) == ""
+    for layer in (None, "encoder", "encoder.layers.encoder_layer_0.ln_1"):
+        with pytest.raises(UsageError, match="no layer has a map .*transformer"):
+            grad_cam(vit, torch.zeros(1, 3, 8, 8), [1], layer)
+
+
+def test_scores_may_be_the_logits_of_a_dictionary():
+    class Wrapped(nn.Sequential):
+        def forward(self, images):
+            return {"logits": super().forward(images)}
+
+    plain, images = small(), torch.randn(2, 3, 8, 8)
+    wrapped = Wrapped(plain)
+    assert choose_layer(wrapped, images) == f"0.{choose_layer(plain, images)}"
+    np.testing.assert_array_equal(
+        grad_cam(wrapped, images, [1, 3]), grad_cam(plain, images, [1, 3])
+    )
+
+
 def errors_of(model, **options):
     """Explained for six images, of which the last two are right."""
     images = torch.randn(6, 3, 8, 8)
