@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 BROWSER := .venv/installed-browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test test-browser test-colab test-oldest notebook publish docs bench bench-gpu faults clean
+.PHONY: help install demo train test lint test-browser test-colab test-oldest notebook publish docs bench bench-gpu faults clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -31,6 +31,10 @@ test: $(INSTALLED) ## layers and all tests; CIFAR10_DIR=folder adds those on the
 	$(PY) -c "from importlinter.cli import lint_imports_command as lint; lint()" --no-logo pyproject.toml
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
+lint: $(INSTALLED) ## ruff's checks and its format, as pyproject.toml sets them
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
 $(BROWSER): $(INSTALLED)
 	$(PIP) --no-build-isolation --editable ".[browser]"
 	@touch $(BROWSER)
@@ -49,7 +53,7 @@ test-oldest: ## the same with the lowest versions that requirements.txt allows
 notebook: $(INSTALLED) ## execute the notebook in place
 	$(PY) scripts/run_notebook.py S10_Assignment.ipynb
 
-publish: $(INSTALLED) ## README, docs, images/, results/ and weights/ from a run; RUN=folder of the run
+publish: $(INSTALLED) ## README, docs, images/, results/ and onecycle/weights/ from a run; RUN=folder of the run
 	$(PY) scripts/publish.py "$(RUN)"
 
 docs: $(INSTALLED) ## docs/api/ from the docstrings

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from onecycle.data.augmentation import (
     CUTOUT_SIZE_PX,
-    PADDING_PX,
     get_test_batch_transform,
     get_train_batch_transform,
+    padding_px,
     to_bytes,
 )
 from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD, IMAGE_SIZE_PX
@@ -29,9 +29,15 @@ __all__ = [
 
 
 def get_train_aug_transform(
-    mu: Sequence[float], sigma: Sequence[float], *, flip_probability: float = 0.5
+    mu: Sequence[float],
+    sigma: Sequence[float],
+    *,
+    flip_probability: float = 0.5,
+    size_px: int = IMAGE_SIZE_PX,
 ) -> A.Compose:
     """RandomCrop 32x32 after padding by 4 black pixels, FlipLR, CutOut of one 8x8 hole, normalise.
+
+    For images of another size, padding and hole keep their share of it.
 
     Every image gets a hole. It lies completely inside the image and is filled with the mean, so
     that it is 0 after normalisation.
@@ -40,10 +46,11 @@ def get_train_aug_transform(
         mu: mean of each of the three channels, 0..1.
         sigma: standard deviation of each of the three channels, 0..1.
         flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
+        size_px: S, height and width of the images.
 
     Returns:
-        A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
-        (3, 32, 32) float32.
+        A pipeline: ``pipeline(image=...)["image"]`` takes (S, S, 3) uint8 and gives
+        (3, S, S) float32.
 
     Source:
         Padding and crop: He et al., "Deep Residual Learning" (2015), section 4.2. CutOut:
@@ -52,20 +59,21 @@ def get_train_aug_transform(
     A, ToTensorV2 = _albumentations()
     import cv2
 
+    padded, hole = size_px + 2 * padding_px(size_px), CUTOUT_SIZE_PX * size_px // IMAGE_SIZE_PX
     return A.Compose(
         [
             A.PadIfNeeded(
-                min_height=IMAGE_SIZE_PX + 2 * PADDING_PX,
-                min_width=IMAGE_SIZE_PX + 2 * PADDING_PX,
+                min_height=padded,
+                min_width=padded,
                 border_mode=cv2.BORDER_CONSTANT,
                 fill=0,
             ),
-            A.RandomCrop(IMAGE_SIZE_PX, IMAGE_SIZE_PX),
+            A.RandomCrop(size_px, size_px),
             A.HorizontalFlip(p=flip_probability),
             A.CoarseDropout(
                 num_holes_range=(1, 1),
-                hole_height_range=(CUTOUT_SIZE_PX, CUTOUT_SIZE_PX),
-                hole_width_range=(CUTOUT_SIZE_PX, CUTOUT_SIZE_PX),
+                hole_height_range=(hole, hole),
+                hole_width_range=(hole, hole),
                 # Pixels are still 0..255 here: a mean in 0..1 would be black.
                 fill=to_bytes(mu),
                 p=1.0,
@@ -84,8 +92,8 @@ def get_test_aug_transform(mu: Sequence[float], sigma: Sequence[float]) -> A.Com
         sigma: standard deviation of each of the three channels, 0..1.
 
     Returns:
-        A pipeline: ``pipeline(image=...)["image"]`` takes (32, 32, 3) uint8 and gives
-        (3, 32, 32) float32.
+        A pipeline: ``pipeline(image=...)["image"]`` takes (S, S, 3) uint8 and gives
+        (3, S, S) float32.
     """
     A, ToTensorV2 = _albumentations()
     return A.Compose([A.Normalize(mean=tuple(mu), std=tuple(sigma)), ToTensorV2()])

@@ -132,6 +132,15 @@ def _takes_batch_statistics(layer: nn.Module | None) -> bool:
     return type(layer) is nn.BatchNorm2d and (layer.training or layer.running_mean is None)
 
 
+def last_layer(model: nn.Module) -> str | None:
+    """The name of the last linear layer or convolution, which gives the classes; None: no such."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, _GIVE_CLASSES)]
+    return names[-1] if names else None
+
+
+_GIVE_CLASSES = (nn.Linear, nn.Conv2d)
+
+
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards each module is in its own mode again."""

@@ -41,19 +41,22 @@ def setting(
 class Recipe:
     """What is trained and how. Change it with ``dataclasses.replace``.
 
-    Epochs, peak and batch size are the assignment's. Decay, beta2, label smoothing and
-    LRMAX / LRMIN are ours, against overfitting. Options, help and checks are made from the fields:
-    a new one needs no other place.
+    For CIFAR-10, epochs, peak and batch size are the assignment's. Decay, beta2, label smoothing
+    and LRMAX / LRMIN are ours, against overfitting. What is None is chosen when the images are
+    known, and the run says how. Options, help and checks are made from the fields: a new one needs
+    no other place.
 
     Raises:
         UsageError: a value is of another type or out of its bounds.
     """
 
     # fmt: off
-    epochs: int = setting(24, "passes over the training images", low=1, high=100_000)
+    epochs: int | None = setting(
+        None, "passes over the training images (24, more for few images)", low=1, high=100_000)
     peak_epoch: float | None = setting(
         None, "epochs until the peak learning rate (5/24 of all)", low=0, open=True)
-    batch_size: int = setting(512, "images per step", low=2, high=1_000_000)
+    batch_size: int | None = setting(
+        None, "images per step (512, fewer for few images)", low=2, high=1_000_000)
     lr_max: float | None = setting(
         None, "LRMAX, the peak learning rate (found by a range test)", low=0, high=100, open=True)
     lr_min: float | None = setting(
@@ -79,10 +82,19 @@ class Recipe:
         0.5, "how often a training image is mirrored", low=0, high=1)
     alternating_flip: bool = setting(
         False, "mirror each training image in every second epoch instead")
-    cutout_size_px: int = setting(
-        8, "side of the square that is cut out of a training image, in pixels", low=0, high=32)
+    cutout_size_px: int | None = setting(
+        None, "side of the square that is cut out of a training image, in pixels (a quarter of "
+        "the image's: 8 of 32)", low=0, high=4096)
     padding: Literal["constant", "reflect"] = setting(
         "constant", "border of a training image before the crop: black, or its own reflection")
+    image_size: int | None = setting(
+        None, "height and width of the images, in pixels (32, or that of your own arrays)",
+        low=8, high=4096)
+    resize: Literal["crop", "pad"] = setting(
+        "crop", "how a picture becomes square: its middle, or all of it with black borders")
+    body_rate: float = setting(
+        1.0, "learning rate of all layers but the last, as a share of the last one's",
+        low=0, high=1, open=False)
     optimizer: Literal["adam", "muon"] = setting(
         "adam", "the assignment's Adam, or Muon with an initialisation of its own")
     seed: int = setting(
@@ -90,9 +102,11 @@ class Recipe:
     # fmt: on
 
     @property
-    def peak(self) -> float:
-        """Epochs until the learning rate is at LRMAX."""
-        return self.epochs * PEAK_SHARE if self.peak_epoch is None else self.peak_epoch
+    def peak(self) -> float | None:
+        """Epochs until the learning rate is at LRMAX; None: it follows from the images."""
+        if self.peak_epoch is None and self.epochs is not None:
+            return self.epochs * PEAK_SHARE
+        return self.peak_epoch
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -183,6 +197,19 @@ def as_data(recipe: Recipe) -> dict[str, Any]:
     return asdict(recipe) | {"peak_epoch": recipe.peak}
 
 
+CHOSEN_LATER = {"epochs", "peak_epoch", "batch_size", "cutout_size_px", "image_size"}
+"""Fields that are chosen when the images are known, if they are not given."""
+
+
+def may_be(stored: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether a stored recipe may be this one, where one of them does not know its images yet."""
+    stored = with_later_fields(stored)
+    return all(
+        stored[name] == value or (name in CHOSEN_LATER and None in (stored[name], value))
+        for name, value in as_data(recipe).items()
+    )
+
+
 def with_later_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored recipe; fields that are newer than it have their defaults, which were true then."""
     return asdict(Recipe()) | stored
@@ -212,7 +239,7 @@ def read_recipe(file: str | os.PathLike, base: Recipe = Recipe()) -> Recipe:  # 
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
     # What as_data filled in: the peak moves with the epochs again.
-    follows = recipe.peak == recipe.epochs * PEAK_SHARE
+    follows = recipe.epochs is not None and recipe.peak == recipe.epochs * PEAK_SHARE
     return replace(recipe, peak_epoch=None) if follows else recipe
 
 
@@ -234,12 +261,15 @@ def _read_mapping(file: Path) -> dict[str, Any]:
 
 
 PRESETS = {
-    "assignment": Recipe(),
+    "assignment": Recipe(epochs=24, batch_size=512, cutout_size_px=8),
     # No mirroring, which changes what a digit is. Small enough for two minutes on two cores.
-    "digits": Recipe(epochs=8, batch_size=64, finder_steps=40, flip_probability=0.0),
+    "digits": Recipe(
+        epochs=8, batch_size=64, finder_steps=40, flip_probability=0.0, cutout_size_px=8
+    ),
     # Outside the assignment: its network, and a training that learns in the fewest epochs.
     "speedrun": Recipe(
         epochs=8,
+        batch_size=512,
         optimizer="muon",
         lr_max=0.1,
         lr_ratio=1000.0,

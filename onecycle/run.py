@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle.data.dataset import Images
+from onecycle.data.pictures import read_picture
 from onecycle.errors import CheckpointError, DivergedError, UsageError
 from onecycle.modules import freeze_idle_biases, model_summary
 from onecycle.optim.lr_finder import LRFinding
@@ -28,6 +29,7 @@ from onecycle.results.folder import (
     read_results,
 )
 from onecycle.results.grad_cam import NO_LAYER, ErrorMaps, explain_errors
+from onecycle.results.networks import CUSTOM_RESNET, find_model
 from onecycle.results.pictures import Guess, predict_pictures
 from onecycle.run_figures import FIGURES
 from onecycle.run_folder import (
@@ -39,6 +41,7 @@ from onecycle.run_folder import (
     write_folder,
 )
 from onecycle.run_parts import OPTIMIZERS, make_loader, name_of, new_rates, one_cycle_of
+from onecycle.run_start import check_images, fit_to_images, no_images, start_from_weights
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute, set_seed, tune_process
 from onecycle.training.group import Group
@@ -64,7 +67,10 @@ class Run:
         data: training images, and images to evaluate on.
         model: gives a network for a number of classes, such as a class; called after the seed is
             set. A network that is given as it is keeps its weights.
-        recipe: every number of the training.
+        recipe: every number of the training; what is None in it is chosen for the images.
+        init: weights to start from: a file, "none", or "auto", which takes the published weights
+            for your own pictures. If its classes are others, the last layer is new. The images are
+            then normalised as those that it was trained on.
         optimizer: gives an optimizer for (model, recipe). None: the recipe's.
         criterion: loss of (output, labels), a mean over the batch. None: cross-entropy with the
             recipe's label smoothing.
@@ -93,6 +99,7 @@ class Run:
         model: MakeModel | nn.Module,
         recipe: Recipe = Recipe(),  # noqa: B008 (it is frozen)
         *,
+        init: str | os.PathLike = "auto",
         optimizer: MakeOptimizer | None = None,
         criterion: nn.Module | None = None,
         augment: Callable | None = None,
@@ -107,8 +114,10 @@ class Run:
         save_every_s: float = 600.0,
         resume: str = "auto",
     ) -> None:
-        self.folder, self.recipe, self.callbacks = Path(folder), recipe, list(callbacks)
+        self.folder, self.callbacks = Path(folder), list(callbacks)
         self.train, self.test = data
+        recipe, reasons = fit_to_images(recipe, self.train)
+        self.recipe = recipe
         self.compute = Compute.choose(device, precision, compile, group)
         self.is_first = self.compute.group.rank == 0
         self.command, self.history, self.stopped_by = "", History(), None
@@ -135,6 +144,15 @@ class Run:
         set_seed(recipe.seed)
         criterion = criterion or nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.criterion = criterion.to(self.compute.device)  # it may have weights of classes
+        network = model if isinstance(model, nn.Module) else model(len(self.train.classes))
+        self.start = start_from_weights(network, init, self.train, recipe)
+        if self.start is not None:
+            self.train = self.train.with_stats(self.start.mean, self.start.std)
+            reasons.append(
+                f"the network starts from {self.start.file.name}, trained on {self.start.source}; "
+                'init="none" (--init none) starts from random weights'
+            )
+        self.notes = [*self.train.notes, *reasons]
         self.train_loader = self.loader(train=True, shared=True)
         self.test_loader = self.loader(train=False, shared=True)
         self.total_steps = recipe.epochs * len(self.train_loader)
@@ -143,7 +161,6 @@ class Run:
                 f"only {self.total_steps} steps in all, and the schedule needs at least 3; "
                 "raise epochs or lower batch_size"
             )
-        network = model if isinstance(model, nn.Module) else model(len(self.train.classes))
         self.model = self.compute.place_model(network)
         freeze_idle_biases(self.model)
         if optimizer is None:
@@ -158,22 +175,34 @@ class Run:
         )  # fmt: skip
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, data: Images, model: MakeModel, **options: Any) -> Run:
+    def load(
+        cls,
+        folder: str | os.PathLike,
+        data: Images | None = None,
+        model: MakeModel | None = None,
+        **options: Any,
+    ) -> Run:
         """A finished run from its folder, with its recipe and its trained weights.
 
         Args:
             folder: of the run.
-            data: images of its classes.
-            model: as it was given to the run.
+            data: images of its classes; None: it can predict, and has no images to evaluate on.
+            model: as it was given to the run; None: the network of the name that the run has.
             options: others that ``Run`` takes.
 
         Raises:
             CheckpointError: the folder holds no finished run, or another network's.
+            UsageError: the network's name is not known here.
         """
         results = read_results(folder)
         if "history" not in results:
             raise CheckpointError(f"{folder} holds no finished run; name the folder of one")
-        run = cls(folder, data, model, read_recipe(Path(folder) / "results.json"), **options)
+        recipe = read_recipe(Path(folder) / "results.json")
+        stored = results["data"]
+        train, test = data or no_images(stored, recipe)
+        data = train.with_stats(stored["mean"], stored["std"]), test
+        model = model or find_model(stored.get("model") or CUSTOM_RESNET)
+        run = cls(folder, data, model, recipe, init="none", **options)
         run._reopen(results)
         return run
 
@@ -245,6 +274,7 @@ class Run:
             UsageError: the training was stopped before its end.
         """
         self._train_to_the_end()
+        check_images(self.test)
         if self._evaluation is None:
             # Mirror images mean the same only if they were trained on.
             mirrored = self.recipe.flip_probability > 0
@@ -259,14 +289,26 @@ class Run:
             )
         return self._evaluation
 
-    def predict(self, pictures: Sequence[np.ndarray], top: int = 5) -> list[list[Guess]]:
+    def predict(
+        self, pictures: Sequence[str | os.PathLike | np.ndarray], top: int = 5
+    ) -> list[list[Guess]]:
         """The most probable classes of each picture, the most probable first.
 
         Args:
-            pictures: (N, H, W, 3) uint8, of the size that the network was trained on.
+            pictures: files, or (N, S, S, 3) uint8 of the size that the network was trained on.
             top: classes per picture.
+
+        Raises:
+            DataError: a file is no picture, or is damaged.
         """
         self._train_to_the_end()
+        size, resize = self.train.size_px, self.recipe.resize
+        pictures = [
+            picture
+            if isinstance(picture, np.ndarray)
+            else read_picture(picture, size, resize=resize)
+            for picture in pictures
+        ]
         return predict_pictures(
             self.model, pictures, mean=self.train.mean, std=self.train.std,
             classes=self.train.classes, top=top,
@@ -329,6 +371,7 @@ class Run:
     @functools.cached_property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """The first 20 training images at most, as the network sees them, and their labels."""
+        check_images(self.train)
         images, labels = next(iter(self.loader(train=True, shared=False)))
         return images[:20].cpu().numpy(), labels[:20].cpu().numpy()
 
@@ -357,6 +400,7 @@ class Run:
             "recipe": as_data(self.recipe),
             "data": self.data,
             "parts": self.given,
+            "start": self.start and {"file": self.start.file.name, "sha256": self.start.sha256},
             "learning_rate": {name: value for name, value in rates.items() if value != []},
             "machine": self.machine,
         }

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from onecycle.errors import CheckpointError, UsageError
+from onecycle.files import write_file
 from onecycle.optim.lr_finder import LRFinding
-from onecycle.recipe import as_data, with_later_fields
+from onecycle.recipe import Recipe, as_data, may_be
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.folder import (
@@ -42,15 +43,21 @@ def describe_images(run: Run) -> dict[str, Any]:
         "num_test": len(run.test),
         "evaluated_on": run.test.name,
         "augmentation": "batched" if run.augment is None else run.given["augment"],
+        "model": run.given["model"],
+        "notes": run.notes,
     }
 
 
 def identify(run: Run) -> dict[str, Any]:
     """What decides the numbers of a run, in plain data."""
+    plain = as_data(Recipe())  # a field that is added later changes nothing while it is off
+    recipe = {name: v for name, v in as_data(run.recipe).items() if v != plain[name]}
+    data = {name: value for name, value in run.data.items() if name != "notes"}
     return {
-        "recipe": as_data(run.recipe),
-        "data": run.data | {"sha256": [run.train.digest(), run.test.digest()]},
+        "recipe": recipe,
+        "data": data | {"sha256": [run.train.digest(), run.test.digest()]},
         "parts": run.given,
+        "start": None if run.start is None else run.start.sha256,
         "workers": run.workers if run.augment else None,
         "steps_per_epoch": len(run.train_loader),  # a large group leaves a small batch out
     }
@@ -67,8 +74,8 @@ def is_result_of(run: Run, results: dict[str, Any]) -> bool:
         return False
     if "identity" in results:
         return results["identity"] == digest_of(run)
-    recipe = with_later_fields(results["recipe"])  # from before there were digests
-    return recipe == as_data(run.recipe) and results.get("data") == run.data
+    stored = results.get("data") or {}  # from before there were digests
+    return may_be(results["recipe"], run.recipe) and stored.items() <= run.data.items()
 
 
 def finished_results(run: Run) -> dict[str, Any]:
@@ -93,9 +100,7 @@ def reopen(
     """
     history, lines = read_history(folder, results)
     try:
-        finding = LRFinding(
-            **{"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"]
-        )
+        finding = LRFinding(**{"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: results.json has no learning rate ({error})") from error
     load_into(model, folder / "model.safetensors")
@@ -117,6 +122,8 @@ def write_folder(run: Run, evaluation: Evaluation) -> None:
             )  # fmt: skip
         except UsageError as error:
             run.log.write(f"without model.safetensors, which evaluate and predict read: {error}")
+        if run.train.skipped:
+            write_file(run.folder / "left_out.txt", "\n".join([*run.train.skipped, ""]).encode())
         report = build_report(
             about, evaluation, run.test.data, title=title, history=run.history,
             samples=run.samples, maps=run.error_maps, command=run.command,

@@ -75,6 +75,7 @@ def _adam(
         lr=recipe.finder_start_lr,
         weight_decay=recipe.weight_decay,
         betas=(recipe.beta1, recipe.beta2),
+        body_rate=recipe.body_rate,
     )
 
 
@@ -107,6 +108,8 @@ def new_rates(run: Run) -> dict[str, Any]:
     counts = f"{len(run.train):,} training images, {len(run.test):,} {run.test.name}"
     write(f"{run.train.source}: {counts}")
     write(f"{machine['device_name']}, {machine['precision']}, {machine['threads']} threads")
+    for line in run.notes:
+        write(line)
     with own_folder(run.folder, is_first=run.is_first):
         found = dataclasses.asdict(_find_rates(run)) if run.is_first else None
         found = run.compute.group.same(found)

@@ -30,7 +30,7 @@ COLAB = [
     "safetensors", "tqdm", "tensorboard", "pytest",
 ]  # fmt: skip
 NOT_IN_COLAB = "torch-lr-finder"
-NUM_FIGURES = 10
+NUM_FIGURES = (ROOT / NOTEBOOK).read_text("utf-8").count("run.figure(")
 EXECUTE = """
 import pathlib, sys
 import nbformat, notebooks, run_notebook

@@ -2,7 +2,7 @@
 """Publish a finished run, then the evaluation of its weights: publish.py FOLDER.
 
 From the folder of a run on CIFAR-10 the numbers go to results/, the pictures to images/ and the
-weights in half precision to weights/; from one of ``onecycle evaluate`` on these weights, the
+weights in half precision to onecycle/weights/; from one of ``onecycle evaluate`` on these weights, the
 numbers go to results/; from a run on the digits the numbers and, to docs/, the report. Then the
 blocks of the pages that are made from results, and the card of the weights, are filled; without
 FOLDER nothing but these. What is not whole is refused, and then nothing is replaced.
@@ -37,7 +37,7 @@ from transformation import get_train_aug_transform
 
 RESULTS = ROOT / "results" / "cifar10"
 EVALUATION = RESULTS / "evaluation.json"
-WEIGHTS = ROOT / "weights" / "custom_resnet_cifar10.safetensors"
+WEIGHTS = ROOT / "onecycle" / "weights" / "custom_resnet_cifar10.safetensors"
 FAULTS = ROOT / "results" / "faults" / "faults.json"
 PAGES = [
     ROOT / "README.md",

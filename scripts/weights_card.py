@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.tables import table
 from models import CustomResNet
-from onecycle.recipe import Recipe, with_later_fields
+from onecycle.recipe import Recipe
 from onecycle.results.report.words import percent
 from onecycle.results.weights import load_weights
 
@@ -27,9 +27,9 @@ def share(evaluation: Mapping[str, Any]) -> str:
 
 def recipe_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and meaning of each number of a recipe, with the learning rates that it had."""
-    recipe, rows = with_later_fields(results["recipe"]), []
+    recipe, rows = results["recipe"], []
     for each in fields(Recipe):
-        value, about = recipe[each.name], each.metadata["about"]
+        value, about = recipe.get(each.name), each.metadata["about"]
         if value is not None:
             about = about.partition(" (")[0]  # what no value stands for
         value = results["learning_rate"].get(each.name) if value is None else value

@@ -17,6 +17,12 @@ def same_random_numbers():
     set_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def decoded_pictures(tmp_path_factory):
+    """Decoded pictures are kept in a folder of the tests, and not in the user's."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def cifar10_dir():
     """The real images, where the variable CIFAR10_DIR names them."""

@@ -6,11 +6,19 @@ from pathlib import Path
 import pytest
 
 from onecycle.errors import UsageError
-from onecycle.recipe import PRESETS, Recipe, as_data, describe, read_recipe, with_later_fields
+from onecycle.recipe import (
+    PRESETS,
+    Recipe,
+    as_data,
+    describe,
+    may_be,
+    read_recipe,
+    with_later_fields,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = [f.name for f in dataclasses.fields(Recipe) if f.name not in
-           ("padding", "optimizer", "alternating_flip")]  # fmt: skip
+           ("padding", "resize", "optimizer", "alternating_flip")]  # fmt: skip
 
 
 def test_the_assignments_numbers():
@@ -39,13 +47,13 @@ def test_digits_are_not_mirrored_and_stay_small():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("epochs", 0), ("epochs", -1), ("peak_epoch", 0), ("peak_epoch", 24), ("peak_epoch", math.nan),
+        ("epochs", 0), ("epochs", -1), ("peak_epoch", 0), ("peak_epoch", math.nan),
         ("batch_size", 1), ("batch_size", -512), ("lr_max", 0), ("lr_max", -0.1), ("lr_max", math.nan),
         ("lr_max", math.inf), ("lr_min", 0), ("lr_min", math.nan), ("lr_ratio", 1),
         ("finder_start_lr", 0), ("finder_start_lr", 0.2), ("finder_end_lr", math.inf),
         ("finder_steps", 19), ("weight_decay", -1), ("weight_decay", math.nan), ("beta1", 1),
         ("beta2", -0.1), ("beta1_at_peak", 0.91), ("label_smoothing", 1), ("flip_probability", 1.1),
-        ("seed", -1), ("seed", 2**32), ("cutout_size_px", -1), ("cutout_size_px", 33),
+        ("seed", -1), ("seed", 2**32), ("cutout_size_px", -1), ("image_size", 7), ("body_rate", 1.1),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):
@@ -91,7 +99,7 @@ def test_every_field_says_what_it_means_and_may_be():
         assert f"{field.name}: {describe(field)}." in Recipe.__doc__
         assert ("(" in field.metadata["about"]) >= (field.default is None)
     assert describe(dataclasses.fields(Recipe)[0]) == (
-        "passes over the training images (24); from 1 to 100000"
+        "passes over the training images (24, more for few images); from 1 to 100000"
     )
 
 
@@ -101,7 +109,7 @@ def test_what_is_no_word_is_no_choice(value):
         Recipe(optimizer=value)
 
 
-@pytest.mark.parametrize("field", ["padding", "optimizer"])
+@pytest.mark.parametrize("field", ["padding", "resize", "optimizer"])
 def test_a_word_that_is_no_choice_is_refused_with_the_choices(field):
     with pytest.raises(UsageError, match=rf"^{field} is 'sgd'; it must be \w+ or \w+$"):
         Recipe(**{field: "sgd"})
@@ -146,7 +154,7 @@ def test_a_recipe_comes_back_from_the_results_of_a_run(tmp_path, recipe):
 
 
 def test_a_published_recipe_can_be_read():
-    assert read_recipe(ROOT / "results" / "cifar10" / "results.json") == Recipe()
+    assert read_recipe(ROOT / "results" / "cifar10" / "results.json") == PRESETS["assignment"]
 
 
 def test_fields_that_are_newer_than_a_run_have_their_defaults(tmp_path):
@@ -154,7 +162,13 @@ def test_fields_that_are_newer_than_a_run_have_their_defaults(tmp_path):
     del stored["beta1_at_peak"], stored["batch_size"]
     (tmp_path / "results.json").write_text(json.dumps({"recipe": stored}))
     recipe = read_recipe(tmp_path / "results.json", PRESETS["digits"])
-    assert recipe == dataclasses.replace(PRESETS["digits"], batch_size=512)
+    assert recipe == dataclasses.replace(PRESETS["digits"], batch_size=None)
+
+
+def test_what_is_chosen_later_may_be_anything_and_what_is_given_may_not():
+    stored = as_data(Recipe(epochs=40, batch_size=16, lr_max=0.1))
+    assert may_be(stored, Recipe(lr_max=0.1)) and may_be(stored, Recipe(lr_max=0.1, epochs=40))
+    assert not may_be(stored, Recipe()) and not may_be(stored, Recipe(lr_max=0.1, epochs=41))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +199,7 @@ def test_fields_that_a_file_does_not_name_are_those_of_the_base(tmp_path):
         ("r.json", b"\xff\xfe", "is not JSON"),
         ("r.json", b"[" * 100_000, "is not JSON"),
         ("r.json", b"[24]", 'must have fields, such as {"epochs": 24}'),
-        ("r.json", b'{"recipe": {"epochs": null}}', "epochs is None; it must be a whole number"),
+        ("r.json", b'{"recipe": {"seed": null}}', "seed is None; it must be a whole number"),
         ("gone.json", None, "No such file"),
         (".", None, "Is a directory"),
     ],

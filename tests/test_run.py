@@ -11,7 +11,7 @@ from onecycle import PRESETS, Recipe, Run, load_digits
 from onecycle.data.dataset import ImageDataset
 from onecycle.errors import CheckpointError, StorageError, UsageError
 from onecycle.files import lock_folder
-from onecycle.recipe import as_data
+from onecycle.recipe import as_data, may_be
 from onecycle.run_figures import FIGURES
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr_max=0.01, flip_probability=0.0)
@@ -173,7 +173,7 @@ def test_a_finished_run_from_before_there_were_digests_is_known(finished, data, 
 
 def test_load_gives_the_trained_network(finished, data):
     run = Run.load(finished.folder, data, Tiny, **HERE)
-    assert as_data(run.recipe) == as_data(FINDER) and run.is_complete
+    assert may_be(as_data(run.recipe), FINDER) and run.is_complete
     assert same(weights(run), weights(finished))
     guesses = run.predict(data[1].data[:3], top=2)
     assert [len(best) for best in guesses] == [2, 2, 2]

@@ -10,7 +10,7 @@ from PIL import Image
 from onecycle.results.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-CARD = (ROOT / "weights" / "README.md").read_text("utf-8")
+CARD = (ROOT / "onecycle" / "weights" / "README.md").read_text("utf-8")
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_class_without_a_share_is_a_dash(publish, results, evaluated):
 
 
 def test_its_python_runs(tmp_path, monkeypatch):
-    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    (tmp_path / "onecycle").symlink_to(ROOT / "onecycle")
     Image.new("RGB", (60, 40), "green").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```", CARD, re.MULTILINE | re.DOTALL)
@@ -116,4 +116,4 @@ def test_its_python_runs(tmp_path, monkeypatch):
 
 def test_its_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)", CARD):
-        assert (ROOT / "weights" / target).exists(), target
+        assert (ROOT / "onecycle" / "weights" / target).exists(), target

@@ -33,7 +33,7 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.ipynb")]:
         shutil.copy(path, source)
-    for other in ("benchmarks", "docs", "images", "results", "runs", "scripts", "tests", "weights"):
+    for other in ("benchmarks", "docs", "images", "results", "runs", "scripts", "tests"):
         (source / other).mkdir()
         (source / other / "__init__.py").touch()
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
@@ -75,6 +75,7 @@ def test_it_holds_exactly_the_library(wheel):
     tops = {name.split("/")[0].removesuffix(".py") for name in names}
     assert tops == {"models", "onecycle", *FACES}
     expected = {f"{face}.py" for face in FACES} | {"onecycle/py.typed"}
+    expected |= {"onecycle/weights/custom_resnet_cifar10.safetensors"}
     expected |= {f"onecycle/results/report/report.{kind}" for kind in ("css", "js")}
     for package in ("onecycle", "models"):
         expected |= {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}

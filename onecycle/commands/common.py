@@ -7,14 +7,11 @@ import contextlib
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onecycle.errors import RunError, StorageError, UsageError
-
-if TYPE_CHECKING:
-    from models import CustomResNet
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -53,20 +50,30 @@ def command_of(arguments: Sequence[str]) -> str:
     return command.encode("utf-8", "backslashreplace").decode()
 
 
-def custom_resnet() -> type[CustomResNet]:
-    """The network of the folder ``models``, imported when it is needed.
+def check_output(file: Path, force: bool, *, inputs: Sequence[str | os.PathLike] = ()) -> None:
+    """Refuse a file that could not be written, or that nobody would want overwritten.
+
+    Args:
+        file: to be written.
+        force: whether a file that is there may be overwritten.
+        inputs: what is read, which is never overwritten.
 
     Raises:
-        UsageError: another folder of that name is found first.
+        StorageError: it is a folder or an input, is there already, or cannot be written.
     """
     try:
-        from models import CustomResNet
-    except ImportError as error:
-        if error.name and error.name.partition(".")[0] == "models":
-            reason = f"{error}; run the command in a folder that has no models of its own"
-            raise UsageError(f"the network is not found: {reason}") from error
+        if file.is_dir():
+            raise StorageError(f"cannot write {file}: it is a folder")
+        if any(os.path.exists(name) and file.exists() and file.samefile(name) for name in inputs):
+            raise StorageError(f"cannot write {file}: it is read; name another file")
+        if file.is_file() and not force:
+            raise StorageError(f"{file} is there already; name another file, or give --force")
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except StorageError:
         raise
-    return CustomResNet
+    except OSError as error:
+        raise StorageError(f"cannot write {file}: {error.strerror}") from error
 
 
 def run_command(run: Callable[[], int | None], *, kept: str | Callable[[], str]) -> int:

@@ -8,8 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import custom_resnet
-from onecycle.commands.options import add_data, add_device, check_data, check_weights
+from onecycle.commands.options import (
+    add_data,
+    add_device,
+    add_model,
+    check_data,
+    check_weights,
+)
 from onecycle.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ BATCH_SIZE = 250
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file, as in weights/")
+    add_model(parser, "what the file says")
     add_data(parser, train=False)
     add_device(parser)
     parser.add_argument("--out", metavar="DIR", help="folder of the report (runs/ with the time)")
@@ -52,13 +58,14 @@ def main(args: argparse.Namespace) -> int:
     import torch
 
     from onecycle.results.folder import prepare_folder
+    from onecycle.results.networks import network_of
     from onecycle.results.weights import load_weights
     from onecycle.training.compute import Compute
 
     weights = load_weights(args.weights)
     compute = Compute.choose(args.device, PRECISION)
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
-    model = compute.place_model(custom_resnet().from_pretrained(weights))
+    model = compute.place_model(network_of(weights, args.model))
     is_new = not args.out.exists()
     prepare_folder(args.out)  # before thousands of images are read
     try:
@@ -78,9 +85,9 @@ def load_test_images(args: argparse.Namespace, weights: WeightsFile) -> ImageDat
     Raises:
         UsageError: they are of other classes than the weights know.
     """
-    from onecycle.commands.images import load_dataset
+    from onecycle.commands.images import load_test
 
-    _, test = load_dataset(args)
+    test = load_test(args, weights.image_size, weights.recipe.get("resize") or "crop")
     if tuple(test.classes) != weights.classes:
         raise UsageError(
             f"{weights.file} knows {_shortened(weights.classes)}, the images are "

@@ -11,8 +11,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.commands.common import custom_resnet
-from onecycle.commands.options import check_weights
+from onecycle.commands.common import check_output
+from onecycle.commands.options import add_force, add_model, check_weights
 from onecycle.errors import UsageError
 from onecycle.files import write_file
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onecycle.results.weights import WeightsFile
 
 ABOUT = (
-    'Export weights as an ONNX model. Its input "images" is (N, 3, 32, 32) float32, '
+    'Export weights as an ONNX model. Its input "images" is (N, 3, S, S) float32, '
     'channel-normalised, for any N; its output "log_probabilities" is (N, K). The metadata holds '
     "class names, mean and standard deviation."
 )
@@ -32,11 +32,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of the network")
     parser.add_argument("file", metavar="FILE", type=Path, help="the .onnx file to write")
+    add_model(parser, "what the file of weights says")
+    add_force(parser)
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused without torch."""
     check_weights(args.weights)
+    check_output(args.file, args.force, inputs=[args.weights])
 
 
 def kept(args: argparse.Namespace) -> str:
@@ -48,14 +51,18 @@ def main(args: argparse.Namespace) -> int:
     """Write the ONNX model; the exit code."""
     from onecycle.results.weights import load_weights
 
-    content = export(load_weights(args.weights)).SerializeToString()
+    content = export(load_weights(args.weights), args.model).SerializeToString()
     write_file(args.file, content)
     print(f"{args.file}: {len(content):,} bytes")
     return 0
 
 
-def export(weights: WeightsFile) -> Any:
+def export(weights: WeightsFile, name: str | None = None) -> Any:
     """The network as an ONNX ``ModelProto``; it holds no path of this machine.
+
+    Args:
+        weights: what a file holds.
+        name: of the network; None: what the file says.
 
     Raises:
         UsageError: a package that the export needs is not installed.
@@ -66,14 +73,19 @@ def export(weights: WeightsFile) -> Any:
         except ImportError as error:
             raise UsageError(f"the export needs {package}: pip install {package}") from error
     import torch
+    from torch import nn
 
-    model = custom_resnet().from_pretrained(weights)
+    from onecycle.results.networks import network_of
+
+    model, size = network_of(weights, name), weights.image_size
+    if not isinstance([*model.modules()][-1], nn.LogSoftmax):  # it gives logits
+        model = nn.Sequential(model, nn.LogSoftmax(1)).eval()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of parts of the exporter that will be removed
         # Two images: for one, the exporter would take N for the constant 1.
         proto = torch.onnx.export(
             model,
-            (torch.zeros(2, 3, 32, 32),),
+            (torch.zeros(2, 3, size, size),),
             input_names=["images"],
             output_names=["log_probabilities"],
             dynamic_shapes={"images": {0: torch.export.Dim("N")}},

@@ -18,6 +18,7 @@ from onecycle.recipe import PRESETS, Recipe, describe, read_recipe, type_of
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 COMPILE_MODES = ("off", "default", "reduce-overhead")
+VAL_SHARE = 0.2
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -43,7 +44,8 @@ def given(args: argparse.Namespace, cls: type) -> dict[str, Any]:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Where a recipe comes from: a preset, a file, and an option for each of its fields."""
     parser.add_argument("--preset", choices=sorted(PRESETS),
-        help="where the recipe starts from (digits for --dataset digits, else assignment)")  # fmt: skip
+        help="where the recipe starts from (digits for --dataset digits; else what is not given "
+        "follows from the number of images)")  # fmt: skip
     parser.add_argument("--recipe", metavar="FILE",
         help="recipe as TOML or JSON, such as results.json of a run; replaces the preset's "
         "values, and the options below replace the file's")  # fmt: skip
@@ -57,7 +59,8 @@ def choose_recipe(args: argparse.Namespace) -> Recipe:
         UsageError: the file cannot be read, or a value is out of its range.
     """
     is_digits = args.dataset == "digits"
-    recipe = PRESETS[args.preset or ("digits" if is_digits else "assignment")]
+    preset = args.preset or ("digits" if is_digits else None)
+    recipe = PRESETS[preset] if preset else Recipe()
     if args.recipe is not None:
         recipe = read_recipe(args.recipe, recipe)
     if is_digits:  # mirroring changes what a digit is
@@ -70,10 +73,15 @@ def add_data(parser: argparse.ArgumentParser, *, train: bool = True) -> None:
     add = parser.add_argument_group("images").add_argument
     # fmt: off
     add("--data-dir", default="cifar10", metavar="DIR",
-        help="official CIFAR-10 files, or pictures in train/CLASS/ and test/CLASS/ (%(default)s)")
+        help="your pictures: a folder per class, with train/ and test/ around them or without, or "
+        "a CSV file of file and class; or CIFAR-10's official files (%(default)s)")
     add("--dataset", choices=("cifar10", "digits"), default="cifar10",
         help="cifar10 is what DIR holds; digits are small and need no download (%(default)s)")
     add("--download", action="store_true", help="download CIFAR-10 if DIR does not have it")
+    add("--val-share", type=float, default=VAL_SHARE, metavar="X",
+        help="share of each class to evaluate on if your pictures are not split (%(default)s)")
+    add("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
+    add("--cache-dir", metavar="DIR", help="where decoded pictures are kept (the user's cache)")
     if train:
         add("--val", type=int, metavar="N",
             help="hold N training images out and evaluate on them instead of the test images")
@@ -95,6 +103,8 @@ def check_data(args: argparse.Namespace, most: Mapping[str, int | None] | None =
     Raises:
         UsageError: a number is out of its range.
     """
+    if not 0 < args.val_share < 1:
+        raise UsageError(f"--val-share is {args.val_share}; it must be above 0 and below 1")
     for name in ("val", "limit_train", "limit_test") if most is None else most:
         value, high = getattr(args, name, None), (most or {}).get(name, math.inf)
         if value is not None and not 1 <= value <= high:
@@ -110,6 +120,18 @@ def check_weights(file: str | os.PathLike) -> None:
     """
     if not os.path.exists(file):
         raise CheckpointError(f"{file} does not exist; give a .safetensors file of the network")
+
+
+def add_model(parser: argparse.ArgumentParser, about: str) -> None:
+    """Which network."""
+    parser.add_argument("--model", metavar="NAME",
+        help=f"custom_resnet, resnet18 or another of torchvision, or package.module:function "
+        f"({about})")  # fmt: skip
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Whether files may be overwritten."""
+    parser.add_argument("--force", action="store_true", help="overwrite files that are there")
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:

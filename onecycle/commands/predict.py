@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import complain, custom_resnet
-from onecycle.commands.options import check_weights
-from onecycle.errors import DataError, StorageError, UsageError
+from onecycle.commands.common import check_output, complain
+from onecycle.commands.options import add_force, add_model, check_weights
+from onecycle.errors import DataError, UsageError
 from onecycle.files import to_csv, to_json, write_file
 
 if TYPE_CHECKING:
     from onecycle.results.pictures import Guess
 
 ABOUT = "Classify pictures. Only the classes that the network was trained on can be predicted."
-WEIGHTS = Path(__file__).parents[2] / "weights" / "custom_resnet_cifar10.safetensors"
-"""The published weights of a clone; an installation does not have them."""
+WEIGHTS_FILE = "model.safetensors"
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 FIGURE_DPI = 120
 AT_ONCE = 64  # pictures read before their predictions are shown
@@ -28,14 +28,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # fmt: off
     add("pictures", nargs="+", metavar="PICTURE",
-        help="of any size: JPEG, PNG, GIF, WebP, BMP, TIFF or PPM")
+        help="files of any size that Pillow reads, or folders of them")
     add("--weights", type=Path, metavar="FILE",
-        help="a .safetensors file of the network (in a clone, the published one)")
+        help="a .safetensors file of the network, or the folder of a run (that of the run where "
+        "the command is given; else the published ones)")
+    add_model(parser, "what the file of weights says")
     add("--top", type=int, default=5, metavar="N", help="predictions per picture (%(default)s)")
-    add("--csv", type=Path, metavar="FILE", help="write a table, one row per prediction")
+    add("--csv", type=Path, metavar="FILE", help="write a table, one row per picture")
     add("--json", type=Path, metavar="FILE", help="write JSON, one object per picture")
     add("--figure", type=Path, metavar="FILE",
         help="draw each picture as the network sees it with its predictions; png, pdf, svg or jpg")
+    add_force(parser)
     # fmt: on
 
 
@@ -45,29 +48,18 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"--top is {args.top}; it must be 1 or more")
     if args.figure and args.figure.suffix.lower() not in FIGURE_SUFFIXES:
         raise UsageError(f"--figure is {args.figure}; it must end in {', '.join(FIGURE_SUFFIXES)}")
-    for file in (args.csv, args.json, args.figure):
-        if file:
-            check_writable(file)
     if args.weights is None:
-        if not WEIGHTS.exists():
-            raise UsageError("name the weights: --weights FILE.safetensors, as a training writes")
-        args.weights = WEIGHTS
-    check_weights(args.weights)
-
-
-def check_writable(file: Path) -> None:
-    """Refuse a file that could not be written.
-
-    Raises:
-        StorageError: it is a folder, or its folder is missing or read-only.
-    """
-    if file.is_dir():
-        raise StorageError(f"cannot write {file}: it is a folder")
-    try:
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        raise StorageError(f"cannot write {file}: {error.strerror}") from error
+        args.weights = Path(WEIGHTS_FILE) if Path(WEIGHTS_FILE).is_file() else None
+    elif args.weights.is_dir():
+        args.weights = args.weights / WEIGHTS_FILE
+    if args.weights is not None:
+        check_weights(args.weights)
+    outputs = [file for file in (args.csv, args.json, args.figure) if file]
+    for number, file in enumerate(outputs):
+        inputs = [*args.pictures, *([args.weights] if args.weights else [])]
+        check_output(file, args.force, inputs=inputs)
+        if os.path.abspath(file) in map(os.path.abspath, outputs[:number]):
+            raise UsageError(f"{file} is named for two outputs; give each a file of its own")
 
 
 def kept(args: argparse.Namespace) -> str:
@@ -77,18 +69,20 @@ def kept(args: argparse.Namespace) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Classify the pictures; the exit code, that of a DataError if a picture could not be read."""
-    from onecycle.data.folder import read_picture
+    from onecycle.data.pictures import read_picture
+    from onecycle.results.networks import network_of
     from onecycle.results.pictures import predict_pictures
-    from onecycle.results.weights import load_weights
+    from onecycle.results.weights import PUBLISHED, load_weights
 
-    weights = load_weights(args.weights)
-    model = custom_resnet().from_pretrained(weights)
+    weights = load_weights(args.weights or PUBLISHED)
+    model, resize = network_of(weights, args.model), weights.recipe.get("resize") or "crop"
+    pictures = list(files_of(args.pictures))
     names, images, guesses, exit_code = [], [], [], 0
-    for start in range(0, len(args.pictures), AT_ONCE):
+    for start in range(0, len(pictures), AT_ONCE):
         read = []
-        for name in args.pictures[start : start + AT_ONCE]:
+        for name in pictures[start : start + AT_ONCE]:
             try:
-                read.append(read_picture(name))
+                read.append(read_picture(name, weights.image_size, resize=resize))
                 names.append(name)
             except DataError as error:
                 complain(error)
@@ -99,10 +93,11 @@ def main(args: argparse.Namespace) -> int:
         for name, best in zip(names[len(guesses) :], found, strict=True):
             shown = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in best)
             print(f"{name}: {shown}", flush=True)
-        images += read
+        images += read if args.figure else []
         guesses += found
     if args.csv:
-        write_file(args.csv, to_csv(as_rows(names, guesses)))
+        top = min(args.top, len(weights.classes))
+        write_file(args.csv, to_csv(as_rows(names, guesses, top)))
     if args.json:
         write_file(args.json, to_json(as_objects(names, guesses)))
     if args.figure:
@@ -110,14 +105,29 @@ def main(args: argparse.Namespace) -> int:
     return exit_code
 
 
-def as_rows(names: list[str], guesses: list[list[Guess]]) -> list[tuple]:
-    """A table of the predictions, one row each."""
-    rows = [
-        (name, rank, *guess)
-        for name, best in zip(names, guesses, strict=True)
-        for rank, guess in enumerate(best, 1)
-    ]
-    return [("picture", "rank", "class", "probability"), *rows]
+def files_of(pictures: list[str]) -> Iterator[str]:
+    """The files as they are named, and all pictures of the folders.
+
+    Raises:
+        DataError: a folder has no pictures, or cannot be read.
+    """
+    from onecycle.data.listing import pictures_below
+
+    for name in pictures:
+        if os.path.isdir(name):
+            yield from map(str, pictures_below(name))
+        else:
+            yield name
+
+
+def as_rows(names: list[str], guesses: list[list[Guess]], top: int) -> list[list]:
+    """A table of the predictions: a row per picture, its best class first."""
+    columns = ["picture", "class", "probability"]
+    for place in range(2, top + 1):
+        columns += [f"class_{place}", f"probability_{place}"]
+    rows = [[name, *(value for guess in best for value in guess)]
+            for name, best in zip(names, guesses, strict=True)]  # fmt: skip
+    return [columns, *rows]
 
 
 def as_objects(names: list[str], guesses: list[list[Guess]]) -> list[dict]:

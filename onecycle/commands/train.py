@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import re
 import shlex
 import signal
 import time
@@ -13,16 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import INTERRUPTED, TERMINATED, custom_resnet, say
+from onecycle.commands.common import INTERRUPTED, TERMINATED, say
 from onecycle.commands.options import (
     add_compute,
     add_data,
+    add_model,
     add_recipe,
     check_data,
+    check_weights,
     choose_recipe,
 )
 from onecycle.errors import CheckpointError, RunError, UsageError, WorkerError
-from onecycle.recipe import Recipe, as_data, with_later_fields
+from onecycle.recipe import may_be
 
 if TYPE_CHECKING:
     from onecycle.run import Run
@@ -35,13 +38,14 @@ ABOUT = (
     "Ctrl-C saves a checkpoint; the same command with the same --out resumes."
 )
 STATUS_FILE = "status.json"
-ONLY_BATCHED = ("alternating_flip", "cutout_size_px", "padding")
-"""Fields of the recipe that the albumentations pipeline does not take: it is the assignment's."""
+ONLY_BATCHED = {"alternating_flip": (False,), "cutout_size_px": (None, 8), "padding": ("constant",)}
+"""What the albumentations pipeline, which is the assignment's, does of some fields of the recipe."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_data(parser)
+    add_network(parser)
     add_recipe(parser)
     add_compute(parser)
     add = parser.add_argument_group("run").add_argument
@@ -56,10 +60,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     # fmt: on
 
 
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Which network, and what it starts from."""
+    group = parser.add_argument_group("network")
+    add_model(group, "custom_resnet")
+    group.add_argument("--init", default="auto", metavar="FILE",
+        help="weights to start from; none: random ones; auto: the published weights for your own "
+        "pictures (%(default)s)")  # fmt: skip
+
+
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused without torch; ``args.recipe`` is the recipe then."""
     args.recipe = recipe = choose_recipe(args)
     check_data(args)
+    if args.init not in ("auto", "none"):
+        check_weights(args.init)
     if args.workers < 0:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < math.inf:
@@ -71,13 +86,15 @@ def check(args: argparse.Namespace) -> None:
     if args.augmentation == "albumentations":
         if recipe.optimizer != "adam":
             raise UsageError("--augmentation is albumentations; muon needs batched")
-        for name in ONLY_BATCHED:
-            value, only = getattr(recipe, name), getattr(Recipe(), name)
-            if value != only:
+        for name, allowed in ONLY_BATCHED.items():
+            if getattr(recipe, name) not in allowed:
                 raise UsageError(
-                    f"{name} is {value}; it must be {only} with --augmentation albumentations"
+                    f"{name} is {getattr(recipe, name)}; it must be {allowed[-1]} with "
+                    "--augmentation albumentations"
                 )
-    args.out = Path(args.out or f"runs/{args.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    own = re.sub(r"[^\w.-]+", "-", Path(args.data_dir).absolute().stem).strip("-.") or "pictures"
+    name = "digits" if args.dataset == "digits" else own
+    args.out = Path(args.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def kept(args: argparse.Namespace) -> str:
@@ -115,7 +132,7 @@ def prepare(args: argparse.Namespace, group: Group) -> None:
     is_first = group.rank == 0
     if is_first and (args.out / RESULTS_FILE).exists():
         stored = read_results(args.out).get("recipe")
-        same = isinstance(stored, dict) and with_later_fields(stored) == as_data(args.recipe)
+        same = isinstance(stored, dict) and may_be(stored, args.recipe)
         if args.resume != "auto" or not same:
             prepare_folder(args.out)  # says why not
     with own_folder(args.out, is_first=is_first):
@@ -157,6 +174,7 @@ def status_file(out: Path, group: Group) -> Iterator[dict]:
 def train(args: argparse.Namespace, group: Group) -> int:
     """Load the images, train and write the folder; the exit code."""
     from onecycle.commands.images import load_images, make_augmentation
+    from onecycle.results.networks import find_model
     from onecycle.run import Run
 
     data = load_images(args, group)
@@ -165,8 +183,8 @@ def train(args: argparse.Namespace, group: Group) -> int:
         say("--workers has no effect with batched augmentation")
     with contextlib.ExitStack() as stack:
         run = Run(
-            args.out, data, custom_resnet(), args.recipe,
-            augment=augment, workers=args.workers if augment else 0,
+            args.out, data, find_model(args.model or "custom_resnet"), args.recipe,
+            init=args.init, augment=augment, workers=args.workers if augment else 0,
             device=args.device, precision=args.precision, compile=args.compile, group=group,
             save_every_s=60 * args.save_minutes, resume=args.resume,
         )  # fmt: skip

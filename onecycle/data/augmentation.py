@@ -15,8 +15,13 @@ from onecycle.data.dataset import CIFAR10_STD as CIFAR10_STD
 from onecycle.data.dataset import IMAGE_SIZE_PX, SMALLEST_SIZE_PX, is_square
 from onecycle.errors import UsageError
 
-PADDING_PX = 4
 CUTOUT_SIZE_PX = 8
+"""Of the assignment's images of 32x32."""
+
+
+def padding_px(size_px: int) -> int:
+    """Border of an image before the crop: 4 pixels for the assignment's 32, an eighth of others."""
+    return size_px // 8
 
 
 def to_bytes(mu: Sequence[float]) -> tuple[int, ...]:
@@ -25,7 +30,7 @@ def to_bytes(mu: Sequence[float]) -> tuple[int, ...]:
 
 
 def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constant") -> Tensor:
-    """All images with a border of 4 pixels, on the device, for :func:`augment_pixels` to crop.
+    """All images with a border of an eighth, on the device, for :func:`augment_pixels` to crop.
 
     Args:
         images: (N, S, S, 3) uint8, S of 8 or more.
@@ -33,13 +38,13 @@ def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constan
         mode: "constant" for a black border, "reflect" for the image mirrored without its edge.
 
     Returns:
-        (N, S + 8, S + 8, 3) uint8.
+        (N, S + 2P, S + 2P, 3) uint8, with P of :func:`padding_px`.
 
     Raises:
         UsageError: the images are of another shape or type.
     """
-    _check_images(images)
-    border = ((0, 0), (PADDING_PX, PADDING_PX), (PADDING_PX, PADDING_PX), (0, 0))
+    sides = 2 * (padding_px(_check_images(images)),)
+    border = ((0, 0), sides, sides, (0, 0))
     return torch.from_numpy(np.pad(images, border, mode=mode)).to(device)
 
 
@@ -58,9 +63,9 @@ class Draws:
     """The random choices for each of B images of S x S pixels, as (B,) tensors."""
 
     top: Tensor
-    """int64, the crop's first row in the padded image, 0..8."""
+    """int64, the crop's first row in the padded image, 0..2P."""
     left: Tensor
-    """int64, its first column, 0..8."""
+    """int64, its first column, 0..2P."""
     flip: Tensor
     """bool, whether left and right are exchanged after the crop."""
     hole_top: Tensor
@@ -128,7 +133,7 @@ def draw_augmentation(
         Alternating flip: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024).
     """
     words = _random_words(seed, epoch, indices, 5)
-    offsets = 2 * PADDING_PX + 1
+    offsets = 2 * padding_px(size_px) + 1
     holes = size_px - cutout_size_px + 1
     if alternating_flip:
         flip = (_random_words(seed, 0, indices, 3)[2] >> 31) + epoch & 1 == 1
@@ -151,21 +156,22 @@ def augment_pixels(
     fill: Tensor,
     *,
     cutout_size_px: int = CUTOUT_SIZE_PX,
+    size_px: int = IMAGE_SIZE_PX,
 ) -> Tensor:
     """Crop, flip and cut-out of a batch, before normalisation.
 
     Args:
-        padded: (N, S + 8, S + 8, 3) uint8, from :func:`pad_images`.
+        padded: (N, S + 2P, S + 2P, 3) uint8, from :func:`pad_images`.
         indices: (B,) int64, which images.
         draws: of the B images.
         fill: (3,) uint8, the colour of the hole.
         cutout_size_px: height and width of the hole, the same as for the draws; 0 for none.
+        size_px: S, the same as for the draws.
 
     Returns:
         (B, S, S, 3) uint8, a new tensor.
     """
-    size = padded.shape[1] - 2 * PADDING_PX
-    windows = padded.unfold(1, size, 1).unfold(2, size, 1)  # a view, no copy
+    windows = padded.unfold(1, size_px, 1).unfold(2, size_px, 1)  # a view, no copy
     images = windows.permute(0, 1, 2, 4, 5, 3)[indices, draws.top, draws.left]
     images = torch.where(draws.flip[:, None, None, None], images.flip(2), images)
     side = torch.arange(cutout_size_px, device=padded.device)
@@ -271,8 +277,11 @@ def get_train_batch_transform(
             borders = pad_images(images[indices.cpu().numpy()], device, mode=padding)
             places = torch.arange(len(indices), device=device)
         return normalize(
-            augment_pixels(borders, places, draws, normalize.fill, cutout_size_px=cutout_size_px)
-        )
+            augment_pixels(
+                borders, places, draws, normalize.fill,
+                cutout_size_px=cutout_size_px, size_px=size,
+            )
+        )  # fmt: skip
 
     return transform
 
@@ -300,7 +309,13 @@ def get_test_batch_transform(
     Raises:
         UsageError: the images are of another shape or type.
     """
-    size = _check_images(images)
-    resident = torch.from_numpy(images).to(device)
-    normalize = BatchNormalize(mu, sigma, device, size)
-    return lambda indices, epoch: normalize(resident[indices])
+    normalize = BatchNormalize(mu, sigma, device, _check_images(images))
+    if resident and device.type != "cpu":
+        on_device = torch.tensor(images, device=device)
+        return lambda indices, epoch: normalize(on_device[indices])
+
+    def transform(indices: Tensor, epoch: int) -> Tensor:
+        # Some at a time, so that images on the disk need not fit the memory.
+        return normalize(torch.from_numpy(images[indices.cpu().numpy()]).to(device))
+
+    return transform

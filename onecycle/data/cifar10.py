@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
 from onecycle.data.dataset import CIFAR10_CLASSES as CIFAR10_CLASSES
-from onecycle.data.dataset import ImageDataset, Images, Progress
+from onecycle.data.dataset import IMAGE_SIZE_PX, ImageDataset, Images, Progress
 from onecycle.data.download import (
     CIFAR10_ARCHIVE,
     CIFAR10_BYTES,
@@ -19,23 +20,27 @@ from onecycle.data.download import (
     download_cifar10,
     unpack_cifar10,
 )
-from onecycle.data.folder import load_folder, what_to_move
+from onecycle.data.folder import load_folder
+from onecycle.data.pictures import resize_images
 from onecycle.errors import DataError
 
 
 def load_cifar10(
-    folder: str | os.PathLike, *, download: bool = False, progress: Progress | None = None
-) -> Images:
+    folder: str | os.PathLike, *, download: bool = False, progress: Progress | None = None,
+    image_size: int = IMAGE_SIZE_PX, **options: Any,
+) -> Images:  # fmt: skip
     """Training and test images from the official files, or from a folder of pictures.
 
     Args:
         folder: a folder with ``cifar-10-batches-py``, with ``cifar-10-python.tar.gz`` (which is
-            unpacked there), or with pictures in ``train/CLASS/`` and ``test/CLASS/``, of
-            CIFAR-10 or of your own classes (see :func:`load_folder`). The folder
-            ``cifar-10-batches-py`` or the archive itself also works.
+            unpacked there), or with pictures of CIFAR-10 or of your own classes, see
+            :func:`load_folder`. The folder ``cifar-10-batches-py`` or the archive itself also
+            works.
         download: download the archive (170 MB) into ``folder`` if none of these is there.
         progress: called while downloading, with bytes, and while decoding pictures, with their
             number.
+        image_size: S, height and width of the images, in pixels.
+        options: others of :func:`load_folder`, for pictures.
 
     Returns:
         Training and test images; their ``source`` is "CIFAR-10" for the official files.
@@ -45,10 +50,28 @@ def load_cifar10(
             damaged.
         StorageError: ``folder`` cannot be written.
     """
-    folder = prepare_cifar10(folder, download=download, progress=progress)
-    if (folder / CIFAR10_FOLDER).is_dir():
-        return Cifar10Dataset(folder, train=True), Cifar10Dataset(folder, train=False)
-    return load_folder(folder, progress=progress)
+    path = prepare_cifar10(folder, download=download, progress=progress)
+    if not (path / CIFAR10_FOLDER).is_dir():
+        return load_folder(path, progress=progress, image_size=image_size, **options)
+    return tuple(Cifar10Dataset(path, train, image_size=image_size) for train in (True, False))
+
+
+def holds_pictures(folder: str | os.PathLike, *, download: bool = False) -> bool:
+    """Whether something else than CIFAR-10's official files is there: pictures, most likely.
+
+    Args:
+        folder: as of :func:`load_cifar10`.
+        download: as of :func:`load_cifar10`.
+    """
+    path = Path(folder)
+    if path.is_file():
+        return path.suffix.lower() == ".csv"
+    official = (CIFAR10_FOLDER, CIFAR10_ARCHIVE)
+    if path.name == CIFAR10_FOLDER or any((path / name).exists() for name in official):
+        return False
+    if download:
+        return (path / "train").is_dir() or (path / "test").is_dir()
+    return path.is_dir() and any(not name.startswith(".") for name in os.listdir(path))
 
 
 def prepare_cifar10(
@@ -70,23 +93,19 @@ def prepare_cifar10(
         StorageError: ``folder`` cannot be written.
     """
     path = Path(folder)
+    if holds_pictures(path, download=download):
+        return path
     if path.name == CIFAR10_FOLDER and path.is_dir():
         return path.parent
-    if (path / CIFAR10_FOLDER).is_dir():
-        return path
-    if (path / "train").is_dir() or (path / "test").is_dir():
-        return path
     archive = path if path.is_file() else path / CIFAR10_ARCHIVE
     if (archive.parent / CIFAR10_FOLDER).is_dir():
         return archive.parent
     if not archive.is_file():
         if not download:
-            advice = what_to_move(path)
             raise DataError(
-                f"no CIFAR-10 in {path}: neither {CIFAR10_ARCHIVE} ({CIFAR10_BYTES:,} bytes, "
-                f"SHA-256 {CIFAR10_SHA256}) nor {CIFAR10_FOLDER}/ nor pictures in train/CLASS/ "
-                f"and test/CLASS/; {advice + ', ' if advice else ''}give another folder "
-                "(--data-dir) or allow the download (--download, or download=True)"
+                f"there is nothing in {path}: give the folder of your pictures or of CIFAR-10 "
+                f"({CIFAR10_ARCHIVE}, {CIFAR10_BYTES:,} bytes, SHA-256 {CIFAR10_SHA256}) with "
+                "--data-dir, or allow the download (--download, or download=True)"
             )
         archive = download_cifar10(path, progress=progress)
     unpack_cifar10(archive)
@@ -100,20 +119,23 @@ class Cifar10Dataset(ImageDataset):
         root: the folder that holds ``cifar-10-batches-py``.
         train: the 50,000 training images; False: the 10,000 test images.
         transform: as of :class:`ImageDataset`.
+        image_size: height and width of the images, in pixels.
 
     Raises:
         DataError: one of the official files is missing or damaged.
     """
 
     def __init__(
-        self, root: str | os.PathLike, train: bool = True, transform: Callable | None = None
-    ) -> None:
+        self, root: str | os.PathLike, train: bool = True, transform: Callable | None = None,
+        *, image_size: int = IMAGE_SIZE_PX,
+    ) -> None:  # fmt: skip
         try:
             official = CIFAR10(str(root), train=train)
         except RuntimeError:  # it has verified all files, but does not say which is damaged
             _name_the_damaged(Path(root) / CIFAR10.base_folder)
             raise
-        super().__init__(official.data, official.targets, official.classes, "CIFAR-10", transform)
+        images = resize_images(official.data, image_size)
+        super().__init__(images, official.targets, official.classes, "CIFAR-10", transform)
 
 
 def _name_the_damaged(folder: Path) -> None:

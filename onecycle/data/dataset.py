@@ -28,6 +28,9 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 """Standard deviation of each channel over all pixels of the training images, 0..1."""
 
+HELD_OUT = "held-out training images"
+"""What images are called that were split off the training images to evaluate on."""
+
 Progress = Callable[[int, int], None]
 """Called with the number done and the total: bytes of a download, or decoded pictures."""
 
@@ -46,6 +49,10 @@ class ImageDataset(Dataset):
         indices: (N,) index of each image in the data set that this one is a part of; None is
             0..N-1.
         name: what the images are called when a model is evaluated on them.
+        files: the N names of the pictures' files, which tables of errors show; None: no files.
+        notes: what is to be said of how they were read, a line each.
+        skipped: pictures that were left out, a line each.
+        stats: mean and standard deviation of each channel to normalise with, 0..1; None: theirs.
 
     Attributes:
         indices: (N,) as above.
@@ -64,6 +71,10 @@ class ImageDataset(Dataset):
         indices: np.ndarray | None = None,
         *,
         name: str = "test images",
+        files: Sequence[str] | None = None,
+        notes: Sequence[str] = (),
+        skipped: Sequence[str] = (),
+        stats: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         targets = np.asarray(targets, dtype=np.int64)
         if data.dtype == np.uint8 and (data.ndim == 3 or data.shape[3:] == (1,)):
@@ -89,6 +100,9 @@ class ImageDataset(Dataset):
         self.transform = transform
         self.indices = np.arange(len(targets)) if indices is None else indices
         self.name = name
+        self.files = None if files is None else tuple(files)
+        self.notes, self.skipped = tuple(notes), tuple(skipped)
+        self._given_stats = stats
 
     @property
     def size_px(self) -> int:
@@ -107,6 +121,8 @@ class ImageDataset(Dataset):
 
     @cached_property
     def _stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if self._given_stats is not None:
+            return tuple(map(tuple, self._given_stats))
         if self.source.startswith("CIFAR-10"):
             return CIFAR10_MEAN, CIFAR10_STD
         return get_stats(self.data)
@@ -128,9 +144,10 @@ class ImageDataset(Dataset):
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageDataset:
         """The images at ``indices``, in that order, without a transform."""
         indices = np.asarray(indices)
-        return ImageDataset(
-            self.data[indices], self.targets[indices], self.classes, self.source,
-            indices=self.indices[indices], name=self.name,
+        return self._changed(
+            data=self.data[indices], targets=self.targets[indices], transform=None,
+            indices=self.indices[indices],
+            files=None if self.files is None else [self.files[i] for i in indices],
         )  # fmt: skip
 
     def sample(self, count: int | None) -> ImageDataset:
@@ -157,7 +174,7 @@ class ImageDataset(Dataset):
         held_out = self._first(count, len(self) - 1)
         rest = self.subset(np.setdiff1d(np.arange(len(self)), held_out))
         part = self.subset(held_out)
-        part.name = "held-out training images"
+        part.name = HELD_OUT
         return rest, part
 
     def _first(self, count: int, most: int) -> np.ndarray:
@@ -173,10 +190,20 @@ class ImageDataset(Dataset):
 
     def with_transform(self, transform: Callable | None) -> ImageDataset:
         """The same images (not copied) with another transform."""
-        return ImageDataset(
-            self.data, self.targets, self.classes, self.source, transform, self.indices,
-            name=self.name,
-        )  # fmt: skip
+        return self._changed(transform=transform)
+
+    def with_stats(self, mean: Sequence[float], std: Sequence[float]) -> ImageDataset:
+        """The same images (not copied), normalised with another mean and standard deviation."""
+        return self._changed(stats=(mean, std))
+
+    def _changed(self, **changes) -> ImageDataset:
+        own = {
+            "data": self.data, "targets": self.targets, "classes": self.classes,
+            "source": self.source, "transform": self.transform, "indices": self.indices,
+            "name": self.name, "files": self.files, "notes": self.notes,
+            "skipped": self.skipped, "stats": self._given_stats,
+        }  # fmt: skip
+        return ImageDataset(**own | changes)
 
 
 Images = tuple[ImageDataset, ImageDataset]

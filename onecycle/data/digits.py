@@ -7,11 +7,12 @@ import torch
 from onecycle.data.dataset import IMAGE_SIZE_PX, ImageDataset, Images
 
 
-def load_digits(num_test: int = 360) -> Images:
-    """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 grey to 32x32 RGB. Offline.
+def load_digits(num_test: int = 360, *, image_size: int = IMAGE_SIZE_PX) -> Images:
+    """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 grey to RGB. Offline.
 
     Args:
         num_test: size of the test set, 1..1796; the classes keep their proportions.
+        image_size: height and width of the images, in pixels.
 
     Returns:
         Training and test images, always the same split.
@@ -26,9 +27,7 @@ def load_digits(num_test: int = 360) -> Images:
 
     digits = datasets.load_digits()
     grey = torch.from_numpy(digits.images * (255 / 16)).float().unsqueeze(1)
-    large = torch.nn.functional.interpolate(
-        grey, size=(IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bilinear"
-    )
+    large = torch.nn.functional.interpolate(grey, size=(image_size, image_size), mode="bilinear")
     images = large.round().to(torch.uint8).permute(0, 2, 3, 1).repeat(1, 1, 1, 3).numpy()
     everything = ImageDataset(images, digits.target, [str(k) for k in range(10)], "digits")
     train, test = everything.hold_out(num_test)

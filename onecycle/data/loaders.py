@@ -8,6 +8,7 @@ processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -290,7 +291,9 @@ def get_loader(
 
 
 def fits_device(num_bytes: int, device: torch.device) -> bool:
-    """Whether ``num_bytes`` fit on the device; half of a GPU's free memory is for the training."""
-    if device.type != "cuda":
-        return True
-    return 2 * num_bytes <= torch.cuda.mem_get_info(device)[0]
+    """Whether ``num_bytes`` fit on the device; half of its memory is for the training."""
+    if device.type == "cuda":
+        return 2 * num_bytes <= torch.cuda.mem_get_info(device)[0]
+    if hasattr(os, "sysconf"):  # not on Windows
+        return 2 * num_bytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return True

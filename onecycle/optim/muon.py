@@ -60,7 +60,7 @@ def prepare_network(
     device = convolutions[0].weight.device
     # From everywhere: those of a folder are in the order of their classes.
     some = images[:: -(-len(images) // WHITENING_IMAGES)]
-    pixels = torch.from_numpy(some).to(device).permute(0, 3, 1, 2) / 255
+    pixels = torch.tensor(some, device=device).permute(0, 3, 1, 2) / 255
     shift, scale = (torch.tensor(three, device=device).view(3, 1, 1) for three in (mean, std))
     whiten_(convolutions[0], (pixels - shift) / scale)
     for layer in convolutions[1:]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from onecycle.errors import CheckpointError, StorageError, UsageError
 from onecycle.files import write_whole
 
+PUBLISHED = Path(__file__).parents[1] / "weights" / "custom_resnet_cifar10.safetensors"
+"""The weights of the published run, which know CIFAR-10's classes."""
 MOST_BYTES = 1 << 30
 """Above this nothing is read: ten classes need 26 MB in float32."""
 
@@ -42,6 +44,11 @@ class WeightsFile:
     """all that was said of the images: the four above, and what was counted"""
     recipe: dict[str, Any]
     """the recipe of the run, plain data"""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that it was trained on, in pixels."""
+        return self.recipe.get("image_size") or 32
 
 
 def load_weights(file: str | os.PathLike) -> WeightsFile:

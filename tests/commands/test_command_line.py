@@ -20,14 +20,17 @@ from onecycle.training.compute import PRECISIONS
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = {
     "--epochs": (["1", "24"], ["0", "-1", "nan", "1.5", "x", "", "99999999999"]),
-    "--peak-epoch": (["0.5"], ["0", "-2", "nan", "inf", "24", "x"]),
+    "--peak-epoch": (["0.5"], ["0", "-2", "nan", "inf", "x"]),
     "--batch-size": (["2", "512"], ["0", "-1", "1", "1e3", "x", "10000000"]),
     "--lr-max": (["0.01", "1e-3"], ["0", "-0.1", "nan", "inf", "x", "1000"]),
     "--weight-decay": (["0", "0.2"], ["-1", "nan", "inf", "x"]),
     "--beta2": (["0.9"], ["1", "-0.1", "nan", "2"]),
     "--label-smoothing": (["0", "0.1"], ["1", "-0.1", "nan", "x"]),
     "--flip-probability": (["0", "1"], ["-0.1", "1.1", "nan", "x"]),
-    "--cutout-size-px": (["0", "8"], ["-1", "33", "1.5"]),
+    "--cutout-size-px": (["0", "8"], ["-1", "5000", "1.5"]),
+    "--image-size": (["64"], ["7", "x"]),
+    "--body-rate": (["0.1"], ["-1", "1.1"]),
+    "--val-share": (["0.3"], ["0", "1", "nan"]),
     "--finder-steps": (["20"], ["19", "1e2", "-1"]),
     "--finder-start-lr": (["1e-6"], ["0", "nan", "0.2"]),
     "--finder-end-lr": (["1"], ["101", "inf", "1e-6"]),
@@ -136,7 +139,9 @@ def test_every_field_of_the_recipe_is_an_option():
     for field in dataclasses.fields(Recipe):
         option = f"--{field.name.replace('_', '-')}"
         value = {"optimizer": "muon", "padding": "reflect", "peak_epoch": 3, "lr_max": 0.01,
-                 "beta1_at_peak": 0.5, "lr_min": 1e-3}.get(field.name)  # fmt: skip
+                 "beta1_at_peak": 0.5, "lr_min": 1e-3, "epochs": 25, "batch_size": 64,
+                 "cutout_size_px": 4, "image_size": 64, "resize": "pad", "body_rate": 0.5,
+                 }.get(field.name)  # fmt: skip
         if isinstance(field.default, bool):
             words, value = [option], True
         else:
@@ -166,7 +171,7 @@ def test_a_file_comes_after_the_preset_and_before_the_options(tmp_path):
 
 def test_the_recipe_of_a_run_can_be_taken_up_and_its_peak_moves_with_the_epochs():
     file = ROOT / "results" / "cifar10" / "results.json"
-    assert commands.parse(["train", "--recipe", str(file)]).recipe == Recipe()
+    assert commands.parse(["train", "--recipe", str(file)]).recipe == PRESETS["assignment"]
     assert commands.parse(["train", "--recipe", str(file), "--epochs", "12"]).recipe.peak == 2.5
 
 
@@ -195,8 +200,8 @@ def test_the_choices_are_those_of_the_library():
 
 def test_help_shows_defaults_and_bounds(capsys):
     for command, said in (
-        ("train", "passes over the training images (24); from 1 to 100000"),
-        ("evaluate", "official CIFAR-10 files"),
+        ("train", "passes over the training images (24, more for few images); from 1 to 100000"),
+        ("evaluate", "CIFAR-10's official files"),
         ("predict", "predictions per picture (5)"),
         ("export", "the .onnx file to write"),
     ):
@@ -293,7 +298,7 @@ def test_the_front_has_what_it_names_and_nothing_else():
     for name in set(onecycle.__all__) - {"PRESETS"}:
         assert getattr(onecycle, name).__name__ == name
     with pytest.raises(AttributeError, match="'onecycle' has no attribute 'Runs'"):
-        onecycle.Runs
+        _ = onecycle.Runs
 
 
 def test_foreign_modules_in_the_folder_break_nothing(tmp_path):
@@ -307,7 +312,7 @@ def test_foreign_modules_in_the_folder_break_nothing(tmp_path):
     )
     done = start("-c", "from onecycle import Run, Recipe, load_digits; load_digits()")
     assert (done.returncode, done.stderr) == (0, "")
-    weights = ROOT / "weights" / "custom_resnet_cifar10.safetensors"
+    weights = ROOT / "onecycle" / "weights" / "custom_resnet_cifar10.safetensors"
     done = start("-m", "onecycle", "predict", "x.png", "--weights", str(weights))
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "no models of its own" in done.stderr

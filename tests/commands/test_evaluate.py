@@ -83,7 +83,7 @@ def test_accuracy_line_names_images_and_format(folder, weights, capsys, tmp_path
 def test_images_are_looked_for_as_in_training(weights, tmp_path, capsys, monkeypatch):
     asked = []
 
-    def load_cifar10(folder, *, download, progress):
+    def load_cifar10(folder, *, download, **options):
         asked.append((folder, download))
         return load_digits()
 

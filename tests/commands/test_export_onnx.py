@@ -17,7 +17,7 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = ROOT / "weights" / "custom_resnet_cifar10.safetensors"
+WEIGHTS = ROOT / "onecycle" / "weights" / "custom_resnet_cifar10.safetensors"
 
 
 @pytest.fixture(scope="module")

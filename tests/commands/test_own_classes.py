@@ -1,6 +1,9 @@
 """A folder of own pictures: trained by the command line, and its weights name new ones."""
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,11 +43,11 @@ def own(tmp_path):
 
 def test_own_classes_train_with_the_same_command_and_are_recognised(own, tmp_path, capsys):
     out = tmp_path / "run"
-    arguments = ["--epochs", "10", "--batch-size", "12", "--lr-max", "0.003", "--out", str(out)]
+    arguments = ["--epochs", "4", "--batch-size", "12", "--lr-max", "0.003", "--out", str(out)]
     assert commands.main(["train", "--data-dir", str(own), *arguments]) == 0
     results = json.loads((out / "results.json").read_text("utf-8"))
     assert results["data"]["classes"] == sorted(SHAPES)
-    assert results["data"]["source"] == "image folder"
+    assert results["data"]["source"] == "own"
     assert results["final"]["test_accuracy"] > 0.6  # chance is a third
 
     stored = torch.load(out / "model.pt", weights_only=True)
@@ -67,10 +70,10 @@ def test_own_classes_train_with_the_same_command_and_are_recognised(own, tmp_pat
     [
         (lambda own: (own / "test" / "круг" / "0.png").write_bytes(b"no"), "0.png"),
         (lambda own: [f.unlink() for f in (own / "train" / "四角").iterdir()], "四角"),
-        (lambda own: (own / "test").rename(own.parent / "moved"), "no folder test/"),
-        (lambda own: (own / "train").rename(own.parent / "moved"), "no folder train/"),
+        (lambda own: (own / "train").rename(own.parent / "moved"), "none to train on"),
+        (lambda own: (own / "test" / "круг").rename(own / "test" / "other"), "other"),
     ],
-    ids=["unreadable", "empty class", "no test", "no train"],
+    ids=["unreadable", "empty class", "no train", "other class"],
 )
 def test_a_folder_that_will_not_do_is_one_line_and_leaves_nothing(
     own, tmp_path, capfd, damage, said
@@ -83,3 +86,63 @@ def test_a_folder_that_will_not_do_is_one_line_and_leaves_nothing(
     assert len(lines) == 1
     assert sorted(own.rglob("*")) == before
     assert not (tmp_path / "run").exists()
+
+
+def test_class_folders_alone_train_and_are_evaluated_without_their_training_pictures(
+    own, tmp_path, capsys
+):
+    root, out = own / "train", tmp_path / "run"
+    damaged = sorted(root.glob("*/*"))[0]
+    damaged.write_bytes(b"no picture")
+    (root / "notes.txt").touch()
+    words = ["--data-dir", str(root), "--epochs", "1", "--lr-max", "0.003", "--batch-size", "16"]
+    assert commands.main(["train", *words, "--out", str(out)]) == 3
+    assert "--skip-unreadable" in capsys.readouterr().err
+    words += ["--skip-unreadable", "--val-share", "0.3"]
+    assert commands.main(["train", *words, "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text("utf-8"))
+    assert results["data"]["num_train"] + results["data"]["num_test"] == 59
+    assert results["data"]["evaluated_on"] == "held-out training images"
+    assert results["start"]["file"] == "custom_resnet_cifar10.safetensors"
+    notes = " ".join(results["data"]["notes"])
+    for said in ("notes.txt", "30%", damaged.name, "--init none"):
+        assert said in notes, said
+        assert said in (out / "log.txt").read_text("utf-8")
+    assert damaged.name in (out / "left_out.txt").read_text("utf-8")
+
+    weights = str(out / "model.safetensors")
+    (own / "test" / "unlabelled.txt").touch()
+    shutil.rmtree(root)
+    words = ["evaluate", weights, "--data-dir", str(own), "--device", "cpu"]
+    assert commands.main([*words, "--out", str(tmp_path / "evaluation")]) == 0
+    found = json.loads((tmp_path / "evaluation" / "results.json").read_text("utf-8"))
+    assert found["evaluation"]["images"] == 18
+
+
+@pytest.mark.parametrize("model, size", [("resnet18", "64"), ("my_nets:small", "24")])
+def test_another_network_at_another_size_is_trained_evaluated_and_asked(
+    own, tmp_path, capsys, monkeypatch, model, size
+):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "def small(classes):\n"
+        "    layers = nn.Conv2d(3, 4, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()\n"
+        "    return nn.Sequential(*layers, nn.Linear(16, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["--data-dir", str(own), "--model", model, "--image-size", size, "--resize", "pad"]
+    words += ["--epochs", "1", "--lr-max", "0.003", "--device", "cpu", "--precision", "float32"]
+    assert commands.main(["train", *words, "--out", "run"]) == 0
+    first = json.loads(Path("run/results.json").read_text("utf-8"))
+    capsys.readouterr()
+    words = ["evaluate", "run/model.safetensors", "--data-dir", str(own), "--device", "cpu"]
+    assert commands.main([*words, "--out", "again"]) == 0
+    again = json.loads(Path("again/results.json").read_text("utf-8"))
+    assert again["evaluation"]["confusion"] == first["evaluation"]["confusion"]
+    assert commands.main(["predict", str(own / "test"), "--weights", "run"]) == 0
+    assert capsys.readouterr().out.count("%") == 18 * 3 + 1
+    if ":" in model:
+        Path("my_nets.py").write_text("")
+        sys.modules.pop("my_nets")
+        assert commands.main(["predict", str(own / "test"), "--weights", "run"]) == 2
+        assert "--model my_nets:small" in capsys.readouterr().err

@@ -40,7 +40,9 @@ def test_a_short_training_learns(cifar10_dir, tmp_path):
 
 def test_published_weights_have_the_published_accuracy(cifar10_dir):
     results = json.loads((ROOT / "results" / "cifar10" / "results.json").read_text("utf-8"))
-    model = CustomResNet.from_pretrained(ROOT / "weights" / "custom_resnet_cifar10.safetensors")
+    model = CustomResNet.from_pretrained(
+        ROOT / "onecycle" / "weights" / "custom_resnet_cifar10.safetensors"
+    )
     _, images = load_cifar10(cifar10_dir)
     images = images.sample(1000).with_transform(get_test_aug_transform(CIFAR10_MEAN, CIFAR10_STD))
     _, accuracy = evaluate(model, get_loader(images, 250, train=False))

@@ -268,7 +268,6 @@ def test_without_data_and_download_the_message_tells_the_way_out(tmp_path, serve
         CIFAR10_ARCHIVE,
         "170,498,071 bytes",
         cifar10.CIFAR10_SHA256,
-        "train/CLASS/",
         "--data-dir",
         "--download",
         "download=True",
@@ -276,15 +275,6 @@ def test_without_data_and_download_the_message_tells_the_way_out(tmp_path, serve
         assert part in message
     assert server.asked == []
     assert names(tmp_path) == []
-
-
-def test_class_folders_in_the_wrong_place_are_named(tmp_path):
-    for name in ("dog", "cat", "empty"):
-        (tmp_path / name).mkdir()
-    for name in ("dog", "cat"):
-        (tmp_path / name / "1.JPG").touch()
-    with pytest.raises(DataError, match="; move cat/, dog/ into train/ and then some .*--download"):
-        load_cifar10(tmp_path)
 
 
 def test_download_is_unpacked(tmp_path, server, mirrors):

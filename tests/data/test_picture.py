@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onecycle.data import folder as pictures
-from onecycle.data.folder import read_picture
+from onecycle.data import pictures
+from onecycle.data.pictures import read_picture
 from onecycle.errors import DataError
 
 WHITE = (255, 255, 255)
@@ -55,7 +56,10 @@ def test_a_jpeg_of_32x32_is_what_pillow_decodes(mode):
     assert np.array_equal(read_picture(content), expected)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize(
+    "kind",
+    ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "PCX"],
+)
 def test_every_format_gives_the_same_image_from_a_path_and_from_bytes(tmp_path, kind):
     content = encoded(ramp(48, 48), kind)
     file = tmp_path / "picture with another name.dat"
@@ -169,6 +173,37 @@ def test_a_grey_map_of_more_than_8_bits_is_scaled_by_its_maximum(most):
     values = np.linspace(0, most, 1024).round().astype(">u2").reshape(32, 32)
     image = read_picture(b"P5 32 32 %d\n" % most + values.tobytes())
     assert np.abs(image[..., 0] - 255 * (values / most)).max() < 0.6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_12_bits_in_16_are_scaled_to_8(kind):
+    values = np.linspace(0, 4095, 1024).round().astype(np.uint16).reshape(32, 32)
+    image = read_picture(encoded(Image.fromarray(values), kind))
+    assert np.abs(image[..., 0] - values / 4095 * 255).max() <= 0.5
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (64, 64), (3, 500)])
+@pytest.mark.parametrize("side", [24, 64, 224])
+def test_padding_keeps_the_whole_picture_at_any_size(size, side):
+    image = read_picture(encoded(Image.new("RGB", size, "white")), side, resize="pad")
+    assert image.shape == (side, side, 3)
+    scale = side / max(size)
+    area = max(1, round(scale * size[0])) * max(1, round(scale * size[1]))
+    assert (image == 255).all(axis=2).sum() == area
+    assert (image == 0).all(axis=2).sum() == side * side - area
+
+
+@pytest.mark.parametrize("side", [24, 64, 224])
+def test_an_image_has_the_size_that_is_asked_for(side):
+    found = read_picture(encoded(ramp(448, 448)), side)
+    assert found.shape == (side, side, 3)
+    assert np.abs(found.astype(int) - np.asarray(ramp(side, side))).max() <= 12
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match="it is no file"):
+        read_picture(tmp_path / "pipe.png")
 
 
 def test_cmyk_is_read_in_colour():

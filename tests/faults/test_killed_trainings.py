@@ -57,7 +57,7 @@ def test_kills(trials, tmp_path):
         for _ in range(min(draw.randint(1, 3), total - at_random)):
             moments.append(draw.uniform(0, whole_s))
             run.mkdir(exist_ok=True)
-            status = small_runs.in_child(lambda: resume(run, every_s), after_s=moments[-1])
+            status = small_runs.in_child(lambda: resume(run, every_s), after_s=moments[-1])  # noqa: B023
             if status not in (0, -signal.SIGKILL):
                 trials.failures.append(f"run {runs}: a child ended with {status}")
             at_random += status == -signal.SIGKILL
@@ -71,7 +71,7 @@ def test_kills(trials, tmp_path):
         for _ in range(trials.scaled(3)):
             for _ in range(draw.randint(1, 3)):
                 number = draw.randint(2, 3)  # of the saves of this process
-                status = small_runs.in_child(lambda: die_at(point, number, run))
+                status = small_runs.in_child(lambda: die_at(point, number, run))  # noqa: B023
                 if status != -signal.SIGKILL:
                     trials.failures.append(f"{point} of save {number}: ended with {status}")
                 inside[point] += status == -signal.SIGKILL

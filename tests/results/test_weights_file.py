@@ -13,7 +13,7 @@ from onecycle.errors import CheckpointError, StorageError, UsageError
 from onecycle.results.weights import load_into, load_weights, save_weights, without_wrappers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PUBLISHED = ROOT / "weights" / "custom_resnet_cifar10.safetensors"
+PUBLISHED = ROOT / "onecycle" / "weights" / "custom_resnet_cifar10.safetensors"
 DATA = {
     "source": "photographs", "classes": ["große Katze", "犬"], "mean": [0.5, 0.25, 1 / 3],
     "std": [0.2, 0.2, 0.3], "num_train": 7,

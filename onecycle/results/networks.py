@@ -1,0 +1,87 @@
+"""Networks by name: the custom ResNet, those of torchvision, and your own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from torch import nn
+
+from onecycle.errors import UsageError
+from onecycle.results.weights import WeightsFile, check_fit
+
+CUSTOM_RESNET = "CustomResNet"
+NAMES = {"custom_resnet": CUSTOM_RESNET, CUSTOM_RESNET: CUSTOM_RESNET}
+
+
+def find_model(name: str) -> Callable[[int], nn.Module]:
+    """What makes a network for a number of classes.
+
+    Args:
+        name: custom_resnet, a classification network of torchvision, such as resnet18, or
+            package.module:function of your own, found from the current folder too.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name in NAMES:
+        return _custom_resnet()
+    make = _own(name) if ":" in name else _of_torchvision(name)
+    make.__name__ = make.__qualname__ = name  # what results and weights say, to find it again
+    return make
+
+
+def network_of(weights: WeightsFile, name: str | None) -> nn.Module:
+    """The network of a file of weights, with these weights, in evaluation mode.
+
+    Args:
+        weights: what the file holds.
+        name: as of :func:`find_model`; None: what the file says, ``CustomResNet`` if nothing.
+
+    Raises:
+        CheckpointError: the weights are of another network.
+        UsageError: there is no network of that name.
+    """
+    name = name or weights.data.get("model") or CUSTOM_RESNET
+    if name in NAMES:
+        return _custom_resnet().from_pretrained(weights)
+    model = find_model(name)(len(weights.classes))
+    check_fit(weights, model.state_dict())
+    model.load_state_dict(weights.state_dict)
+    return model.eval()
+
+
+def _custom_resnet() -> type[nn.Module]:
+    try:
+        # By its name: nothing here is bound to the folder models until a file asks for it.
+        return importlib.import_module("models").CustomResNet
+    except (ImportError, AttributeError) as error:
+        name = getattr(error, "name", None) or ""
+        if isinstance(error, ImportError) and name.partition(".")[0] != "models":
+            raise
+        reason = f"{error}; run it in a folder that has no models of its own"
+        raise UsageError(f"the network is not found: {reason}") from error
+
+
+def _own(name: str) -> Callable[[int], nn.Module]:
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"--model {name} is not found: {error}") from error
+    return lambda classes: found(classes)
+
+
+def _of_torchvision(name: str) -> Callable[[int], nn.Module]:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise UsageError(
+            f"--model is {name}; it must be custom_resnet, a classification network of "
+            "torchvision, such as resnet18, or package.module:function"
+        )
+    return lambda classes: models.get_model(name, num_classes=classes)
