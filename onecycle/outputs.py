@@ -130,6 +130,28 @@ class Classifier:
         return scores.clamp_min(torch.finfo().tiny).log() if self._ends_in_softmax else scores
 
 
+class LogProbabilities(nn.Module):
+    """A network that gives (N, K) log-probabilities, out of one that gives something else.
+
+    Args:
+        model: in evaluation mode.
+        images: (N, ...) an example, from which is told what the network gives.
+
+    Raises:
+        UsageError: as :func:`first_scores` says.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.model, self.scores_of = model, Classifier(model)
+        with torch.no_grad():
+            self.scores_of(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, K) float32 log-probabilities."""
+        return self.scores_of(images).log_softmax(1)
+
+
 def gives_probabilities(model: nn.Module, images: Tensor, scores: Tensor) -> bool:
     """Whether a network ends in a softmax.
 

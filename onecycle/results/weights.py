@@ -187,18 +187,18 @@ def check_fit(weights: WeightsFile, expected: Mapping[str, Tensor]) -> None:
         )
 
 
-def load_into(model: nn.Module, file: str | os.PathLike) -> WeightsFile:
+def load_into(model: nn.Module, file: str | os.PathLike | WeightsFile) -> WeightsFile:
     """Give a network the weights of a file.
 
     Args:
         model: on any device, compiled or not; stays as it is if the weights are not its own.
-        file: as :func:`save_weights` writes it.
+        file: as :func:`save_weights` writes it, or what :func:`load_weights` read from it.
 
     Raises:
         CheckpointError: the file is missing, damaged, foreign or of another network.
         UsageError: the package safetensors is not installed.
     """
-    weights = load_weights(file)
+    weights = file if isinstance(file, WeightsFile) else load_weights(file)
     own = model.state_dict()
     check_fit(weights, own)
     names = zip(own, without_wrappers(own))  # in the same order
