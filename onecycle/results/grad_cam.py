@@ -78,7 +78,7 @@ def choose_layer(model: nn.Module, images: Tensor) -> str:
 
     Returns:
         The module that is the last to give a map, (N, channels, h, w) with h and w above 1, on
-        which the scores depend: ``layer3`` in ``CustomResNet``, whose maps are 4x4. ``""`` if no
+        which the scores depend, and is no pooling: ``layer3`` in ``CustomResNet``. ``""`` if no
         module gives one, or if layers that work on tokens, (N, tokens, channels), follow it.
     """
     used = _layers_with_maps(model, images)
@@ -91,8 +91,9 @@ def _layers_with_maps(model: nn.Module, images: Tensor) -> list[str]:
 
     def keep(name: str, output: Tensor) -> None:
         maps.pop(name, None)  # a module may be called again: its last output counts
-        if not output.requires_grad:
-            return
+        is_pooling = type(modules[name]).__module__ == nn.MaxPool2d.__module__
+        if is_pooling or not output.requires_grad:
+            return  # what is before a pooling shows the places more exactly
         if output.ndim == 4 and min(output.shape[2:]) > 1:
             maps[name] = output
         elif output.ndim == 3 and any(True for _ in modules[name].parameters()):

@@ -190,6 +190,7 @@ def no_layer3():
     "make, size, layer",
     [
         (CustomResNet, 32, LAYER),
+        (CustomResNet, 64, LAYER),  # whose last pooling gives a map as well
         (no_layer3, 8, "1"),  # the block, which ends after its parts
         (Aside, 8, "used"),
         (mlp, 8, ""),
