@@ -10,12 +10,11 @@ plot_confusion_matrix: true against predicted classes.
 plot_confused_pairs: pairs of classes most often predicted as one another.
 plot_reliability: accuracy against confidence.
 plot_grad_cam: where the network looked.
-plot_predictions: guesses for your own pictures.
+plot_predictions: predictions for your own pictures.
 """
 
+from onecycle.results.figures.confusion import plot_confused_pairs, plot_confusion_matrix
 from onecycle.results.figures.errors import (
-    plot_confused_pairs,
-    plot_confusion_matrix,
     plot_grad_cam,
     plot_misclassified,
     plot_predictions,

@@ -111,16 +111,21 @@ def fit_run(
     set_seed(run.recipe.seed)
     history = fit(
         run.model, run.train_loader, None, run.optimizer, scheduler, run.criterion,
-        epochs=epochs, compute=run.compute, callbacks=[EachEpoch(on_epoch)],
+        epochs=epochs, compute=run.compute, callbacks=[EachEpoch(on_epoch)], **run.extras,
     )  # fmt: skip
     if len(history.epochs) < epochs:
         raise KeyboardInterrupt
+    if run.extras["kept"]:
+        run.extras["kept"].apply()
     return history
 
 
 def graph_of(recipe: Recipe) -> tuple[Any, ...]:
     """What a training is compiled anew for, with the same images."""
-    return recipe.label_smoothing, recipe.optimizer, recipe.batch_size
+    mixes = bool(recipe.mixup or recipe.cutmix)
+    return (
+        recipe.label_smoothing, recipe.class_weights, mixes, recipe.optimizer, recipe.batch_size,
+    )  # fmt: skip
 
 
 def warm_up(recipe: Recipe, images: Images, compute: Compute) -> float:

@@ -78,6 +78,22 @@ class Recipe:
         0.99, "decay of Adam's running mean of squared gradients", low=0, high=0.9999999)
     label_smoothing: float = setting(
         0.1, "share of each target that is spread over all classes", low=0, high=0.9999999)
+    class_weights: Literal["none", "auto"] = setting(
+        "none", "weights of the loss: none, or auto for more weight on images of rare classes")
+    clip_norm: float = setting(
+        0.0, "the gradient is scaled down to this norm if it is longer; 0 does not clip", low=0)
+    mixup: float = setting(
+        0.0, "alpha of Mixup, which blends images in pairs; 0 is off, 0.2 is usual",
+        low=0, high=100)
+    cutmix: float = setting(
+        0.0, "alpha of CutMix, which pastes a part of another image; 0 is off, 1 is usual",
+        low=0, high=100)
+    average_steps: int = setting(
+        0, "steps over which the weights are averaged, beside the training; 0 is off",
+        low=0, high=1_000_000)
+    keep: Literal["last", "average", "best"] = setting(
+        "last", "weights that the run keeps: of the last step, their average, or of the epoch that "
+        "is best on held-out images")
     flip_probability: float = setting(
         0.5, "how often a training image is mirrored", low=0, high=1)
     alternating_flip: bool = setting(
@@ -121,6 +137,10 @@ class Recipe:
             raise UsageError(
                 f"weight_decay is {self.weight_decay}; it must be 0 with optimizer muon, "
                 "which has no decay"
+            )
+        if self.keep == "average" and not self.average_steps:
+            raise UsageError(
+                "keep is average; average_steps must be 1 or more then, such as an epoch's steps"
             )
 
 

@@ -20,7 +20,8 @@ class EpochRecord:
     train_loss: float
     """Mean over the images as they were trained on, in nats."""
     train_accuracy: float
-    """0..1, over the images as they were trained on."""
+    """0..1, over the images as they were trained on; a mixed image has the label with the larger
+    share, and one with probabilities as its label the most probable class."""
     test_loss: float | None
     """Mean over the test images, in nats; None without test images."""
     test_accuracy: float | None
@@ -50,6 +51,11 @@ class History:
     """Sums over the current epoch."""
     skipped_steps: int = 0
     """Steps that float16's loss scaling skipped because a gradient overflowed."""
+
+    @property
+    def best(self) -> EpochRecord:
+        """The epoch with the highest test accuracy, the first of several."""
+        return max(self.epochs, key=lambda record: record.test_accuracy)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists."""

@@ -38,15 +38,26 @@ from onecycle.run_folder import (
     identify,
     open_checkpoint,
     reopen,
+    stored_average,
     write_folder,
 )
-from onecycle.run_parts import OPTIMIZERS, make_loader, name_of, new_rates, one_cycle_of
+from onecycle.run_parts import (
+    OPTIMIZERS,
+    accuracy_of_average,
+    log_accuracy,
+    make_criterion,
+    make_extras,
+    make_loader,
+    name_of,
+    new_rates,
+    one_cycle_of,
+)
 from onecycle.run_start import check_images, fit_to_images, no_images, start_from_weights
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute, set_seed, tune_process
 from onecycle.training.group import Group
 from onecycle.training.loop import fit, predict
-from onecycle.training.progress import TrainingLog
+from onecycle.training.progress import TrainingLog, Watched
 from onecycle.training.signals import catch_signals
 from onecycle.training.stepping import is_per_epoch
 
@@ -132,6 +143,7 @@ class Run:
             )
         self._finding: LRFinding | None = None
         self._evaluation: Evaluation | None = None
+        self.stored_average: float | None = None  # accuracy, of a finished run that is read
         self._finished = False
         given = {
             "model": model, "optimizer": optimizer, "criterion": criterion, "augment": augment,
@@ -142,12 +154,13 @@ class Run:
             self.given["step_scheduler"] = step_scheduler
         tune_process()
         set_seed(recipe.seed)
-        criterion = criterion or nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        criterion = make_criterion(recipe, self.train, criterion)
         self.criterion = criterion.to(self.compute.device)  # it may have weights of classes
         network = model if isinstance(model, nn.Module) else model(len(self.train.classes))
         self.start = start_from_weights(network, init, self.train, recipe)
         if self.start is not None:
-            self.train = self.train.with_stats(self.start.mean, self.start.std)
+            if augment is None:  # else it normalises as it likes, and so must the test images
+                self.train = self.train.with_stats(self.start.mean, self.start.std)
             reasons.append(
                 f"the network starts from {self.start.file.name}, trained on {self.start.source}; "
                 'init="none" (--init none) starts from random weights'
@@ -168,9 +181,10 @@ class Run:
             self.optimizer = own(self.model, recipe, self.train, self.compute)
         else:
             self.optimizer = optimizer(self.model, recipe)
+        self.extras = make_extras(recipe, self.model)
         stream = None if self.is_first else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self.log = TrainingLog(
-            len(self.train_loader), len(self.test),
+            len(self.train_loader), len(self.test), epochs=recipe.epochs,
             test_name=self.test.name.capitalize(), stream=stream,
         )  # fmt: skip
 
@@ -259,11 +273,14 @@ class Run:
                     self._scheduler, self.criterion, epochs=self.recipe.epochs,
                     step_scheduler=self.step_scheduler, compute=self.compute,
                     checkpoint=self.checkpoint, callbacks=listeners, stop=signals.stop,
+                    **self.extras,
                 )  # fmt: skip
             except DivergedError as error:
                 last = self.checkpoint.last
                 kept = f"the last good state is {last}" if last else "nothing was saved before"
                 raise DivergedError(f"{error}; {kept}") from error
+        if self.is_complete and self.extras["kept"]:
+            self.extras["kept"].apply()
         self.stopped_by = None if self.is_complete else signals.received
         return self.history
 
@@ -278,15 +295,17 @@ class Run:
         if self._evaluation is None:
             # Mirror images mean the same only if they were trained on.
             mirrored = self.recipe.flip_probability > 0
-            found = predict(self.model, self.test_loader, compute=self.compute, mirrored=mirrored)
+            loader = self.test_loader
+            if self.is_first:
+                share = -(-len(self.test) // self.compute.group.world_size)
+                loader = Watched(loader, "evaluating", share)
+            found = predict(self.model, loader, compute=self.compute, mirrored=mirrored)
             self._evaluation = evaluate_predictions(
                 found.probabilities, found.labels, self.test.classes,
                 mirrored=found.mirrored, indices=self.test.indices,
+                files=self.test.files, average_accuracy=accuracy_of_average(self),
             )  # fmt: skip
-            self.log.write(
-                f"Accuracy {100 * self._evaluation.accuracy:.2f} % on {len(self.test):,} "
-                f"{self.test.name} ({self.train.source})"
-            )
+            log_accuracy(self, self._evaluation)
         return self._evaluation
 
     def predict(
@@ -427,6 +446,8 @@ class Run:
 
     def _reopen(self, results: dict[str, Any]) -> None:
         self.history, self._finding, self.log.lines = reopen(self.folder, results, self.model)
+        self.extras["kept"] = None  # they were not trained here
+        self.stored_average = stored_average(self, results)
         self._finished = True
 
     def loader(self, *, train: bool, shared: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +64,9 @@ def identify(run: Run) -> dict[str, Any]:
     }
 
 
-def digest_of(run: Run) -> str:
-    """The identity as a short text, for ``results.json``."""
-    return hashlib.sha256(json.dumps(run.identity, sort_keys=True).encode()).hexdigest()
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """The identity of a run as a short text, for ``results.json``."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def is_result_of(run: Run, results: dict[str, Any]) -> bool:
@@ -73,7 +74,7 @@ def is_result_of(run: Run, results: dict[str, Any]) -> bool:
     if "history" not in results:  # an evaluation's
         return False
     if "identity" in results:
-        return results["identity"] == digest_of(run)
+        return results["identity"] == digest_of(run.identity)
     stored = results.get("data") or {}  # from before there were digests
     return may_be(results["recipe"], run.recipe) and stored.items() <= run.data.items()
 
@@ -107,6 +108,20 @@ def reopen(
     return history, finding, lines
 
 
+def stored_average(run: Run, results: Mapping[str, Any]) -> float | None:
+    """Accuracy of the average of the weights, 0..1, if it is of the images that this run has."""
+    accuracy = results.get("evaluation", {}).get("average_accuracy")
+    if accuracy is None:
+        return None
+    data = {name: value for name, value in results["data"].items() if name != "notes"}
+    stored = {
+        "data": data | {"sha256": run.identity["data"]["sha256"]},
+        "parts": results["parts"],
+        "start": results["start"] and results["start"]["sha256"],
+    }
+    return accuracy if digest_of(run.identity | stored) == results["identity"] else None
+
+
 def write_folder(run: Run, evaluation: Evaluation) -> None:
     """The folder of a finished run: weights, report, results, tables, log and figures.
 
@@ -128,7 +143,7 @@ def write_folder(run: Run, evaluation: Evaluation) -> None:
             about, evaluation, run.test.data, title=title, history=run.history,
             samples=run.samples, maps=run.error_maps, command=run.command,
         )  # fmt: skip
-        results = results_of(about, run.history, evaluation) | {"identity": digest_of(run)}
+        results = results_of(about, run.history, evaluation) | {"identity": digest_of(run.identity)}
         write_run(
             run.folder, results, model=run.model, history=run.history, evaluation=evaluation,
             log=run.log.lines, figures=run.figures(), report=report,

@@ -12,14 +12,22 @@ from torch import nn
 from onecycle.checks import check_classes
 from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
 from onecycle.data.dataset import ImageDataset, Images
+from onecycle.data.folder import NAMES
 from onecycle.data.loaders import ResidentLoader, SeededLoader, fits_device, get_loader
+from onecycle.data.mixing import Mixing
+from onecycle.errors import UsageError
 from onecycle.optim.adam import get_optimizer
 from onecycle.optim.lr_finder import LRFinding, find_lr
 from onecycle.optim.muon import get_speedrun_optimizer, prepare_network
 from onecycle.optim.schedule import one_cycle
 from onecycle.recipe import Recipe
+from onecycle.results.evaluation import Evaluation
 from onecycle.results.folder import own_folder
+from onecycle.results.report.words import kept_words
+from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
+from onecycle.training.criterion import WeightedCrossEntropy
+from onecycle.training.loop import evaluate
 from onecycle.training.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -67,6 +75,37 @@ def make_loader(
     return ResidentLoader(transform, images.targets, recipe.batch_size, **options)
 
 
+def make_criterion(recipe: Recipe, train: ImageDataset, given: nn.Module | None) -> nn.Module:
+    """The loss to minimise: the one that is given, or the recipe's.
+
+    Raises:
+        UsageError: a loss is given, and the recipe has weights of classes for its own.
+    """
+    if given is not None and recipe.class_weights != "none":
+        raise UsageError(
+            f"class_weights is {recipe.class_weights} and a criterion is given; "
+            "give it the weights, and set class_weights to none"
+        )
+    if given is not None:
+        return given
+    if recipe.class_weights == "none":
+        return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    return WeightedCrossEntropy(
+        train.targets, len(train.classes), label_smoothing=recipe.label_smoothing
+    )
+
+
+def make_extras(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """What ``fit`` takes beyond a plain training, by its names; None and 0 where it is off."""
+    mixes, follows = recipe.mixup or recipe.cutmix, recipe.average_steps or recipe.keep == "best"
+    keeping = {"keep": recipe.keep, "average_steps": recipe.average_steps}
+    return {
+        "clip_norm": recipe.clip_norm,
+        "mixing": Mixing(recipe.mixup, recipe.cutmix, recipe.seed) if mixes else None,
+        "kept": KeptWeights(model, **keeping) if follows else None,
+    }
+
+
 def _adam(
     model: nn.Module, recipe: Recipe, train: ImageDataset, compute: Compute
 ) -> torch.optim.Optimizer:
@@ -99,11 +138,17 @@ def new_rates(run: Run) -> dict[str, Any]:
     """LRMAX and LRMIN of a new run, the same for all processes, in plain data and in the log.
 
     Raises:
-        UsageError: the network does not go with the images, or no learning rate is found.
+        UsageError: the network does not go with the images; or the best epoch is to be kept, and
+            test images would choose it.
     """
     first = torch.zeros(1, dtype=torch.int64, device=run.compute.device)
     image = run.test_loader.transform(first, 0)
     check_classes(run.model, image, run.train.classes, run.compute.autocast())
+    if run.recipe.keep == "best" and run.test.name not in (NAMES["val"], NAMES["whole"]):
+        raise UsageError(
+            f"keep is best and the images to evaluate on are {run.test.name}; hold training images "
+            "out (--val N, or hold_out in Python), or keep last or average"
+        )
     machine, write = run.machine, run.log.write
     counts = f"{len(run.train):,} training images, {len(run.test):,} {run.test.name}"
     write(f"{run.train.source}: {counts}")
@@ -143,6 +188,29 @@ def choose_rates(recipe: Recipe, found: LRFinding | None) -> LRFinding:
         lr_min, rule = found.lr_max / recipe.lr_ratio, f"LRMIN is LRMAX / {recipe.lr_ratio:g}"
     rule = f"{found.rule.split('; ')[0]}; {rule}"
     return dataclasses.replace(found, lr_min=lr_min, rule=rule)
+
+
+def accuracy_of_average(run: Run) -> float | None:
+    """Of the average of the weights, 0..1; None if there is none beside the kept weights."""
+    kept = run.extras["kept"]
+    if kept is None or not kept.average or kept.keep == "average":
+        return run.stored_average
+    with kept.averaged():
+        return evaluate(run.model, run.test_loader, compute=run.compute)[1]
+
+
+def log_accuracy(run: Run, evaluation: Evaluation) -> None:
+    """Write the accuracy of the kept weights into the log, and that of their average beside it."""
+    kept = ""
+    if run.recipe.keep != "last":
+        accuracies = [record.test_accuracy for record in run.history.epochs]
+        kept = f", {kept_words(run.recipe.keep, accuracies)}"
+    run.log.write(
+        f"Accuracy {100 * evaluation.accuracy:.2f} % on {len(run.test):,} "
+        f"{run.test.name} ({run.train.source}){kept}"
+    )
+    if evaluation.average_accuracy is not None:
+        run.log.write(f"Average of the weights: {100 * evaluation.average_accuracy:.2f} %")
 
 
 def one_cycle_of(

@@ -30,6 +30,9 @@ from onecycle.training.meter import READ_EVERY
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SETTINGS = {
+    "class_weights": "auto", "mixup": 0.2, "cutmix": 1.0, "clip_norm": 1.0, "average_steps": 9,
+}  # fmt: skip
 NORMAL = CIFAR10_MEAN, CIFAR10_STD
 
 
@@ -44,10 +47,10 @@ def images():
 
 
 def training(images, device, *, preset="assignment", epochs=2, batch_size=48, lr_max=0.002,
-             precision="bfloat16", compile_mode=None, criterion=None):  # fmt: skip
+             precision="bfloat16", compile_mode=None, criterion=None, **settings):  # fmt: skip
     """The losses of a short training."""
     recipe = dataclasses.replace(
-        PRESETS[preset], epochs=epochs, batch_size=batch_size, lr_max=lr_max
+        PRESETS[preset], epochs=epochs, batch_size=batch_size, lr_max=lr_max, **settings
     )
     compute = Compute(device, precision, compile_mode)
     run = make_run(recipe, (images, images), compute)
@@ -92,13 +95,35 @@ def test_compiled_trains_as_eager_does(images, mode, preset):
     assert compiled == pytest.approx(eager, rel=0.1)
 
 
-def test_a_step_does_not_wait_for_the_gpu(images):
+def test_settings_train_as_on_the_cpu(images, full_float32):
+    few = images.subset(range(96))
+    ours, theirs = (
+        training(few, device, precision="float32", **SETTINGS) for device in (GPU, CPU)
+    )  # fmt: skip
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_settings_train_compiled_as_eager(images, precision):
+    few = images.subset(range(112))  # two batch shapes
+    eager = training(few, GPU, precision=precision, **SETTINGS)
+    try:
+        mode = get_compile_mode(GPU, "reduce-overhead")
+    except UsageError as error:
+        pytest.skip(str(error))
+    compiled = training(few, GPU, precision=precision, compile_mode=mode, **SETTINGS)
+    assert compiled == pytest.approx(eager, rel=0.1)
+
+
+@pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["plain", "settings"])
+def test_a_step_does_not_wait_for_the_gpu(images, settings):
     def waits(epochs):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                training(images, GPU, epochs=epochs, batch_size=10)  # 100 steps an epoch
+                # 100 steps an epoch.
+                training(images, GPU, epochs=epochs, batch_size=10, **settings)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         return sum("synchroniz" in str(warning.message) for warning in caught)

@@ -18,7 +18,7 @@ from onecycle.recipe import (
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = [f.name for f in dataclasses.fields(Recipe) if f.name not in
-           ("padding", "resize", "optimizer", "alternating_flip")]  # fmt: skip
+           ("padding", "resize", "optimizer", "alternating_flip", "class_weights", "keep")]  # fmt: skip
 
 
 def test_the_assignments_numbers():
@@ -54,6 +54,7 @@ def test_digits_are_not_mirrored_and_stay_small():
         ("finder_steps", 19), ("weight_decay", -1), ("weight_decay", math.nan), ("beta1", 1),
         ("beta2", -0.1), ("beta1_at_peak", 0.91), ("label_smoothing", 1), ("flip_probability", 1.1),
         ("seed", -1), ("seed", 2**32), ("cutout_size_px", -1), ("image_size", 7), ("body_rate", 1.1),
+        ("mixup", -0.1), ("cutmix", 101), ("average_steps", -1), ("average_steps", 2_000_000),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):
@@ -86,6 +87,8 @@ def test_a_switch_is_true_or_false(value):
          "finder_start_lr is 0.1; it must be above 0 and below finder_end_lr (0.1)"),
         ({"beta1": 0.8, "beta1_at_peak": 0.9},
          "beta1_at_peak is 0.9; it must be from 0 to beta1 (0.8)"),
+        ({"keep": "average"},
+         "keep is average; average_steps must be 1 or more then, such as an epoch's steps"),
     ],
 )  # fmt: skip
 def test_a_field_that_another_bounds_names_it(fields, said):

@@ -55,6 +55,7 @@ def kept(args: argparse.Namespace) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Evaluate and write the folder; the exit code."""
+    print(f"Evaluating {args.weights}", flush=True)  # torch alone takes seconds
     import torch
 
     from onecycle.results.folder import prepare_folder
@@ -116,6 +117,7 @@ def evaluate(
     from onecycle.results.grad_cam import explain_errors
     from onecycle.results.report import build_report
     from onecycle.training.loop import predict
+    from onecycle.training.progress import Watched
 
     device = compute.device
     transform = get_test_batch_transform(
@@ -124,10 +126,11 @@ def evaluate(
     )  # fmt: skip
     loader = ResidentLoader(transform, test.targets, BATCH_SIZE, train=False, device=device)
     may_mirror = (weights.recipe.get("flip_probability") or 0) > 0  # else it means something else
+    loader = Watched(loader, "evaluating", len(test))
     found = predict(model, loader, compute=compute, mirrored=may_mirror)
     evaluation = evaluate_predictions(
         found.probabilities, found.labels, test.classes,
-        mirrored=found.mirrored, indices=test.indices,
+        mirrored=found.mirrored, indices=test.indices, files=test.files,
     )  # fmt: skip
     right = len(test) - len(evaluation.wrong)
     print(

@@ -24,7 +24,7 @@ def load_dataset(args: argparse.Namespace, recipe: Recipe) -> Images:
     size = {} if recipe.image_size is None else {"image_size": recipe.image_size}
     if args.dataset == "digits":
         return load_digits(**size)
-    with progress_bar("images") as progress:
+    with progress_bar("loading images", "images") as progress:
         return load_cifar10(
             args.data_dir, download=args.download, resize=recipe.resize,
             **size, **_of_pictures(args, progress),
@@ -39,7 +39,7 @@ def load_test(args: argparse.Namespace, image_size: int, resize: str) -> ImageDa
 
     if args.dataset == "digits":
         return load_digits(image_size=image_size)[1]
-    with progress_bar("images") as progress:
+    with progress_bar("loading images", "images") as progress:
         options = {"image_size": image_size, "resize": resize, **_of_pictures(args, progress)}
         if holds_pictures(args.data_dir, download=args.download):
             return load_test_folder(args.data_dir, **options)

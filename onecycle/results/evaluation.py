@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    confusion_matrix,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from onecycle.errors import UsageError
+from onecycle.results.calibration import CalibrationBin, calibrate, coarser
 
-NUM_BINS = 15
 ERROR_COLUMNS = ("index", "true", "predicted", "probability_true", "probability_predicted")
 
 
@@ -50,19 +53,6 @@ class ConfusedPair:
         return self.first_as_second + self.second_as_first
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """The images whose predicted class has a probability above ``low`` and up to ``high``."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float | None
-    """Their mean probability of the predicted class, 0..1; None without an image."""
-    accuracy: float | None
-    """The share of them that is right, 0..1; None without an image."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
     """What a network made of N images of K classes; :func:`evaluate_predictions` makes it."""
@@ -92,8 +82,36 @@ class Evaluation:
     """Expected calibration error, 0..1: how far confidence and accuracy of a bin lie apart."""
     indices: np.ndarray
     """(N,) int64: where each image is in its data set, which names it in tables and pages."""
+    files: tuple[str, ...] | None = None
+    """The N names of the images' files; None where they come from none."""
     mirrored_accuracy: float | None = None
     """0..1, with the probabilities that mirroring gave; None where they were not measured."""
+    average_accuracy: float | None = None
+    """0..1, with the average of the weights; None where it was not measured beside the others."""
+
+    @property
+    def class_averages(self) -> tuple[ClassScore, ...]:
+        """Over the classes, each counted alike (macro) or by its images (weighted)."""
+        kinds = ("macro", "weighted")
+        return tuple(_average(self.labels, self.predicted, self.classes, kind) for kind in kinds)
+
+    @property
+    def top5_accuracy(self) -> float | None:
+        """Share of images whose true class is among the five most probable, 0..1.
+
+        None with 5 classes or fewer, of which it says nothing.
+        """
+        number = len(self.classes)
+        if number <= 5:
+            return None
+        return float(
+            top_k_accuracy_score(self.labels, self.probabilities, k=5, labels=range(number))
+        )
+
+    @property
+    def shown_bins(self) -> tuple[CalibrationBin, ...]:
+        """``bins``, but three joined to one if there are too few images for so many."""
+        return coarser(self.bins)
 
     def summary(self) -> dict[str, Any]:
         """Everything but what is told image by image, as plain data for a results file."""
@@ -102,7 +120,10 @@ class Evaluation:
             "errors": len(self.wrong),
             "accuracy": self.accuracy,
             "mirrored_accuracy": self.mirrored_accuracy,
+            "average_accuracy": self.average_accuracy,
+            "top5_accuracy": self.top5_accuracy,
             "loss": self.loss,
+            "class_averages": [asdict(score) for score in self.class_averages],
             "classes": [asdict(score) for score in self.scores],
             "confusion": self.confusion.tolist(),
             "confused_pairs": [
@@ -125,10 +146,11 @@ class Evaluation:
                 self.classes[self.predicted[i]],
                 _short(self.probabilities[i, self.labels[i]]),
                 _short(self.probabilities[i, self.predicted[i]]),
+                *([self.files[i]] if self.files else []),
             ]
             for i in sorted(self.wrong, key=self.indices.__getitem__)
         ]
-        return [list(ERROR_COLUMNS), *rows]
+        return [[*ERROR_COLUMNS, *(["file"] if self.files else [])], *rows]
 
     def class_rows(self) -> list[list[Any]]:
         """A table of the classes; the first row names the columns, an empty cell is undefined."""
@@ -144,6 +166,8 @@ def evaluate_predictions(
     *,
     mirrored: np.ndarray | None = None,
     indices: np.ndarray | None = None,
+    files: Sequence[str] | None = None,
+    average_accuracy: float | None = None,
 ) -> Evaluation:
     """Every figure that follows from probabilities and labels.
 
@@ -154,6 +178,8 @@ def evaluate_predictions(
         mirrored: (N, K) probabilities averaged over each image and its mirror image (flip TTA), or
             of the mirror images alone: for an extra accuracy and nothing else.
         indices: (N,) where each image is in its data set, if it is a part of one; None: 0..N-1.
+        files: the N names of the images' files, which the table of errors has then.
+        average_accuracy: 0..1, of the average of the weights, if it was measured.
 
     Raises:
         UsageError: there is no image, the shapes do not go together, a label is out of range, or
@@ -169,7 +195,7 @@ def evaluate_predictions(
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     confusion = confusion_matrix(labels, predicted, labels=range(len(classes)))
-    bins = _calibration(confidence.astype(np.float64), predicted == labels)
+    bins = calibrate(confidence.astype(np.float64), predicted == labels)
     gaps = [b.count * abs(b.accuracy - b.confidence) for b in bins if b.count]
     if mirrored is not None:
         mirrored = _checked(mirrored, labels, classes)
@@ -188,9 +214,11 @@ def evaluate_predictions(
         bins=bins,
         calibration_error=float(sum(gaps) / len(labels)),
         indices=np.arange(len(labels)) if indices is None else np.asarray(indices),
+        files=None if files is None else tuple(files),
         mirrored_accuracy=(
             None if mirrored is None else float((mirrored.argmax(axis=1) == labels).mean())
         ),
+        average_accuracy=average_accuracy,
     )
 
 
@@ -222,11 +250,23 @@ def _class_scores(
     table = precision_recall_fscore_support(
         labels, predicted, labels=range(len(classes)), zero_division=np.nan
     )
-    number = lambda value: None if np.isnan(value) else float(value)
     return tuple(
-        ClassScore(name, number(precision), number(recall), number(f1), int(support))
+        ClassScore(name, _number(precision), _number(recall), _number(f1), int(support))
         for name, precision, recall, f1, support in zip(classes, *table)
     )
+
+
+def _average(
+    labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...], kind: str
+) -> ClassScore:
+    *scores, _ = precision_recall_fscore_support(
+        labels, predicted, labels=range(len(classes)), average=kind, zero_division=np.nan
+    )
+    return ClassScore(f"{kind} average", *map(_number, scores), len(labels))
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _confused_pairs(confusion: np.ndarray) -> tuple[ConfusedPair, ...]:
@@ -237,22 +277,6 @@ def _confused_pairs(confusion: np.ndarray) -> tuple[ConfusedPair, ...]:
         if sum(counts):
             pairs.append(ConfusedPair(int(first), int(second), *counts))
     return tuple(sorted(pairs, key=lambda pair: -pair.count))  # stable: in the order of classes
-
-
-def _calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[CalibrationBin, ...]:
-    edges = np.linspace(0, 1, NUM_BINS + 1)
-    # A bin holds its upper edge; rounding may have taken a confidence just above 1.
-    places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, NUM_BINS - 1)
-    bins = []
-    for index, (low, high) in enumerate(pairwise(edges)):
-        inside = places == index
-        mean = lambda values: float(values[inside].mean()) if inside.any() else None  # noqa: B023
-        bins.append(
-            CalibrationBin(
-                float(low), float(high), int(inside.sum()), mean(confidence), mean(right)
-            )
-        )
-    return tuple(bins)
 
 
 def _short(value: np.floating) -> float:

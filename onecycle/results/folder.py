@@ -131,13 +131,16 @@ def results_of(
     Args:
         about: plain data with ``recipe``, ``data``, ``learning_rate``, ``machine`` and what else a
             run says of itself.
-        history: of all epochs; the last epoch's figures are the final ones.
+        history: of all epochs; the last epoch's figures are the final ones, or those of the
+            weights that the recipe keeps instead.
         evaluation: of the trained network.
     """
     epochs = [dataclasses.asdict(record) for record in history.epochs]
-    final = {
-        name: epochs[-1][name] for name in ("epoch", "test_loss", "test_accuracy", "train_accuracy")
-    }
+    keep = about["recipe"].get("keep", "last")
+    row = dataclasses.asdict(history.best) if keep == "best" else epochs[-1]
+    final = {name: row[name] for name in ("epoch", "test_loss", "test_accuracy", "train_accuracy")}
+    if keep == "average":
+        final |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
     final["class_accuracy"] = {score.name: score.recall for score in evaluation.scores}
     seconds = {part: sum(row[f"{part}_seconds"] for row in epochs) for part in ("train", "test")}
     return {

@@ -63,8 +63,8 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
-    def align(self, model: nn.Module) -> None:
-        """Give every process the buffers (running statistics) of process 0."""
+    def align(self, model: Any) -> None:
+        """Give every process the ``buffers()`` (running statistics) of process 0."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)

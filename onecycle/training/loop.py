@@ -24,6 +24,7 @@ from onecycle.errors import DivergedError, UsageError
 from onecycle.modules import eval_mode
 from onecycle.outputs import Classifier, names_images
 from onecycle.records import EpochRecord, History, Predictions, StepRecord
+from onecycle.training.averaging import KeptWeights
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute
 from onecycle.training.meter import Meter, not_saved
@@ -67,14 +68,18 @@ def fit(
     checkpoint: Checkpoint | None = None,
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = never,
+    clip_norm: float = 0.0,
+    mixing: Callable[..., tuple[Tensor, ...]] | None = None,
+    kept: KeptWeights | None = None,
 ) -> History:
     """Train, and evaluate after each epoch.
 
     Args:
         model: (N, 3, H, W) -> (N, K) log-probabilities or logits, or a dictionary or an object with
             ``logits``; on its device.
-        train_loader: batches of images and labels. If it has ``set_epoch(epoch, start)``, that is
-            called before each epoch with its number from 1 and how many batches to skip.
+        train_loader: batches of images and labels, which are (N,) class indices or (N, K) float
+            probabilities. If it has ``set_epoch(epoch, start)``, that is called before each epoch
+            with its number from 1 and how many batches to skip.
         test_loader: the images to evaluate on; None: no evaluation.
         optimizer: of the model's parameters.
         scheduler: of the optimizer, new; None: the learning rate is constant.
@@ -91,6 +96,10 @@ def fit(
             see :class:`Callback`.
         stop: asked after each step whose loss was read and, in a single process, during evaluation;
             True ends the training there, and so does a KeyboardInterrupt out of a callback.
+        clip_norm: the gradient is scaled down to this norm if it is longer; 0: it is not.
+        mixing: mixes a batch on the device, such as :class:`onecycle.data.mixing.Mixing`; None: no
+            image is mixed.
+        kept: follows the weights; its ``apply`` gives the network those to keep, afterwards.
 
     Returns:
         A record of every step and epoch that is done: fewer than ``epochs`` after a stop. Called
@@ -105,9 +114,15 @@ def fit(
     compute = _compute_for(model, compute)
     check_optimizer(model, optimizer, criterion)
     _check_arguments(train_loader, checkpoint, callbacks)
+    if kept is not None and kept.keep == "best" and test_loader is None:
+        raise UsageError("keep is best, which needs a test_loader; give one, or keep the last")
     per_epoch = is_per_epoch(scheduler, step_scheduler)
-    step = Step(model, criterion, optimizer, scheduler, compute, per_epoch=per_epoch)
+    step = Step(
+        model, criterion, optimizer, scheduler, compute,
+        per_epoch=per_epoch, clip_norm=clip_norm, kept=kept,
+    )  # fmt: skip
     training = _Training(step, train_loader, test_loader, epochs, checkpoint, callbacks, stop)
+    training.mixing = mixing
     if checkpoint is not None:
         checkpoint.restore(training.parts)
     replace_infinity(scheduler)
@@ -162,6 +177,7 @@ class _Training:
         self.parts = {**step.parts, "history": self.history}
         self.batch_size: int | None = None
         self.is_checked = False
+        self.mixing: Callable[..., tuple[Tensor, ...]] | None = None
 
     def run(self) -> None:
         """Train to the end, or until a stop."""
@@ -190,11 +206,13 @@ class _Training:
             is_alone = group.world_size == 1
             size = len(labels) if is_alone else self.train_loader.global_batch(index)
             self.batch_size = size
-            share, lr = len(labels) / size, self.step.lr
+            share, lr, mixed = len(labels) / size, self.step.lr, ()
+            if self.mixing is not None:
+                images, labels, *mixed = self.mixing(images, labels, epoch, index)
             is_last = index == num_steps - 1
             with self._checked(images, labels):
                 measured, norm = self.step(
-                    images, labels, share=share, is_last=is_last and epoch == self.epochs
+                    images, labels, *mixed, share=share, is_last=is_last and epoch == self.epochs
                 )
             self.meter.note(lr, size, share, measured, norm)
             if self.meter.is_full or is_last:
@@ -229,9 +247,13 @@ class _Training:
     def _end_epoch(self) -> bool:
         """Evaluate, record and save; whether the training stops here."""
         self.compute.group.align(self.step.model)
+        if self.step.kept is not None:
+            self.compute.group.align(self.step.kept)
         begin = time.perf_counter()
         loss, accuracy = self._evaluate()
         record = self.meter.end_epoch(loss, accuracy, time.perf_counter() - begin)
+        if self.step.kept is not None:
+            self.step.kept.note_epoch(self.history)
         is_done = len(self.history.epochs) == self.epochs
         if not is_done:
             self.step.end_epoch(loss)

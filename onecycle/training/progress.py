@@ -4,59 +4,158 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from onecycle.records import EpochRecord, StepRecord
 
+LINE_S = 60.0
+"""Seconds between two lines where no bar can be drawn."""
+FROM_BYTES = 10_000_000
+"""A total of bytes; no data set has so many images."""
+clock = time.monotonic
+
+
+class Estimate:
+    """How long the rest of some work takes, at the rate of the last half of what is done.
+
+    The first steps, which may compile or fill caches, are left out.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[int, float]] = deque()
+        self._first = 0
+
+    def note(self, done: int) -> None:
+        """So much is done by now."""
+        if not self._seen or done < self._seen[-1][0]:  # begun, or begun again
+            self._seen.clear()
+            self._first = done
+        self._seen.append((done, clock()))
+        while len(self._seen) > 2 and 2 * (self._seen[1][0] - self._first) <= done - self._first:
+            self._seen.popleft()
+
+    def seconds_left(self, total: int) -> float | None:
+        """None as long as only the first steps are known."""
+        if not self._seen or self._seen[0][0] == self._first:
+            return None
+        (before, start), (done, now) = self._seen[0], self._seen[-1]
+        return (total - done) * (now - start) / max(done - before, 1)
+
 
 @contextlib.contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work of more than a second; gone when the block ends.
+def progress_bar(description: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that may take long; gone when the block ends.
 
     Args:
         description: what is done, in front of the bar.
+        unit: what is counted; a total of 10 million or more is one of bytes.
 
     Returns:
         A function of (done, total) that moves the bar.
     """
-    # Without the numbers, which may be bytes as well as steps.
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with _bar(None, desc=description, delay=1, bar_format=form) as bar:
+    bar, estimate = _Bar(description), Estimate()
 
-        def move(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def move(done: int, total: int) -> None:
+        estimate.note(done)
+        amount = f"{unit} {done:,}/{total:,}"
+        if total >= FROM_BYTES:
+            amount = f"{done / 1e6:,.0f}/{total / 1e6:,.0f} MB"
+        bar.move(done, total, amount + _left(estimate.seconds_left(total)))
 
+    with contextlib.closing(bar):
         yield move
 
 
-def _bar(total: int | None, **options: Any) -> tqdm:
-    # Standard error is a red box in a notebook, and would stay in its file.
-    in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
-    stream = sys.stdout if in_notebook else sys.stderr
-    return tqdm(
-        total=total,
-        file=stream,
-        disable=stream is None,  # it was closed
-        leave=False,
-        ascii=" #",
-        mininterval=0.5,
-        dynamic_ncols=True,
-        **options,
-    )
+class Watched:
+    """A loader with a bar while its batches are taken.
+
+    Args:
+        loader: of batches of images and labels.
+        description: see :func:`progress_bar`.
+        total: its images.
+    """
+
+    def __init__(self, loader: Iterable, description: str, total: int) -> None:
+        self._loader, self._description, self._total = loader, description, total
+
+    def __iter__(self) -> Iterator:
+        done = 0
+        with progress_bar(self._description, "images") as move:
+            for batch in self._loader:
+                yield batch
+                done += len(batch[1])
+                move(done, self._total)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+def _left(seconds: float | None) -> str:
+    """The time left in words, in a unit that it is good for."""
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f", {seconds:.0f} s left"
+    if minutes < 90:
+        return f", {minutes} min left"
+    return f", {minutes // 60} h {minutes % 60:02} min left"
+
+
+class _Bar:
+    """One line that is drawn again and again; where that cannot be, a line now and then."""
+
+    def __init__(self, text: str) -> None:
+        # Standard error is a red box in a notebook, and would stay in its file.
+        in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
+        self._stream = sys.stdout if in_notebook else sys.stderr  # None: it was closed
+        self._text, self._said = text, clock()
+        is_live = in_notebook or (self._stream is not None and self._stream.isatty())
+        self._bar = tqdm(
+            file=self._stream,
+            disable=not is_live,
+            desc=text,
+            leave=False,
+            ascii=" #",
+            mininterval=0.5,
+            dynamic_ncols=True,
+            unit="",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {unit}",
+        )
+
+    def move(self, done: int, total: int, amount: str, text: str = "", now: bool = False) -> None:
+        """Show how much is done; ``now``, however short ago the bar was drawn."""
+        self._text = text or self._text
+        if not self._bar.disable:
+            self._bar.total, self._bar.unit = total, amount
+            self._bar.set_description_str(self._text, refresh=False)
+            self._bar.update(done - self._bar.n)
+            if now:
+                self._bar.refresh()
+        elif self._stream is not None and clock() - self._said >= LINE_S:
+            self._said = clock()
+            print(f"{self._text}: {amount}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
 
 
 class TrainingLog:
     """A callback of ``fit``: a bar, and lines that also stay in ``lines``.
 
-    Bars go to standard error, in a notebook to its output; lines go to standard output.
+    Bars go to standard error, in a notebook to its output; lines go to standard output. If standard
+    error is no terminal, it gets a line per minute instead.
 
     Args:
         steps_per_epoch: optimizer steps per epoch.
         num_test: images evaluated after each epoch.
+        epochs: of the training, for the time that is left; None: of the epoch alone.
         test_name: what these images are called.
         stream: where the lines go; None: standard output.
     """
@@ -66,6 +165,7 @@ class TrainingLog:
         steps_per_epoch: int,
         num_test: int,
         *,
+        epochs: int | None = None,
         test_name: str = "Test images",
         stream: TextIO | None = None,
     ) -> None:
@@ -74,7 +174,9 @@ class TrainingLog:
         self._num_test = num_test
         self._test_name = test_name
         self._stream = stream
-        self._bar: tqdm | None = None
+        self._epochs = epochs
+        self._estimate = Estimate()
+        self._bar: _Bar | None = None
         self._last = ""
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,10 +214,15 @@ class TrainingLog:
             f"EPOCH = {epoch} | LR = {step.lr:.6g} | Loss = {step.loss:.2f} | "
             f"Batch = {batch} | Accuracy = {100 * accuracy:.2f}"
         )
+        text = f"EPOCH = {epoch} | Loss = {step.loss:.2f} | Accuracy = {100 * accuracy:.2f}"
         if self._bar is None:
-            self._bar = _bar(self._steps_per_epoch)
-        self._bar.set_description_str(self._last, refresh=False)
-        self._bar.update(batch + 1 - self._bar.n)
+            self._bar = _Bar(text)
+        steps = self._steps_per_epoch
+        self._estimate.note(step.step + 1)
+        left = _left(self._estimate.seconds_left(steps * (self._epochs or epoch)))
+        evaluates = batch + 1 == steps and self._num_test > 0
+        amount = "evaluating" if evaluates else f"step {batch + 1:,}/{steps:,}"
+        self._bar.move(batch + 1, steps, amount + left, text, now=evaluates)
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Write the epoch's lines: its last step, and the evaluation if there was one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onecycle.outputs import class_scores
+from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
 
 
@@ -26,13 +28,27 @@ class Objective(nn.Module):
         self.model = model
         self.criterion = criterion
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        others: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The loss to minimise, and (2,) cross-entropy and number of correct predictions."""
         output = class_scores(self.model(images))
+
+        def mean(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor) -> Tensor:
+            if others is None:
+                return loss(output, labels)
+            # Not of a mixture of labels: so any criterion will do.
+            return weight * loss(output, labels) + (1 - weight) * loss(output, others)
+
         with torch.no_grad():
-            plain = F.cross_entropy(output.float(), labels)
-            correct = (output.argmax(1) == labels).sum()
-        return self.criterion(output, labels), torch.stack([plain, correct.float()])
+            plain = mean(F.cross_entropy, output.float())
+            classes = labels if labels.ndim == 1 else labels.argmax(1)
+            correct = (output.argmax(1) == classes).sum()
+        return mean(self.criterion, output), torch.stack([plain, correct.float()])
 
 
 class Step:
@@ -45,6 +61,8 @@ class Step:
         scheduler: sets the learning rates; None: they stay as they are.
         compute: precision, compilation, and the group that shares the batch.
         per_epoch: :meth:`end_epoch` steps the scheduler, not each call.
+        clip_norm: the gradient is scaled down to this norm if it is longer; 0: it is not.
+        kept: follows the weights, see :class:`KeptWeights`; None: nothing does.
     """
 
     def __init__(
@@ -56,12 +74,16 @@ class Step:
         compute: Compute,
         *,
         per_epoch: bool = False,
+        clip_norm: float = 0.0,
+        kept: KeptWeights | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.per_epoch = per_epoch
         self.compute = compute
+        self.clip_norm = clip_norm
+        self.kept = kept
         self.scaler = torch.amp.GradScaler(
             compute.device.type, enabled=compute.precision == "float16"
         )
@@ -81,6 +103,7 @@ class Step:
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
+            "kept": self.kept,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -90,22 +113,29 @@ class Step:
         return self.optimizer.param_groups[0]["lr"]
 
     def __call__(
-        self, images: Tensor, labels: Tensor, *, share: float, is_last: bool
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *mixed: Tensor,
+        share: float,
+        is_last: bool,
     ) -> tuple[Tensor, Tensor]:
         """One step; its measurements stay on the device.
 
         Args:
             images: (n, 3, H, W) on the device: this process's share of the batch.
-            labels: (n,) int64, on the device.
+            labels: (n,) int64 class indices or (n, K) float probabilities, on the device.
+            mixed: of mixed images the other labels, and the weight of the first, see ``Mixing``.
             share: n as a share of the batch of the whole group, 0..1.
             is_last: the last step of the training: the schedule has no learning rate after it.
 
         Returns:
             (2,) mean cross-entropy and number of correct predictions, of this process's share; and
-            the norm of the whole batch's gradient, in float16 times the scale of the loss.
+            the norm of the whole batch's gradient before it is clipped, in float16 times the scale
+            of the loss.
         """
         with self.compute.autocast():
-            loss, measured = self._objective(images, labels)
+            loss, measured = self._objective(images, labels, *mixed)
         self.optimizer.zero_grad()
         # A group averages the gradients of its processes; with this factor the average is the
         # gradient of the whole batch.
@@ -114,8 +144,15 @@ class Step:
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self._parameters if p.grad is not None]
         )
+        if self.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            # What the optimizer does not hold is not unscaled.
+            updated = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(updated, self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.kept is not None:
+            self.kept.note_step()
         if self.scheduler is not None and not (is_last or self.per_epoch):
             self.scheduler.step()
         return measured, norm

@@ -141,7 +141,8 @@ def test_every_field_of_the_recipe_is_an_option():
         value = {"optimizer": "muon", "padding": "reflect", "peak_epoch": 3, "lr_max": 0.01,
                  "beta1_at_peak": 0.5, "lr_min": 1e-3, "epochs": 25, "batch_size": 64,
                  "cutout_size_px": 4, "image_size": 64, "resize": "pad", "body_rate": 0.5,
-                 }.get(field.name)  # fmt: skip
+                 "class_weights": "auto", "keep": "best", "mixup": 0.2, "cutmix": 1.0,
+                 "clip_norm": 1.0}.get(field.name)  # fmt: skip
         if isinstance(field.default, bool):
             words, value = [option], True
         else:

@@ -75,7 +75,7 @@ def test_accuracy_is_that_of_the_network_on_these_images(folder, weights):
 
 def test_accuracy_line_names_images_and_format(folder, weights, capsys, tmp_path):
     assert run(weights, tmp_path / "out", "--limit-test", "4", "--device", "cpu") == 0
-    line = capsys.readouterr().out.splitlines()[0]
+    line = capsys.readouterr().out.splitlines()[1]
     assert line.startswith("Accuracy ") and "/4), loss " in line
     assert line.endswith("digits, test images, float32")
 

@@ -79,7 +79,7 @@ def test_all_outputs_say_the_same(photos, own, capsys):
         assert [row["class"], row["class_2"]] == classes[:2]
         assert [float(row["probability"]), float(row["probability_2"])] == values
     with Image.open("o.png") as figure:
-        assert min(figure.size) > 500
+        assert min(figure.size) > 400
 
 
 def test_what_is_no_picture_is_named_and_the_others_go_on(photos, own, capsys):

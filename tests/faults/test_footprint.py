@@ -22,7 +22,7 @@ from models import CustomResNet
 from onecycle.optim.adam import get_optimizer
 from onecycle.records import History
 from onecycle.results.evaluation import evaluate_predictions
-from onecycle.results.figures import errors, training
+from onecycle.results.figures import confusion, training
 from onecycle.training.checkpoint import LAST
 from onecycle.training.compute import Compute
 from onecycle.training.loop import fit
@@ -56,7 +56,7 @@ class Watch:
         )
         for figure in (
             training.plot_history(History(epochs=self.records[-3:]), source="noise"),
-            errors.plot_confusion_matrix(evaluation, source="noise"),
+            confusion.plot_confusion_matrix(evaluation, source="noise"),
         ):
             figure.savefig(io.BytesIO(), format="png")
         del figure, evaluation

@@ -7,7 +7,8 @@ import pytest
 
 from onecycle.data.dataset import ImageDataset
 from onecycle.results.evaluation import evaluate_predictions
-from onecycle.results.figures.errors import plot_confused_pairs, plot_grad_cam, plot_reliability
+from onecycle.results.figures.confusion import plot_confused_pairs
+from onecycle.results.figures.errors import plot_grad_cam, plot_reliability
 from onecycle.results.grad_cam import ErrorMaps
 
 CLASSES = (
@@ -92,8 +93,10 @@ def test_reliability_shows_each_filled_bin_at_its_accuracy_and_its_size():
     bars = [(p.get_x(), p.get_height()) for p in upper.patches]
     np.testing.assert_allclose(bars, [(b.low, b.accuracy) for b in filled], atol=1e-9)
     assert [p.get_height() for p in lower.patches] == [b.count for b in filled]
-    np.testing.assert_allclose(upper.lines[0].get_xdata(), [b.confidence for b in filled])
-    assert f"{100 * of.calibration_error:.2f}%" in figure.get_suptitle()
+    assert [text.get_text() for text in lower.texts] == [str(b.count) for b in filled]
+    (dots,) = [line for line in upper.lines if line.get_label() == "mean confidence"]
+    np.testing.assert_allclose(dots.get_xdata(), [b.confidence for b in filled])
+    assert f"{100 * of.calibration_error:.2f} points" in figure.get_suptitle()
 
 
 def test_pairs_are_drawn_with_both_directions_the_most_confused_on_top():
@@ -104,7 +107,7 @@ def test_pairs_are_drawn_with_both_directions_the_most_confused_on_top():
     assert widths[:4] == [pair.first_as_second for pair in pairs[:4]]
     assert widths[4:] == [pair.second_as_first for pair in pairs[:4]]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names[0] == f"{CLASSES[pairs[0].first]} · {CLASSES[pairs[0].second]}"
+    assert names[0] == f"{CLASSES[pairs[0].first]} → {CLASSES[pairs[0].second]}"
     assert axes.yaxis_inverted()
 
 
@@ -114,7 +117,7 @@ def test_grad_cam_shows_image_and_two_maps_and_names_the_layer_and_the_classes()
     shown = [axes for axes in figure.axes if axes.images]
     assert [len(axes.images) for axes in shown] == [1, 2, 2] * 3
     assert [axes.get_title() for axes in shown[:3]] == [
-        "cat\n(true class)", "for dog\n(predicted)", "for cat\n(true)",
+        "cat\n(true class)", "for dog\n(predicted class)", "for cat\n(true class)",
     ]  # fmt: skip
 
 

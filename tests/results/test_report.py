@@ -141,7 +141,7 @@ def test_pictures_that_may_be_encoded_again_get_a_note(source, noted):
     run = made_run()
     run["data"]["source"] = source
     page = Page(made_report(run=run))
-    assert ("do not compare" in "".join(page.texts)) == noted == bool(page.of_class("note"))
+    assert ("do not compare" in "".join(page.texts)) == noted
 
 
 def test_every_text_is_escaped(page):
@@ -203,7 +203,8 @@ def test_cells_of_the_confusion_matrix_lead_to_their_errors():
 def test_charts_tell_every_epoch_and_thin_the_steps_but_for_first_and_last(page):
     charts = {a["aria-label"]: json.loads(a["data-points"]) for a in page.of_class("plot")}
     assert list(charts) == [
-        "Accuracy, by epoch", "Loss, by epoch", "Reliability, by probability of the predicted class",
+        "Accuracy, by epoch", "Loss, by epoch",
+        "Confidence and accuracy, by probability of the predicted class",
         "Range test, by learning rate", "Learning rate of each step, by step",
     ]  # fmt: skip
     accuracy = [text for _, text, _ in charts["Accuracy, by epoch"]]
@@ -235,11 +236,13 @@ def test_a_single_epoch_can_be_seen_at_its_place():
         assert len(marks) > 2 and len(set(marks)) == len(marks)
 
 
-def test_lrmin_below_the_first_rate_of_the_range_test_is_on_the_chart():
+def test_lrmin_below_the_first_rate_of_the_range_test_is_named_at_the_edge_without_a_line():
     run = made_run()
     run["learning_rate"] |= {"lr_max": 1e-4, "lr_min": 5e-7}
-    (left,) = re.findall(r'class="mt [^"]*" style="left:([^%]+)%">LRMIN', made_report(run=run))
+    html = made_report(run=run)
+    (left,) = re.findall(r'class="mt [^"]*" style="left:([^%]+)%">← LRMIN', html)
     assert float(left) == 0
+    assert html.count('class="mark"') == 1  # LRMAX's
 
 
 @pytest.mark.parametrize(
@@ -313,8 +316,9 @@ def test_accuracy_with_mirror_images_is_told_in_the_strip():
         guesses, labels, CLASSES, mirrored=np.eye(len(CLASSES))[labels]
     )
     texts = Page(made_report(evaluation=evaluation)).texts
-    assert texts[texts.index("averaged with mirror images") + 1] == "100.00%"
-    assert "averaged with mirror images" not in Page(made_report()).texts
+    assert texts[texts.index("accuracy with flip TTA") + 1] == "100.00%"
+    assert sum("mirror image" in text for text in texts) == 1  # what it means, once
+    assert "flip TTA" not in "".join(Page(made_report()).texts).replace("Flip", "flip")
 
 
 def test_network_without_an_error_and_run_without_test_figures():

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 from onecycle.data.loaders import EpochBatches, ResidentLoader
+from onecycle.data.mixing import Mixing
 from onecycle.errors import UsageError
+from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
+from onecycle.training.criterion import WeightedCrossEntropy
 from onecycle.training.group import Group, join_group
 from onecycle.training.loop import fit, predict
 
@@ -42,13 +45,23 @@ def network(bn):
 def training(group=None, *, bn=False, count=52, batch_size=16, epochs=2, **options):
     model = network(bn)
     optimizer = options.pop("optimizer", torch.optim.SGD)(model.parameters(), lr=0.5)
+    criterion = options.pop("criterion", None) or nn.CrossEntropyLoss(label_smoothing=0.1)
+    if options.pop("averaged", False):
+        options["kept"] = KeptWeights(model, keep="average", average_steps=4)
     history = fit(
         model, resident(count, batch_size, group=group), resident(21, 4, False, group),
         optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
-        nn.CrossEntropyLoss(label_smoothing=0.1), epochs=epochs,
-        compute=Compute(CPU, group=group), **options,
+        criterion, epochs=epochs, compute=Compute(CPU, group=group), **options,
     )  # fmt: skip
+    if "kept" in options:
+        options["kept"].apply()
     return model, history
+
+
+def with_settings(group=None, **options):
+    """Weights of classes, a clipped gradient and the average of the weights."""
+    weighted = WeightedCrossEntropy(np.repeat([0, 1, 2, 3], [40, 7, 3, 2]), 4).double()
+    return training(group, criterion=weighted, clip_norm=0.3, averaged=True, **options)
 
 
 def losses(history):
@@ -80,6 +93,8 @@ def together(rank, port, folder, die_at):
         one_step, _ = training(group, count=15, batch_size=15, epochs=1)
         plain, history = training(group)
         with_bn, _ = training(group, bn=True)
+        settings, _ = with_settings(group)
+        mixed, mixed_history = with_settings(group, bn=True, mixing=Mixing(1.0, 1.0))
         asked = iter([False, False, rank == 1] + [False] * 50)
         _, stopped = training(group, stop=lambda: next(asked))
         predictions = {
@@ -88,12 +103,16 @@ def together(rank, port, folder, die_at):
             )
             for count in (1, 2, 21)
         }
-        state = b"".join(value.numpy().tobytes() for value in with_bn.state_dict().values())
+        digest = lambda model: hashlib.sha256(  # noqa: E731
+            b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+        ).hexdigest()
         found = {
             "gradient step": one_step.state_dict(),
             "weights": plain.state_dict(),
             "losses": losses(history),
-            "bn digest": hashlib.sha256(state).hexdigest(),
+            "bn digest": digest(with_bn),
+            "settings": settings.state_dict(),
+            "mixed": (digest(mixed), losses(mixed_history)),
             "stopped after": len(stopped.steps),
             "predictions": {n: (p.probabilities, p.labels) for n, p in predictions.items()},
             "second machine came first": was_done,
@@ -138,6 +157,13 @@ def test_training_of_two_processes_is_that_of_one(found):
     steps, accuracies = losses(history)
     np.testing.assert_allclose(found[0]["losses"][0], steps, rtol=1e-5)
     assert found[0]["losses"][1] == accuracies
+
+
+def test_settings_of_two_processes_are_those_of_one(found):
+    model, _ = with_settings()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, found[0]["settings"][name], rtol=0, atol=1e-10)
+    assert found[0]["mixed"] == found[1]["mixed"]  # buffers of the average too
 
 
 def test_processes_end_with_the_same(found):

@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from onecycle.data.mixing import Mixing
 from onecycle.errors import DivergedError, UsageError
 from onecycle.optim.adam import get_optimizer
 from onecycle.records import History
@@ -98,7 +99,10 @@ def test_training_equals_a_loop_written_out():
     assert record.train_accuracy == correct / 50
 
 
-def test_a_compiled_step_is_one_graph_for_each_of_two_batch_shapes_and_trains_the_same(monkeypatch):
+@pytest.mark.parametrize("mixing", [None, Mixing(0.4, 1.0)])
+def test_a_compiled_step_is_one_graph_for_each_of_two_batch_shapes_and_trains_the_same(
+    monkeypatch, mixing
+):
     shapes, compile = [], torch.compile
 
     def backend(graph, inputs):
@@ -109,12 +113,66 @@ def test_a_compiled_step_is_one_graph_for_each_of_two_batch_shapes_and_trains_th
         assert mode == "default"
         return compile(module, backend=backend, dynamic=dynamic)
 
-    _, _, expected = training(epochs=3)
+    _, _, expected = training(epochs=3, mixing=mixing)
     monkeypatch.setattr(torch, "compile", without_inductor)
-    _, _, history = training(epochs=3, compute=Compute(CPU, compile_mode="default"))
+    compiled = Compute(CPU, compile_mode="default")
+    _, _, history = training(epochs=3, compute=compiled, mixing=mixing)
     assert shapes == [16, 2]
     for ours, theirs in zip(history.steps, expected.steps, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+
+
+def test_labels_may_be_probabilities():
+    batches = batches_of()
+    images, labels = batches.dataset.tensors
+    soft = 0.7 * F.one_hot(labels, 4) + 0.3 * F.one_hot((labels + 1) % 4, 4)
+    for given, rel in ((F.one_hot(labels, 4).float(), 1e-5), (soft, None)):
+        loader = DataLoader(TensorDataset(images, given), batch_size=16)
+        _, _, history = training(batches=loader)
+        _, _, expected = training(batches=batches)
+        if rel:
+            losses = [step.loss for step in expected.steps]
+            assert [step.loss for step in history.steps] == pytest.approx(losses, rel=rel)
+            pairs = zip(history.epochs, expected.epochs)
+            assert all(ours.train_accuracy == theirs.train_accuracy for ours, theirs in pairs)
+    output = network()(images[:16])
+    assert history.steps[0].loss == pytest.approx(F.cross_entropy(output, soft[:16]).item())
+
+
+def test_a_mixed_batch_has_the_loss_of_both_labels():
+    images, labels = batches_of().dataset.tensors
+    mixed, first, second, weight = Mixing(1.0, 0)(images[:16], labels[:16], 1, 0)
+    output = network()(mixed)
+    loss = weight * F.cross_entropy(output, first) + (1 - weight) * F.cross_entropy(output, second)
+    one_batch = DataLoader(TensorDataset(images[:16], labels[:16]), batch_size=16)
+    _, _, history = training(epochs=1, batches=one_batch, mixing=Mixing(1.0, 0))
+    assert history.steps[0].loss == pytest.approx(loss.item(), rel=1e-5)
+    assert history.epochs[0].train_accuracy == (output.argmax(1) == first).double().mean()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_long_gradient_is_clipped_and_a_short_one_stays(precision):
+    images, labels = batches_of().dataset.tensors
+    batches = DataLoader(TensorDataset(images, labels), batch_size=25)
+
+    def change(clip_norm):
+        model = network()
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        # One layer is not trained; float16 scales its gradients all the same.
+        optimizer = torch.optim.SGD([*model[1].parameters(), *model[4].parameters()], lr=1.0)
+        fit(
+            model, [next(iter(batches))], None, optimizer,
+            torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), nn.CrossEntropyLoss(), epochs=1,
+            compute=Compute(CPU, precision), clip_norm=clip_norm,
+        )  # fmt: skip
+        return [after.detach() - old for after, old in zip(model.parameters(), before)]
+
+    whole, clipped, loose = change(0.0), change(0.01), change(1e6)
+    norm = torch.nn.utils.get_total_norm(whole)
+    assert torch.nn.utils.get_total_norm(clipped) == pytest.approx(0.01, rel=1e-3)
+    for ours, theirs, same in zip(clipped, whole, loose):
+        torch.testing.assert_close(ours * norm / 0.01, theirs, rtol=1e-3, atol=1e-4)
+        assert torch.equal(same, theirs)
 
 
 def test_evaluation_is_a_true_mean_and_leaves_the_model_as_it_was():
@@ -450,13 +508,14 @@ def test_steps_that_float16_skips_are_counted_and_too_many_are_divergence():
             step(math.inf)
 
 
-def test_a_step_that_float16_skips_changes_no_weight_and_a_skipped_step_moves_no_rate():
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_step_that_float16_skips_changes_no_weight_and_a_skipped_step_moves_no_rate(clip_norm):
     model, optimizer, scheduler = loop_parts()
     calls, weights = iter(range(100)), []
     model[4].bias.register_hook(lambda gradient: gradient * (math.inf if next(calls) == 2 else 1.0))
     history = fit(
         model, batches_of(), None, optimizer, scheduler, nn.CrossEntropyLoss(), epochs=2,
-        compute=Compute(CPU, "float16"),
+        compute=Compute(CPU, "float16"), clip_norm=clip_norm,
         callbacks=[Calls(on_step=lambda *_: weights.append(model[4].weight.detach().clone()))],
     )  # fmt: skip
     assert history.skipped_steps == 1

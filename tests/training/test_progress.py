@@ -2,12 +2,15 @@ import contextlib
 import io
 import re
 import sys
+from itertools import groupby
 
+import numpy as np
 import pytest
 from tqdm import std as tqdm_std
 
 from onecycle.records import EpochRecord, StepRecord
-from onecycle.training.progress import TrainingLog, progress_bar
+from onecycle.training import progress
+from onecycle.training.progress import Estimate, TrainingLog, Watched, progress_bar
 
 
 def epoch_record(epoch=1, **measured):
@@ -26,6 +29,7 @@ def clock(monkeypatch):
         now = 1000.0
 
     monkeypatch.setattr(tqdm_std, "time", lambda: Clock.now)
+    monkeypatch.setattr(progress, "clock", lambda: Clock.now)
     # Its thread redraws slow bars by the real time.
     monkeypatch.setattr(tqdm_std.tqdm, "monitor_interval", 0)
     return Clock
@@ -42,12 +46,23 @@ def screen(text):
     return rows
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 @contextlib.contextmanager
 def terminal():
     """Both streams as one text, as a person sees them."""
-    stream = io.StringIO()
+    stream = Terminal()
     with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         yield stream
+
+
+def terminal_of(monkeypatch):
+    """Standard error as a terminal; gives what was written. A fixture would come before pytest's."""
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    return stream.getvalue
 
 
 def percentages(text):
@@ -122,12 +137,25 @@ def test_lines_are_what_stays_on_a_terminal(clock, seconds_matter):
     assert screen(stream.getvalue()) == [*log.lines, ""]
 
 
-def test_bars_go_to_standard_error_and_lines_to_standard_output(clock, capsys):
+def test_bars_go_to_standard_error_and_lines_to_standard_output(clock, capsys, monkeypatch):
+    screen_err = terminal_of(monkeypatch)
     log = TrainingLog(4, 100)
     train(log, epochs=1, steps=4, clock=clock)
-    captured = capsys.readouterr()
-    assert captured.out == "\n".join([*log.lines, ""])
-    assert percentages(captured.err) and screen(captured.err) == [""]
+    assert capsys.readouterr().out == "\n".join([*log.lines, ""])
+    assert percentages(screen_err()) and screen(screen_err()) == [""]
+
+
+def test_without_a_terminal_no_bar_is_drawn_but_a_line_per_minute(clock, capsys):
+    log = TrainingLog(100, 100)
+    train(log, epochs=1, steps=100, clock=clock)  # 200 seconds
+    with progress_bar("range test") as move:
+        for done in range(1, 101):
+            clock.now += 2
+            move(done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6 and not any("\r" in line or "%|" in line for line in lines)
+    assert lines[0].endswith("step 31/100, 2 min left")
+    assert lines[3] == "range test: step 30/100, 2 min left"
 
 
 def test_closed_standard_error_is_a_log_without_a_bar(clock, monkeypatch):
@@ -142,16 +170,19 @@ def test_closed_standard_error_is_a_log_without_a_bar(clock, monkeypatch):
 # On a GPU only some of the steps are reported.
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_bar_shows_the_share_of_the_epoch_that_is_done_and_begins_anew_with_each(
-    clock, capsys, every
+    clock, monkeypatch, every
 ):
+    screen_err = terminal_of(monkeypatch)
     train(TrainingLog(10, 100), epochs=2, steps=10, clock=clock, every=every)
-    shown = capsys.readouterr().err
+    shown = screen_err()
     told = [*range(10 * every, 100, 10 * every), 100]
     # With the first step that is reported, a bar appears; with each later one it moves.
-    moves = [share for share in percentages(shown) if share > told[0]]
+    moves = [share for share, _ in groupby(percentages(shown)) if share > told[0]]
     assert moves == told[1:] * 2
-    batch = told[1] // 10 - 1
-    assert f"EPOCH = 2 | LR = 0.0246913 | Loss = 0.62 | Batch = {batch} |" in shown
+    assert "EPOCH = 2 | Loss = 0.62 | Accuracy = 50.00" in shown
+    if every < 3:
+        assert f"step {told[1] // 10}/10" in shown
+    assert "| evaluating" in shown
 
 
 def test_a_line_in_the_middle_of_an_epoch_has_a_row_of_its_own(clock):
@@ -182,54 +213,98 @@ def test_line_reaches_the_stream_at_once():
     assert stream.flushed == "begun\n"
 
 
-def test_progress_bar_moves_to_what_is_done_and_leaves_nothing_behind(clock, capsys):
+def test_progress_bar_moves_to_what_is_done_and_leaves_nothing_behind(clock, capsys, monkeypatch):
+    screen_err = terminal_of(monkeypatch)
     with progress_bar("CIFAR-10") as move:
+        assert "CIFAR-10" in screen_err()  # before anything is done
         for done in (0, 100, 250, 500, 750, 999):
             clock.now += 2
             move(done, 1000)
-    captured = capsys.readouterr()
-    assert "CIFAR-10:" in captured.err and not captured.out
-    assert [share for share in percentages(captured.err) if share] == [10, 25, 50, 75, 100]
-    assert screen(captured.err) == [""]
+    assert not capsys.readouterr().out
+    assert [share for share in percentages(screen_err()) if share] == [10, 25, 50, 75, 100]
+    assert screen(screen_err()) == [""]
 
 
-def test_progress_bar_has_no_numbers_in_a_unit_of_its_own(clock, capsys):
-    with progress_bar("pictures") as move:
-        for done in (1, 30_000):
+@pytest.mark.parametrize(
+    "total, said",
+    [(60_000, "images 30,000/60,000, 10 s left"), (170_000_000, "85/170 MB, 10 s left")],
+)
+def test_progress_bar_counts_in_plain_numbers_and_tells_the_time_left(
+    clock, monkeypatch, total, said
+):
+    screen_err = terminal_of(monkeypatch)
+    with progress_bar("loading images", "images") as move:
+        for share in (0.1, 0.2, 0.3, 0.4, 0.5):
             clock.now += 2
-            move(done, 60_000)
-    shown = capsys.readouterr().err
-    assert " 50%|" in shown and "00:02<" in shown
-    assert not re.search(r"60\.0k|60000|30\.0k", shown)
+            move(int(share * total), total)
+    assert said in screen_err() and " 50%|" in screen_err()
 
 
-def test_progress_bar_goes_back_where_the_work_begins_again(clock, capsys):
+def work(total, *, first_s=40.0, pause_every=0, seed=0):
+    """When each step is done: the first is slow, the others vary, some pause."""
+    seconds = np.random.default_rng(seed).uniform(0.5, 1.5, total)
+    seconds[0] = first_s
+    if pause_every:
+        seconds[pause_every - 1 :: pause_every] += 0.3 * pause_every
+    return seconds.cumsum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("pause_every", [0, 20])
+def test_time_left_is_right_within_a_factor_of_two_after_a_twentieth(clock, seed, pause_every):
+    times = work(400, pause_every=pause_every, seed=seed)
+    estimate, begin = Estimate(), clock.now
+    for done, at in enumerate(times, 1):
+        clock.now = begin + at
+        estimate.note(done)
+        left = estimate.seconds_left(len(times))
+        if done == 1:
+            assert left is None  # the first step tells nothing
+        if 20 <= done < 390:
+            assert 0.5 < left / (times[-1] - at) < 2
+
+
+def test_time_left_of_a_resumed_training_is_that_of_its_new_steps(clock):
+    estimate = Estimate()
+    for done in range(901, 951):
+        clock.now += 3
+        estimate.note(done)
+    assert estimate.seconds_left(1000) == pytest.approx(150)
+
+
+def test_watched_loader_gives_its_batches_and_keeps_its_methods(clock, monkeypatch):
+    screen_err = terminal_of(monkeypatch)
+
+    class Loader(list):
+        def indices(self):
+            return [7]
+
+    batches = Loader([("a", [0, 1]), ("b", [2])])
+    watched = Watched(batches, "evaluating", 3)
+    assert watched.indices() == [7]
+    assert list(watched) == batches
+    assert "evaluating" in screen_err() and screen(screen_err()) == [""]
+
+
+def test_progress_bar_goes_back_where_the_work_begins_again(clock, monkeypatch):
+    screen_err = terminal_of(monkeypatch)
     with progress_bar("CIFAR-10") as move:
         for done in (25, 50, 75, 0, 20, 40):  # as where a mirror breaks off and the next begins
             clock.now += 2
             move(done, 100)
-    shown = capsys.readouterr().err
+    shown = screen_err()
     seen = percentages(shown)
-    assert seen[:3] == [25, 50, 75] and seen[-2:] == [20, 40]
+    assert seen[:4] == [0, 25, 50, 75] and seen[-2:] == [20, 40]
     assert screen(shown) == [""]
 
 
-def test_progress_bar_of_something_quick_is_never_shown(clock, capsys):
-    with progress_bar("CIFAR-10") as move:
-        for done in range(1, 6):
-            clock.now += 0.1
-            move(done, 5)
-    shown = capsys.readouterr().err
-    assert screen(shown) == [""] and not percentages(shown)
-
-
-def test_progress_bar_leaves_nothing_behind_where_the_work_fails(clock, capsys):
+def test_progress_bar_leaves_nothing_behind_where_the_work_fails(clock, monkeypatch):
+    screen_err = terminal_of(monkeypatch)
     with pytest.raises(ConnectionError), progress_bar("CIFAR-10") as move:
         clock.now += 2
         move(1, 2)
         raise ConnectionError
-    shown = capsys.readouterr().err
-    assert percentages(shown) == [50] and screen(shown) == [""]
+    assert percentages(screen_err()) == [0, 50] and screen(screen_err()) == [""]
 
 
 def test_an_epoch_without_test_images_has_one_line():

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from onecycle.data.dataset import ImageDataset
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.figures.style import (
+    GAP,
     LABEL_SIZE,
+    LETTER_WIDTH,
     QUIET_COLOUR,
     TEST_COLOUR,
     TRAIN_COLOUR,
+    axes_at,
+    by_hand,
+    fitted,
     legend_below,
-    lying,
     new_figure,
     no_data,
+    percent_axis,
     picture_grid,
     quiet_frame,
     shortened,
-    stretch,
+    whole_axis,
 )
 from onecycle.results.grad_cam import ErrorMaps
 from onecycle.results.pictures import Guess
 
-MOST_ROWS = 24
+MOST_PICTURES = 60
 """A figure of predictions shows so many pictures at most."""
+CELL = (3.7, 1.75)
+"""Width and height in inches of a picture with its predictions."""
+SIDE, BAR = 1.4, 1.95
+"""In inches: a picture, and a bar of 100 %."""
 
 
 def plot_reliability(evaluation: Evaluation, *, source: str) -> Figure:
@@ -39,72 +49,38 @@ def plot_reliability(evaluation: Evaluation, *, source: str) -> Figure:
         evaluation: of the network.
         source: where the images come from.
     """
-    bins, error = evaluation.bins, evaluation.calibration_error
-    figure = new_figure(f"Expected calibration error {error:.2%}", source, 8, 7)
-    filled = [bin_ for bin_ in bins if bin_.count]
-    if not filled:
-        return no_data(figure)
+    points = 100 * evaluation.calibration_error
+    title = f"Confidence and accuracy differ by {points:.2f} points on average"
+    figure = new_figure(title, source, 8, 7)
+    filled = [bin_ for bin_ in evaluation.shown_bins if bin_.count]
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     widths = [bin_.high - bin_.low for bin_ in filled]
     places = [(bin_.low + bin_.high) / 2 for bin_ in filled]
     upper.bar(
         places, [bin_.accuracy for bin_ in filled], widths,
-        color=TRAIN_COLOUR, edgecolor="white", label="accuracy of the images in the bin",
-    )  # fmt: skip
-    upper.plot(
-        [bin_.confidence for bin_ in filled], [bin_.confidence for bin_ in filled], "D",
-        color=TEST_COLOUR, markersize=6, label="mean confidence of the images in the bin",
+        color=TRAIN_COLOUR, edgecolor="white", label="accuracy",
     )  # fmt: skip
     upper.plot([0, 1], [0, 1], "--", color=QUIET_COLOUR, linewidth=1.5, label="perfect calibration")
+    upper.plot(
+        [bin_.confidence for bin_ in filled], [bin_.confidence for bin_ in filled], "D",
+        color=TEST_COLOUR, markersize=6, clip_on=False, label="mean confidence",
+    )  # fmt: skip
     upper.set_ylim(0, 1.02)
-    upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(upper.yaxis)
     upper.set_ylabel("accuracy", fontsize=LABEL_SIZE)
-    lower.bar(places, [bin_.count for bin_ in filled], widths, color=QUIET_COLOUR, ec="white")
+    bars = lower.bar(
+        places, [bin_.count for bin_ in filled], widths, color=QUIET_COLOUR, ec="white"
+    )
+    lower.bar_label(bars, [f"{bin_.count:,}" for bin_ in filled], padding=2, fontsize=8)
+    lower.margins(y=0.2)
+    whole_axis(lower.yaxis, 3)
     lower.set_ylabel("images", fontsize=LABEL_SIZE)
     lower.set_xlabel("probability of the predicted class", fontsize=LABEL_SIZE)
-    lower.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(lower.xaxis)
     lower.set_xlim(0, 1)
-    legend_below(figure, 2)
+    legend_below(figure, 3)
     for axes in (upper, lower):
         quiet_frame(axes, "y")
-    return figure
-
-
-def plot_confused_pairs(evaluation: Evaluation, *, source: str, count: int = 10) -> Figure:
-    """The pairs of classes that are most often predicted as one another.
-
-    Args:
-        evaluation: of the network.
-        source: where the images come from.
-        count: how many pairs are shown at most.
-    """
-    classes = evaluation.classes
-    shown = evaluation.confused_pairs[:count]
-    figure = new_figure("Most confused pairs", source, 10, 1.6 + 0.5 * max(4, len(shown)))
-    if not shown:
-        return no_data(figure, "nothing is misclassified")
-    axes = figure.subplots()
-    names = [
-        f"{shortened(classes[pair.first])} · {shortened(classes[pair.second])}" for pair in shown
-    ]
-    forth = [pair.first_as_second for pair in shown]
-    back = [pair.second_as_first for pair in shown]
-    for values, left, colour, label in (
-        (forth, 0, TRAIN_COLOUR, "first class predicted as second"),
-        (back, forth, TEST_COLOUR, "second class predicted as first"),
-    ):
-        label = label if any(values) else None  # none of them is in the figure
-        bars = axes.barh(
-            range(len(names)), values, left=left, color=colour, edgecolor="white", label=label
-        )
-        texts = [str(n) if n >= 0.03 * max(map(sum, zip(forth, back))) else "" for n in values]
-        axes.bar_label(bars, texts, label_type="center", color="white", fontsize=LABEL_SIZE)
-    axes.set_ylim(max(4, len(names)) - 0.5, -0.5)  # the first on top, and no bar too thick
-    axes.set_yticks(range(len(names)), names, fontsize=LABEL_SIZE, parse_math=False)
-    axes.set_xlabel("images", fontsize=LABEL_SIZE)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(figure, 2)
-    quiet_frame(axes, "x")
     return figure
 
 
@@ -122,32 +98,40 @@ def plot_grad_cam(
     classes, wrong = evaluation.classes, maps.indices
     labels, predicted = evaluation.labels[wrong], evaluation.predicted[wrong]
     rows, columns = max(1, -(-len(labels) // columns)), max(1, min(columns, len(labels)))
-    title = f"Grad-CAM of {maps.layer}" if maps.layer else "Grad-CAM"
-    figure = new_figure(title, images.source, max(7.5, 6 * columns), 2.1 * rows + 0.7)
+    title = "Grad-CAM"
+    if maps.layer and len(labels):
+        title = f"Grad-CAM of {maps.layer}: misclassified images and the evidence for a class"
+    size, above = 1.75, 0.5  # inches of a picture with its gap, and of its caption
+    group = 3 * size + 0.3
+    figure = new_figure(title, images.source, max(7, columns * group - 0.3 + GAP), 1)
     if not maps.layer:
         return no_data(figure, "no layer with a map")
     if not len(labels):
         return no_data(figure, "nothing is misclassified")
-    widths = [1, 1, 1, 0.2] * columns  # a gap behind each image and its maps
-    grid = figure.subplots(rows, 4 * columns - 1, squeeze=False, width_ratios=widths[:-1])
-    for axes in grid.flat:
-        axes.set_axis_off()
+    head = by_hand(figure, rows * (above + size))
+    side = (figure.get_figwidth() - columns * group + 0.3 + GAP) / 2
     for number, (image, label, guess) in enumerate(zip(images.data[wrong], labels, predicted)):
-        row, first = number // columns, 4 * (number % columns)
-        captions = (f"{classes[label]}", f"for {classes[guess]}", f"for {classes[label]}")
-        kinds = ("true class", "predicted", "true")
+        row, column = divmod(number, columns)
+        names = (classes[label], f"for {classes[guess]}", f"for {classes[label]}")
+        kinds = ("true class", "predicted class", "true class")
         heats = (None, maps.predicted[number], maps.true[number])
-        for axes, caption, kind, heat in zip(grid[row, first : first + 3], captions, kinds, heats):
+        captions, font = fitted([f"{n}\n({k})" for n, k in zip(names, kinds)], size)
+        for k, (caption, heat) in enumerate(zip(captions, heats)):
+            x, y = side + column * group + k * size, head + row * (above + size) + above
+            axes = axes_at(figure, x, y, size - GAP, size - GAP)
             axes.imshow(image, interpolation="nearest")
             if heat is not None:
                 axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
-            text = f"{shortened(caption)}\n({kind})"
-            axes.set_title(text, fontsize=LABEL_SIZE - 1, parse_math=False)
+            axes.set_title(caption, fontsize=min(font, LABEL_SIZE - 1), pad=4, parse_math=False)
     return figure
 
 
 def plot_misclassified(
-    evaluation: Evaluation, images: ImageDataset, *, count: int = 20, columns: int = 5
+    evaluation: Evaluation,
+    images: ImageDataset,
+    *,
+    count: int = 20,
+    columns: int = 5,
 ) -> Figure:
     """The most confidently wrong images: true class, predicted class and its probability.
 
@@ -168,55 +152,10 @@ def plot_misclassified(
     title = f"Misclassified: {len(wrong):,} of {len(labels):,}"
     title += ", the most confident ones" if 0 < len(shown) < len(wrong) else ""
     return picture_grid(
-        images.data[shown], captions, title, images.source,
-        columns=columns, empty="none is shown" if len(wrong) else "nothing is misclassified",
+        images.data[shown], captions, title, images.source, columns=columns,
+        empty="none is shown" if len(wrong) else "nothing is misclassified",
+        below=[PurePath(evaluation.files[i]).name for i in shown] if evaluation.files else (),
     )  # fmt: skip
-
-
-def plot_confusion_matrix(evaluation: Evaluation, *, source: str) -> Figure:
-    """How many images of each true class (rows) were predicted as each class (columns).
-
-    Below each number is its share of the row; over 60 classes leave room for neither. Right and
-    wrong have colour scales of their own: on one scale the errors would all be white.
-
-    Args:
-        evaluation: of the network.
-        source: where the images come from.
-    """
-    classes, counts = evaluation.classes, evaluation.confusion
-    title = f"Confusion matrix, accuracy {evaluation.accuracy:.2%}"
-    side = 10 * stretch(len(classes)) if len(classes) > 8 else 7.5
-    figure = new_figure(title, source, side, 0.95 * side)
-    axes = figure.subplots()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    right = np.eye(len(classes), dtype=bool)
-    wrong = np.where(right, 0, shares)
-    tints = np.where(
-        right[..., None], colormaps["Blues"](0.9 * shares),
-        colormaps["Oranges"](0.6 * wrong / (wrong.max() or 1)),
-    )  # fmt: skip
-    tints[counts == 0] = 1  # white
-    axes.imshow(tints)
-    cell = 72 * 0.75 * side / len(classes)  # in points
-    size = min(LABEL_SIZE + 1 if len(classes) > 5 else LABEL_SIZE + 5, cell / 3.2)
-    for (row, column), count in np.ndenumerate(counts) if size > 5 else ():
-        share = shares[row, column]
-        colour = "white" if row == column and share > 0.5 else "black"
-        options = {"ha": "center", "va": "center", "color": colour if count else QUIET_COLOUR}
-        line = size / cell
-        axes.text(column, row - 0.5 * line, f"{count}", fontsize=size, **options)
-        if count:
-            axes.text(column, row + 0.8 * line, f"{share:.1%}", fontsize=0.7 * size, **options)
-    names, size = [shortened(name, 24) for name in classes], max(min(LABEL_SIZE, 0.7 * cell), 3)
-    turn = 0 if lying(names, 0.75 * cell, size) else 40 if cell > 28 else 90
-    options = {"fontsize": size, "parse_math": False}
-    axes.set_xticks(
-        range(len(names)), names, rotation=turn, ha="right" if turn == 40 else "center", **options
-    )
-    axes.set_yticks(range(len(names)), names, **options)
-    axes.set_xlabel("predicted class", fontsize=LABEL_SIZE)
-    axes.set_ylabel("true class", fontsize=LABEL_SIZE)
-    return figure
 
 
 def plot_predictions(
@@ -226,32 +165,47 @@ def plot_predictions(
     names: Sequence[str],
     source: str,
 ) -> Figure:
-    """Each picture as the network sees it, beside the probabilities of its guesses.
+    """Each picture as the network sees it, beside the probabilities of its classes, in a grid.
 
     Args:
-        pictures: (N, 32, 32, 3) uint8; the first ``MOST_ROWS`` are shown.
+        pictures: (N, S, S, 3) uint8; the first ``MOST_PICTURES`` are shown.
         guesses: those of each picture, as :func:`predict_pictures` gives them.
         names: what each picture is called.
         source: what the network was trained on.
     """
-    rows = min(len(pictures), MOST_ROWS)
-    shown = f", the first {rows} of {len(pictures)}" if rows < len(pictures) else ""
-    figure = new_figure(f"Predictions{shown}", f"trained on {source}", 8, 0.9 + 2.2 * max(rows, 1))
-    if not rows:
+    count = min(len(pictures), MOST_PICTURES)
+    shown = f", the first {count} of {len(pictures):,}" if count < len(pictures) else ""
+    columns = max(1, round(math.sqrt(count * CELL[1] / CELL[0]) + 0.2))
+    rows = max(1, math.ceil(count / columns))
+    figure = new_figure(f"Predictions{shown}", f"trained on {source}", columns * CELL[0], 1)
+    if not count:
         return no_data(figure)
-    panels = figure.subplots(rows, 2, squeeze=False, width_ratios=(2, 3))
-    for (left, right), picture, best, name in zip(panels, pictures, guesses, names, strict=False):
-        left.imshow(picture, interpolation="nearest")
-        left.set_axis_off()
-        left.set_title(shortened(name, 30), fontsize=10, parse_math=False)
-        values = [guess.probability for guess in best]
-        colours = [TRAIN_COLOUR, *[QUIET_COLOUR] * (len(best) - 1)]
-        bars = right.barh(range(len(best)), values, color=colours)
-        right.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=9)
-        labels = [shortened(guess.label, 30) for guess in best]
-        right.set_yticks(range(len(best)), labels, parse_math=False)
-        right.set_ylim(max(4, len(best)) - 0.5, -0.5)  # the first on top, and no bar too thick
-        right.set_xlim(0, 1.15)  # room for the figure behind a full bar
-        right.set_xticks([])
-        right.spines[["top", "right", "bottom"]].set_visible(False)
+    head = by_hand(figure, rows * CELL[1])
+    width, height = figure.get_size_inches()
+    axes = axes_at(figure, 0, 0, width, height)  # one for all, in inches: many are slow
+    for place, (picture, best, name) in enumerate(zip(pictures[:count], guesses, names)):
+        row, column = divmod(place, columns)
+        x, y = column * CELL[0] + 0.1, head + row * CELL[1] + 0.2
+        axes.imshow(
+            picture, interpolation="nearest", extent=(x, x + SIDE, y + SIDE, y), aspect="auto"
+        )
+        title = shortened(name, 48, keep_end=True)
+        axes.text(x, y - 0.04, title, va="bottom", fontsize=9, parse_math=False)
+        _draw_guesses(axes, x + SIDE + 0.1, y, best)
+    axes.set(xlim=(0, width), ylim=(height, 0))
     return figure
+
+
+def _draw_guesses(axes: Axes, x: float, y: float, best: Sequence[Guess]) -> None:
+    """Bars with their texts on them, so that a name of any length has room."""
+    pitch = SIDE / max(5, len(best))
+    places = [y + (rank + 0.5) * pitch for rank in range(len(best))]
+    colours = ["#9CCBE8", *["#E3E3E3"] * (len(best) - 1)]
+    widths = [BAR * guess.probability for guess in best]
+    axes.barh(places, widths, 0.84 * pitch, left=x, color=colours)
+    font = min(9, 60 * pitch)
+    room = int(72 * BAR / (LETTER_WIDTH * font)) - 7
+    for place, guess in zip(places, best):
+        options = {"va": "center", "fontsize": font, "parse_math": False}
+        axes.text(x + 0.03, place, shortened(guess.label, room), **options)
+        axes.text(x + BAR - 0.02, place, f"{guess.probability:.1%}", ha="right", **options)

@@ -10,7 +10,7 @@ from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
-from onecycle.results.figures.style import whole_ticks
+from onecycle.results.figures.style import brief, whole_ticks
 
 MOST_POINTS = 400
 """Of a line: more than a screen can show would only weigh."""
@@ -96,6 +96,7 @@ def chart(
         for i, (place, text) in enumerate(zip(series[0].x, readouts))
     ]  # fmt: skip
     start = len(points) - 1
+    words = _words(to, [*_inside(marks, to), *_above(series, to)])
     return (
         f'<figure class="chart"><figcaption><b>{escape(title)}</b> {" ".join(keys)}</figcaption>'
         f'<p class="axis">{escape(y.label)}</p>'
@@ -104,7 +105,7 @@ def chart(
         f'aria-valuetext="{escape(points[start][1])}" '
         f'data-points="{escape(json.dumps(points, separators=(",", ":")))}">'
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
-        f"{_drawing(series, to, marks)}</svg>{_words(to, marks)}</div>"
+        f"{_drawing(series, to, marks)}</svg>{words}</div>"
         f'<p class="axis x">{escape(x.label)}</p>'
         f'<p class="readout" aria-hidden="true"></p></figure>'
     )
@@ -151,11 +152,34 @@ def _text_of(axis: Axis, form: str) -> Callable[[float], str]:
 def _drawing(series: Sequence[Series], to: _Scales, marks: Sequence[tuple[float, str]]) -> str:
     parts = [f'<path class="grid" d="M0 {100 - to.up(tick):g}H100"/>' for tick, _ in to.y_ticks]
     parts += [_drawn(s, to.left, to.up) for s in series]
-    parts += [f'<path class="mark" d="M{to.left(place):g} 0V100"/>' for place, _ in marks]
+    parts += [
+        f'<path class="mark" d="M{to.left(place):g} 0V100"/>'
+        for place, _ in marks
+        if 0 <= to.left(place) <= 100
+    ]
     return "".join(parts)
 
 
+def _inside(marks: Sequence[tuple[float, str]], to: _Scales) -> list[tuple[float, str]]:
+    """Names of upright lines at their places, those beyond an end there with an arrow."""
+    places = [(to.left(place), name) for place, name in marks]
+    arrow = lambda left: "← " if left < 0 else "→ " if left > 100 else ""  # noqa: E731
+    return [(min(max(left, 0.0), 100.0), arrow(left) + name) for left, name in places]
+
+
+def _above(series: Sequence[Series], to: _Scales) -> list[tuple[float, str]]:
+    """Where a line leaves the chart at its top, with its highest value up there."""
+    words = []
+    for s in series:
+        above = [(x, y) for x, y in zip(s.x, s.y) if _is_number(y) and y > to.top]
+        if above and s.kind == "line":
+            highest = brief(max(y for _, y in above))
+            words.append((to.left(above[0][0]), f"{s.name} ↑ up to {highest}"))
+    return words
+
+
 def _words(to: _Scales, marks: Sequence[tuple[float, str]]) -> str:
+    """Ticks and names as elements; a mark is how far from the left, 0..100, and its name."""
     words = [
         f'<span class="yt" style="bottom:{to.up(tick):g}%">{text}</span>'
         for tick, text in to.y_ticks
@@ -164,11 +188,9 @@ def _words(to: _Scales, marks: Sequence[tuple[float, str]]) -> str:
         f'<span class="xt" style="left:{to.left(tick):g}%">{text}</span>'
         for tick, text in to.x_ticks
     ]
-    for place, name in marks:
-        side = "flip" if to.left(place) > 50 else ""
-        words.append(
-            f'<span class="mt {side}" style="left:{to.left(place):g}%">{escape(name)}</span>'
-        )
+    for left, name in marks:
+        side = "flip" if left > 50 else ""
+        words.append(f'<span class="mt {side}" style="left:{left:g}%">{escape(name)}</span>')
     return "".join(words)
 
 

@@ -16,10 +16,11 @@ from onecycle.records import History
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.grad_cam import ErrorMaps
 
-from .failures import MOST_ERRORS, calibration, classes, errors, grad_cam_part
+from .classes import classes
+from .failures import MOST_ERRORS, calibration, errors, grad_cam_part
 from .sprites import Sprite
 from .training import curves, learning_rate, samples_part
-from .words import definitions, percent
+from .words import definitions, kept_words, percent
 
 _SOURCE_NOTES = {
     "CIFAR-10 (image folder)": (
@@ -27,6 +28,11 @@ _SOURCE_NOTES = {
         "were encoded again, as JPEG, figures from the official files do not compare.",
     )
 }
+FLIP_TTA = "Flip TTA: each prediction is averaged over the image and its mirror image."
+OVERFITTING = 0.15
+"""How far the training accuracy may be above the other one without a remark."""
+MOST_CLASSES = 20
+"""Class names among the facts; the table above has all."""
 
 
 def build_report(
@@ -74,7 +80,7 @@ def build_report(
         "Grad-CAM": grad_cam_part(maps, evaluation, images, names, sprites),
         "Calibration": calibration(evaluation),
         "Learning rate": learning_rate(about.get("learning_rate") or {}, steps),
-        "Samples": samples_part(samples, about.get("data") or {}, names, sprites),
+        "Samples": samples_part(samples, about, names, sprites),
         "Recipe": _facts(about),
         "Reproduce": _reproduce(about, command),
     }
@@ -116,32 +122,59 @@ def _header(title: str, run: Mapping, evaluation: Evaluation) -> str:
     data, history = run.get("data") or {}, run.get("history") or ()
     total, errors = len(evaluation.labels), len(evaluation.wrong)
     where = escape(str(data.get("evaluated_on", "images")))
-    when = f"after the last epoch ({len(history)})" if history else "with the given weights"
+    when, trained = "with the given weights", None
+    if history:
+        keep = (run.get("recipe") or {}).get("keep", "last")
+        accuracies = [row["test_accuracy"] for row in history]
+        when = kept_words(keep, accuracies)
+        best = accuracies.index(max(accuracies)) if keep == "best" else -1
+        trained = history[best]["train_accuracy"]
     figures = {
         "errors": f"{errors:,}",
         "loss, nats": f"{evaluation.loss:.4f}",
         "calibration error": percent(evaluation.calibration_error),
-        "averaged with mirror images": percent(evaluation.mirrored_accuracy),
-        "training accuracy": percent(history[-1]["train_accuracy"] if history else None),
+        "top-5 accuracy": percent(evaluation.top5_accuracy),
+        "accuracy with flip TTA": percent(evaluation.mirrored_accuracy),
+        "average of the weights": percent(evaluation.average_accuracy),
+        "training accuracy": percent(trained),
     }
     strip = "".join(
         f"<div><dt>{name}</dt><dd>{value}</dd></div>"
         for name, value in figures.items()
         if value != "–"
     )
+    notes = [*notes, *_overfitting(history, evaluation, where)]
     said = "".join(f"<p class='note'>{escape(note)}</p>" for note in notes)
+    explained = "" if evaluation.mirrored_accuracy is None else f"<p class='hint'>{FLIP_TTA}</p>"
     return (
         f'<header><p class="eyebrow">{escape(str(data.get("source", "")))}</p>'
         f"<h1>{escape(title)}</h1>"
         f'<p class="headline"><strong>{percent(evaluation.accuracy)}</strong> accuracy: '
         f"{total - errors:,} of {total:,} {where}, {when}</p>{said}"
-        f'<dl class="strip">{strip}</dl></header>'
+        f'<dl class="strip">{strip}</dl>{explained}</header>'
     )
+
+
+def _overfitting(history: Sequence, evaluation: Evaluation, where: str) -> list[str]:
+    trained = history[-1]["train_accuracy"] if history else None
+    if trained is None or trained - evaluation.accuracy <= OVERFITTING:
+        return []
+    return [
+        f"The network overfits: it is right on {trained:.1%} of its training images and on "
+        f"{evaluation.accuracy:.1%} of the {where}; more training images, stronger augmentation or a "
+        "start from trained weights help."
+    ]
 
 
 def _facts(run: Mapping) -> str:
     recipe, data = dict(run.get("recipe") or {}), dict(run.get("data") or {})
-    data["classes"] = ", ".join(map(str, data.get("classes", ())))
+    known = list(map(str, data.get("classes", ())))
+    more = f", … ({len(known)} in all)" if len(known) > MOST_CLASSES else ""
+    data["classes"] = ", ".join(known[:MOST_CLASSES]) + more
+    where = data.pop("evaluated_on", "images evaluated on")
+    for name, label in (("num_train", "training images"), ("num_test", where)):
+        if name in data:
+            data[label] = data.pop(name)
     groups = {"Training": recipe, "Images": data}
     lists = "".join(
         f"<div><h3>{name}</h3>{definitions(facts)}</div>"

@@ -4,7 +4,8 @@
   for (const plot of document.querySelectorAll(".plot")) {
     const points = JSON.parse(plot.dataset.points);
     const readout = plot.parentElement.querySelector(".readout");
-    const hint = "Point at the chart, or use the arrow keys, to read its values.";
+    const isFirst = plot === document.querySelector(".plot");
+    const hint = isFirst ? "Point at a chart, or use the arrow keys, to read its values." : "";
     const cross = document.createElement("div");
     cross.className = "cross";
     cross.hidden = true;

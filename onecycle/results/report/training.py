@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from onecycle.results.figures.style import calm_span
+from onecycle.results.figures.training import SAMPLES_TITLE, samples_note
+
 from .charts import Axis, Series, chart, thinned
 from .sprites import Sprite
 from .words import percent, table
@@ -31,9 +34,9 @@ def curves(history: Sequence[Mapping]) -> str:
             f"epoch {epoch}: " + ", ".join(f"{s.name} {write(s.y[i])}" for s in series)
             for i, epoch in enumerate(epochs)
         ]
-        charts.append(
-            chart(quantity.capitalize(), series, texts, x=Axis("epoch"), y=Axis(unit, kind=kind))
-        )
+        span = calm_span([s.y for s in series]) if quantity == "loss" else None
+        y = Axis(unit, span and (max(span[0], 0.0), span[1]), kind)
+        charts.append(chart(quantity.capitalize(), series, texts, x=Axis("epoch"), y=y))
     columns = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
     rows = [[_cell(name, row[name]) for name in columns] for row in history]
     numbers = table([c.replace("_", " ") for c in columns], rows, "Every epoch")
@@ -52,7 +55,7 @@ def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
         first = max(rates["smoothed"][: len(rates["smoothed"]) // 4 + 1])
         low = min(rates["smoothed"])
         spread = (first - low) or 1
-        shown = min(rates["lrs"][0], rates["lr_min"]), rates["lrs"][-1]
+        shown = rates["lrs"][0], rates["lrs"][-1]
         series = (
             Series("loss of a batch", rates["lrs"], rates["losses"], "quiet", "dots"),
             Series("smoothed", rates["lrs"], rates["smoothed"]),
@@ -76,10 +79,12 @@ def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
     return f'<div class="pair">{"".join(charts)}</div>{rule}' if charts else rule
 
 
-def samples_part(samples: tuple | None, data: Mapping, names: Sequence[str], sprites: dict) -> str:
+def samples_part(samples: tuple | None, about: Mapping, names: Sequence[str], sprites: dict) -> str:
     """Training images as the network saw them; their sprite is added to ``sprites``."""
     if samples is None or not len(samples[0]):
         return ""
+    data = about["data"]
+    note = samples_note(about.get("recipe") or {}, data.get("augmentation"))
     batch, labels = np.asarray(samples[0]).transpose(0, 2, 3, 1), samples[1]
     pixels = 255 * (batch * np.asarray(data["std"]) + np.asarray(data["mean"]))
     sprites["samples"] = sprite = Sprite("samples", pixels.round().clip(0, 255).astype(np.uint8))
@@ -87,7 +92,7 @@ def samples_part(samples: tuple | None, data: Mapping, names: Sequence[str], spr
         f'<li class="tile">{sprite.picture(i, f"sample {i}")}<span>{names[int(label)]}</span></li>'
         for i, label in enumerate(labels)
     )
-    return f'<p>Training images after the transforms.</p><ul class="tiles">{tiles}</ul>'
+    return f'<p>{SAMPLES_TITLE}. {note}</p><ul class="tiles">{tiles}</ul>'
 
 
 def _cell(name: str, value: Any) -> str:

@@ -12,6 +12,22 @@ def percent(share: float | None, decimals: int = 2) -> str:
     return "–" if share is None else f"{share:.{decimals}%}"
 
 
+def kept_words(keep: str, accuracies: Sequence[float | None]) -> str:
+    """Which weights a run has kept.
+
+    Args:
+        keep: of the recipe.
+        accuracies: of each epoch.
+    """
+    epochs = len(accuracies)
+    if keep == "average":
+        return f"with the average of the weights after the last epoch ({epochs})"
+    if keep == "best":
+        best = accuracies.index(max(accuracies)) + 1
+        return f"after epoch {best} of {epochs}, the best on held-out images"
+    return f"after the last epoch ({epochs})"
+
+
 def definitions(facts: Mapping[str, Any]) -> str:
     """Names and values as a list; a value that is None or empty is left out."""
     rows = []
@@ -31,15 +47,29 @@ def _shown(value: Any) -> str:
     return f"{value:{form}}"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """Cells are escaped already; the first of a row names it."""
+MOST_ROWS = 25
+"""Of a table that is shown whole; a longer one scrolls under its head."""
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    totals: Sequence[Sequence[str]] = (),
+) -> str:
+    """Cells are escaped already; the first of a row names it. ``totals`` are its last rows."""
     heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join(
+    tall = " tall" if len(rows) > MOST_ROWS else ""
+    foot = f"<tfoot>{_rows(totals)}</tfoot>" if totals else ""
+    return (
+        f'<div class="scroll{tall}" tabindex="0" role="region" aria-label="{caption}"><table>'
+        f"<caption>{caption}</caption><thead><tr>{heads}</tr></thead>"
+        f"<tbody>{_rows(rows)}</tbody>{foot}</table></div>"
+    )
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
         for first, *rest in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
-        f"<caption>{caption}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
-        "</table></div>"
     )

@@ -1,0 +1,157 @@
+"""The recipe's settings beyond a plain training, in a whole Run."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_run import HERE, Tiny, same, weights
+from torch import nn
+
+from onecycle import PRESETS, Recipe, Run, load_digits
+from onecycle.errors import UsageError
+
+PLAIN = Recipe(epochs=3, batch_size=16, lr_max=0.01, flip_probability=0.0)
+ALL = dataclasses.replace(
+    PLAIN, class_weights="auto", mixup=0.4, cutmix=1.0, average_steps=6, clip_norm=0.5
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_digits()[0].sample(102).hold_out(30)
+
+
+class Stop:
+    """Interrupts the training after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, epoch, step, accuracy):
+        if step.step == self.step:
+            raise KeyboardInterrupt
+
+
+def trained(folder, data, recipe, **options):
+    run = Run(folder, data, Tiny, recipe, **HERE, **options)
+    run.fit()
+    return run
+
+
+@pytest.mark.parametrize("keep", ["last", "average", "best"])
+@pytest.mark.parametrize("step", [2, 9])
+def test_a_stopped_run_resumes_to_the_same_bits_with_all_of_them(data, tmp_path, keep, step):
+    recipe = dataclasses.replace(ALL, keep=keep)
+    whole = trained(tmp_path / "whole", data, recipe)
+    stopped = trained(tmp_path / "part", data, recipe, callbacks=[Stop(step)])
+    assert len(stopped.history.steps) == step + 1
+    resumed = trained(tmp_path / "part", data, recipe)
+    assert same(weights(resumed), weights(whole))
+    ours, theirs = (run.extras["kept"].state_dict() for run in (resumed, whole))
+    assert ours["steps"] == theirs["steps"] == 15
+    assert same(ours["average"], theirs["average"]) and same(ours["best"], theirs["best"])
+    assert resumed.evaluate().summary() == whole.evaluate().summary()
+    again = trained(tmp_path / "part", data, recipe)  # all epochs are done, nothing is written yet
+    assert same(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"class_weights": "auto"}, {"mixup": 0.4}, {"cutmix": 1.0}, {"clip_norm": 0.1}],
+    ids=str,
+)
+def test_each_of_them_changes_the_training(data, tmp_path, setting):
+    few = data[0].subset(range(60)), data[1]  # of unequal classes
+    runs = [
+        trained(tmp_path / name, few, dataclasses.replace(PLAIN, **fields))
+        for name, fields in (("plain", {}), ("set", setting))
+    ]
+    assert not same(*map(weights, runs))
+
+
+def test_an_average_beside_the_training_does_not_change_it(data, tmp_path):
+    plain = trained(tmp_path / "plain", data, PLAIN)
+    beside = trained(tmp_path / "beside", data, dataclasses.replace(PLAIN, average_steps=6))
+    kept = trained(
+        tmp_path / "kept", data, dataclasses.replace(PLAIN, average_steps=6, keep="average")
+    )
+    assert same(weights(plain), weights(beside)) and not same(weights(plain), weights(kept))
+    assert kept.history.steps == plain.history.steps
+    assert plain.evaluate().average_accuracy is kept.evaluate().average_accuracy is None
+    assert beside.evaluate().average_accuracy == kept.evaluate().accuracy
+    assert same(weights(plain), weights(beside))
+
+
+@pytest.mark.parametrize("keep", ["last", "average", "best"])
+def test_a_finished_run_shows_the_weights_that_it_kept(data, tmp_path, keep, monkeypatch):
+    monkeypatch.setattr(Run, "figures", lambda self: {})  # they take seconds
+    recipe = dataclasses.replace(PLAIN, average_steps=6, keep=keep, lr_max=0.05)
+    run = trained(tmp_path, data, recipe)
+    evaluation = run.evaluate()
+    if keep == "best":
+        best = run.history.best
+        assert evaluation.accuracy == best.test_accuracy
+        assert best is max(run.history.epochs, key=lambda record: record.test_accuracy)
+    run.save()
+    final = json.loads((tmp_path / "results.json").read_text("utf-8"))["final"]
+    assert final["test_accuracy"] == evaluation.accuracy
+    assert final["epoch"] == (run.history.best.epoch if keep == "best" else 3)
+    report = (tmp_path / "report.html").read_text("utf-8")
+    assert ("average of the weights" in report) and (keep == "best") == ("the best on" in report)
+    for again in (
+        Run.load(tmp_path, data, Tiny, **HERE),
+        Run(tmp_path, data, Tiny, recipe, **HERE),
+    ):
+        again.fit()
+        assert same(weights(again), weights(run))
+        assert again.evaluate().summary() == evaluation.summary()
+    # The test images may be looked at in the end; the average was not measured on them.
+    other = Run.load(tmp_path, (data[0], load_digits()[1].sample(30)), Tiny, **HERE)
+    assert other.evaluate().average_accuracy is None
+
+
+def test_the_best_epoch_is_not_chosen_on_test_images(tmp_path):
+    train, test = load_digits()
+    recipe = dataclasses.replace(PLAIN, keep="best")
+    with pytest.raises(UsageError, match="keep is best and the images .* are test images"):
+        Run(tmp_path / "run", (train.sample(64), test), Tiny, recipe, **HERE).fit()
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_weights_are_those_of_the_recipes_own_loss(data, tmp_path):
+    recipe = dataclasses.replace(PLAIN, class_weights="auto")
+    with pytest.raises(UsageError, match="class_weights is auto and a criterion is given"):
+        Run(tmp_path, data, Tiny, recipe, criterion=nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("kind", ["speedrun", "augment", "criterion"])
+def test_they_go_with_what_else_people_change(data, tmp_path, kind):
+    class Focal(nn.Module):
+        """Knows class indices only."""
+
+        def forward(self, output, labels):
+            own = output.log_softmax(1)[torch.arange(len(labels)), labels]
+            return -((1 - own.exp()) ** 2 * own).mean()
+
+    class Wide(Tiny):
+        def __init__(self, classes):
+            super().__init__(classes)
+            self.features[0] = nn.Conv2d(3, 64, 3, stride=4)
+            self.features[1] = nn.BatchNorm2d(64)
+            self.layer3 = nn.Conv2d(64, 16, 3, stride=2)
+
+    fields = {name: getattr(ALL, name) for name in ("mixup", "cutmix", "clip_norm")}
+    recipe, options = dataclasses.replace(ALL, class_weights="none"), {}
+    if kind == "speedrun":
+        recipe = dataclasses.replace(
+            PRESETS["speedrun"], epochs=3, batch_size=24, average_steps=6, class_weights="auto",
+            **fields,
+        )  # fmt: skip
+    elif kind == "augment":
+        options["augment"] = lambda image: torch.tensor(image / 255.0).permute(2, 0, 1).float()
+    else:
+        options["criterion"] = Focal()
+    run = Run(tmp_path, data, Wide if kind == "speedrun" else Tiny, recipe, **HERE, **options)
+    assert len(run.fit().epochs) == 3
+    assert run.evaluate().average_accuracy is not None
