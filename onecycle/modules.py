@@ -6,16 +6,21 @@ import contextlib
 import copy
 import io
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from onecycle.outputs import first_scores
 
 
 def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> str:
     """Table of the layers with output shapes and parameter counts, by torchsummary.
 
-    Neither the model nor the state of the random number generators changes.
+    A network that torchsummary cannot show has a table of our own, which says so. Neither the model
+    nor the state of the random number generators changes.
 
     Args:
         model: on any device.
@@ -23,15 +28,65 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
 
     Returns:
         The table, lines of text.
+
+    Raises:
+        UsageError: the network does not take such images.
     """
     from torchsummary import summary  # here, because training does not need it
 
-    # A copy in evaluation mode: torchsummary runs a batch, which would change BN's statistics.
-    twin = copy.deepcopy(model).cpu().float().eval()
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = io.StringIO()
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(text):
-        summary(twin, input_size, device="cpu")
-    return text.getvalue().strip("\n")
+    with torch.random.fork_rng(devices=[]):
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(text):
+            summary(_copy(model), input_size, device="cpu")
+        table = text.getvalue().strip("\n")
+        if f"Total params: {total:,}\n" not in table:  # it failed or counted otherwise
+            table = _layer_table(_copy(model), input_size)
+    counts = f"Trainable params: {trainable:,}\nNon-trainable params: {total - trainable:,}"
+    return re.sub("Trainable params: .*\nNon-trainable params: .*", counts, table)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """In evaluation mode: a batch is run, which would change BN's statistics."""
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def _layer_table(model: nn.Module, input_size: tuple[int, int, int]) -> str:
+    """A line for each module that is called, in the order in which they end."""
+    rows, counted = [("Layer", "Type", "Output Shape", "Param #")], set()
+
+    def hook_of(name: str):
+        def hook(module, _, output):
+            own = set(module.parameters()) - counted
+            counted.update(own)
+            number = f"{sum(p.numel() for p in own):,}"
+            rows.append((name, type(module).__name__, _shape_of(output), number))
+
+        return hook
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(hook_of(name or "(all)"))
+    with torch.no_grad():
+        first_scores(model, torch.rand(2, *input_size))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3].rjust(widths[3])]) for row in rows]
+    return "\n".join([
+        "Our own table: torchsummary cannot show this network. Each parameter is counted once.",
+        lines[0], "=" * len(lines[0]), *lines[1:], "=" * len(lines[0]),
+        f"Total params: {sum(p.numel() for p in model.parameters()):,}",
+        "Trainable params: 0\nNon-trainable params: 0",
+    ])  # fmt: skip
+
+
+def _shape_of(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return str([-1, *output.shape[1:]])
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        return ", ".join(_shape_of(part) for part in output if isinstance(part, Tensor)) or "-"
+    return "-"
 
 
 def freeze_idle_biases(model: nn.Module) -> None:
@@ -102,8 +157,3 @@ def _in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def probabilities(output: Tensor) -> Tensor:
-    """(..., K) float32 probabilities from (..., K) logits or log-probabilities."""
-    return output.float().softmax(-1)

@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ from onecycle.results.folder import (
     own_folder,
     read_results,
 )
-from onecycle.results.grad_cam import ErrorMaps, explain_errors
+from onecycle.results.grad_cam import NO_LAYER, ErrorMaps, explain_errors
 from onecycle.results.networks import CUSTOM_RESNET, find_model
 from onecycle.results.origin import begin, one_line
 from onecycle.results.pictures import Guess, predict_pictures
@@ -61,10 +61,11 @@ from onecycle.training.group import Group
 from onecycle.training.loop import fit, predict
 from onecycle.training.progress import TrainingLog, Watched
 from onecycle.training.signals import catch_signals
+from onecycle.training.stepping import is_per_epoch
 
 MakeModel = Callable[[int], nn.Module]
 MakeOptimizer = Callable[[nn.Module, Recipe], Optimizer]
-MakeScheduler = Callable[[Optimizer, Recipe, LRFinding, int], LRScheduler]
+MakeScheduler = Callable[[Optimizer, Recipe, LRFinding, int], LRScheduler | None]
 
 
 class Run:
@@ -89,8 +90,9 @@ class Run:
         augment: gives a (3, H, W) float tensor for a (H, W, 3) uint8 image: a torchvision transform
             or an albumentations pipeline. None: the recipe's crop, flip and cut-out, on the device.
         workers: processes that load images for ``augment``.
-        scheduler: gives a scheduler, stepped after every batch, for (optimizer, recipe, finding,
-            steps per epoch); the optimizer has the learning rate LRMAX then. None: one cycle.
+        scheduler: gives a scheduler for (optimizer, recipe, finding, steps per epoch), or None for
+            a constant learning rate; the optimizer has the learning rate LRMAX then. None: one cycle.
+        step_scheduler: after every "batch" or every "epoch", see ``fit``.
         callbacks: objects with ``on_step(epoch, step, accuracy)`` or ``on_epoch(record)``.
         device: auto, cuda, mps or cpu.
         precision: auto, bfloat16, float16 or float32.
@@ -118,6 +120,7 @@ class Run:
         augment: Callable | None = None,
         workers: int = 0,
         scheduler: MakeScheduler | None = None,
+        step_scheduler: Literal["batch", "epoch"] = "batch",
         callbacks: Sequence[Any] = (),
         device: str = "auto",
         precision: str = "auto",
@@ -138,6 +141,12 @@ class Run:
         self.save_every_s, self.resume = save_every_s, resume
         self.augment, self.workers = augment, workers
         self._make_scheduler, self._scheduler = scheduler or one_cycle_of, None
+        self.step_scheduler = step_scheduler
+        if is_per_epoch(None, step_scheduler) and scheduler is None:
+            raise UsageError(
+                "step_scheduler is 'epoch', and the recipe's one cycle is stepped after every batch: "
+                "give a scheduler, or leave it out"
+            )
         self._finding: LRFinding | None = None
         self._evaluation: Evaluation | None = None
         self.stored_average: float | None = None  # accuracy, of a finished run that is read
@@ -149,6 +158,8 @@ class Run:
             "scheduler": scheduler,
         }  # fmt: skip
         self.given = {name: name_of(value) for name, value in given.items() if value is not None}
+        if step_scheduler != "batch":
+            self.given["step_scheduler"] = step_scheduler
         tune_process()
         set_seed(recipe.seed)
         criterion = make_criterion(recipe, self.train, criterion)
@@ -270,8 +281,9 @@ class Run:
                 self.history = fit(
                     self.model, self.train_loader, self.test_loader, self.optimizer,
                     self._scheduler, self.criterion, epochs=self.recipe.epochs,
-                    compute=self.compute, checkpoint=self.checkpoint, callbacks=listeners,
-                    stop=signals.stop, **self.extras,
+                    step_scheduler=self.step_scheduler, compute=self.compute,
+                    checkpoint=self.checkpoint, callbacks=listeners, stop=signals.stop,
+                    **self.extras,
                 )  # fmt: skip
             except DivergedError as error:
                 last = self.checkpoint.last
@@ -342,9 +354,9 @@ class Run:
         return FIGURES[name](self)
 
     def figures(self) -> dict[str, Figure]:
-        """All figures by name; the range test's is left out if LRMAX was given."""
-        tested = bool(self.find_lr().lrs)
-        return {name: self.figure(name) for name in FIGURES if tested or name != "lr_finder"}
+        """All figures by name, without what there is nothing for: a range test, Grad-CAM's maps."""
+        there = {"lr_finder": self.find_lr().lrs, "grad_cam": self.error_maps.layer}
+        return {name: self.figure(name) for name in FIGURES if there.get(name, True)}
 
     def save(self) -> Path:
         """Write the folder: report.html, results.json, tables, weights, log and figures.
@@ -394,8 +406,15 @@ class Run:
 
     @functools.cached_property
     def error_maps(self) -> ErrorMaps:
-        """Where the network looked in its most confident errors."""
-        return explain_errors(self.model, self.test_loader.transform, self.evaluate())
+        """Where the network looked in its most confident errors; none where it cannot be told."""
+        evaluation, size_px = self.evaluate(), self.test.size_px
+        try:
+            maps, why = explain_errors(self.model, self.test_loader.transform, evaluation), NO_LAYER
+        except (UsageError, RuntimeError) as error:  # which must not cost a trained run its report
+            maps, why = ErrorMaps.none(size_px), str(error).strip().split("\n")[0]
+        if not maps.layer:
+            self.log.write(f"without Grad-CAM: {why}")
+        return maps
 
     @functools.cached_property
     def data(self) -> dict[str, Any]:

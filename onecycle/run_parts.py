@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from onecycle.checks import check_classes
 from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
 from onecycle.data.dataset import ImageDataset, Images
 from onecycle.data.folder import NAMES
@@ -138,8 +139,12 @@ def new_rates(run: Run) -> dict[str, Any]:
     """LRMAX and LRMIN of a new run, the same for all processes, in plain data and in the log.
 
     Raises:
-        UsageError: the best epoch is to be kept, and test images would choose it.
+        UsageError: the network does not go with the images; or the best epoch is to be kept, and
+            test images would choose it.
     """
+    first = torch.zeros(1, dtype=torch.int64, device=run.compute.device)
+    image = run.test_loader.transform(first, 0)
+    check_classes(run.model, image, run.train.classes, run.compute.autocast())
     if run.recipe.keep == "best" and run.test.name not in (NAMES["val"], NAMES["whole"]):
         raise UsageError(
             f"keep is best and the images to evaluate on are {run.test.name}; hold training images "

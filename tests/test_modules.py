@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import CustomResNet
-from onecycle.modules import eval_mode, freeze_idle_biases, model_summary, probabilities
+from onecycle.errors import UsageError
+from onecycle.modules import eval_mode, freeze_idle_biases, model_summary
+from onecycle.outputs import probabilities
 
 
 def frozen(model):
@@ -190,3 +192,67 @@ def test_the_summary_counts_the_parameters_and_changes_nothing():
     assert torch.equal(torch.get_rng_state(), state) and model.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_the_summary_tells_frozen_parameters_from_those_that_are_trained():
+    model = CustomResNet()
+    freeze_idle_biases(model)
+    table = model_summary(model)
+    assert "Trainable params: 6,573,130\nNon-trainable params: 2,240" in table
+    assert "Conv2d-1" in table  # it is torchsummary's
+
+
+class Token(nn.Module):
+    """What torchsummary cannot show: a parameter of its own, attention, a dictionary at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, stride=8)
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 4).requires_grad_(False)
+
+    def forward(self, x):
+        tokens = torch.cat([self.token.expand(len(x), 1, 8), self.patches(x).flatten(2).mT], 1)
+        return {
+            "logits": self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0][:, 0])
+        }
+
+
+class Shared(nn.Module):
+    """A layer that is called twice, which torchsummary counts twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.head(self.layer(self.layer(x.mean((2, 3)))))
+
+
+@pytest.mark.parametrize(
+    ("make", "layers", "total", "trainable"),
+    [
+        (Token, {"patches": 1544, "attention": 288, "head": 36, "(all)": 8}, 1876, 1840),
+        (Shared, {"layer": 12, "head": 16, "(all)": 0}, 28, 28),
+    ],
+)
+def test_a_network_that_torchsummary_cannot_show_has_a_table(make, layers, total, trainable):
+    model = make().train()
+    first, *lines = model_summary(model, (3, 16, 16)).splitlines()
+    assert "torchsummary cannot show" in first
+    cells = [line.split() for line in lines]
+    found = {row[0]: int(row[-1].replace(",", "")) for row in reversed(cells) if row[0] in layers}
+    assert found == layers and sum(found.values()) == total
+    assert ["patches", "Conv2d", "[-1,", "8,", "2,", "2]", "1,544"] in cells or make is Shared
+    assert lines[-3:] == [
+        f"Total params: {total:,}", f"Trainable params: {trainable:,}",
+        f"Non-trainable params: {total - trainable}",
+    ]  # fmt: skip
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_summary_of_images_that_the_network_does_not_take_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    with pytest.raises(UsageError, match=r"does not take images of \(3, 16, 16\): mat1 and mat2"):
+        model_summary(model, (3, 16, 16))

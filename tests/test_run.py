@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from onecycle import PRESETS, Recipe, Run, load_digits
@@ -364,3 +365,95 @@ def test_a_results_file_that_cannot_be_read_is_not_written_over(data, tmp_path):
         with pytest.raises((CheckpointError, StorageError)):
             Run(tmp_path, data, Tiny, RECIPE, **HERE).fit()
         assert (tmp_path / "results.json").read_text() == text
+
+
+class WithLogits(Tiny):
+    def forward(self, images):
+        return {"loss": None, "logits": super().forward(images)}
+
+
+def small_vit(classes):
+    return torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8,
+        num_classes=classes,
+    )  # fmt: skip
+
+
+def narrow_resnet18(classes):
+    model = torchvision.models.resnet18(num_classes=classes)
+    # Quicker, and the last maps are still above 1x1.
+    model.layer4, model.fc = nn.Conv2d(256, 16, 1), nn.Linear(16, classes)
+    return model
+
+
+@pytest.fixture
+def two_figures(monkeypatch):
+    """All take seconds to draw."""
+    drawn = {name: FIGURES[name] for name in ("history", "grad_cam")}
+    monkeypatch.setattr("onecycle.run.FIGURES", drawn)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"), [(small_vit, ""), (WithLogits, "layer3"), (narrow_resnet18, "layer4")]
+)
+def test_other_kinds_of_networks_are_trained_to_the_end(model, layer, data, tmp_path, two_figures):
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    run = Run(tmp_path, (data[0].sample(48), data[1].sample(12)), model, recipe, **HERE)
+    assert "Total params" in run.summary()
+    run.save()
+    assert run.error_maps.layer == layer
+    assert (tmp_path / "figures" / "grad_cam.png").exists() == bool(layer)
+    log = (tmp_path / "log.txt").read_text("utf-8")
+    assert ("without Grad-CAM: no layer" in log) == (not layer)
+    report = (tmp_path / "report.html").read_text("utf-8")
+    assert ("Grad-CAM" in report) == bool(layer)
+    assert run.predict(run.test.data[:2])[0][0].probability <= 1
+    reopened = Run.load(tmp_path, (data[0].sample(48), data[1].sample(12)), model, **HERE)
+    assert same(weights(reopened), weights(run))
+
+
+def test_an_error_in_grad_cam_does_not_cost_the_report(data, tmp_path, two_figures):
+    class Stubborn(Tiny):
+        """Does not take the copy of its input that Grad-CAM makes."""
+
+        def forward(self, images):
+            if images.requires_grad:
+                raise RuntimeError("no gradients here\nplease")
+            return super().forward(images)
+
+    run = Run(tmp_path, data, Stubborn, dataclasses.replace(RECIPE, epochs=1), **HERE)
+    run.save()
+    assert "without Grad-CAM: no gradients here" in run.log.lines
+    assert "grad_cam" not in run.figures() and (tmp_path / "report.html").exists()
+
+
+def test_the_scheduler_of_a_run_may_be_stepped_per_epoch_or_be_none(data, tmp_path):
+    def halved(optimizer, recipe, finding, steps_per_epoch):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+
+    def rates(name, scheduler, **options):
+        run = Run(tmp_path / name, data, Tiny, RECIPE, scheduler=scheduler, **options, **HERE)
+        return run, [epoch.lr for epoch in run.fit().epochs]
+
+    run, found = rates("epoch", halved, step_scheduler="epoch")
+    assert found == [0.01, 0.005, 0.0025]
+    assert run.given == {"model": "Tiny", "scheduler": "halved", "step_scheduler": "epoch"}
+    assert rates("none", lambda *_: None)[1] == [0.01] * 3
+    with pytest.raises(UsageError, match="the recipe's one cycle is stepped after every batch"):
+        Run(tmp_path, data, Tiny, RECIPE, step_scheduler="epoch", **HERE)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda classes: Tiny(classes + 1), "has 11 outputs and the images have 10 classes"),
+        (lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(3, 10)), "does not take images"),
+    ],
+)
+def test_a_network_for_other_images_or_classes_is_refused_before_the_range_test(
+    model, said, data, tmp_path
+):
+    run = Run(tmp_path / "run", data, model, FINDER, **HERE)
+    with pytest.raises(UsageError, match=said):
+        run.find_lr()
+    assert not (tmp_path / "run").exists()

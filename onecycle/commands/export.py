@@ -75,11 +75,12 @@ def export(weights: WeightsFile, name: str | None = None) -> Any:
     import torch
     from torch import nn
 
+    from onecycle.outputs import LogProbabilities
     from onecycle.results.networks import network_of
 
     model, size = network_of(weights, name), weights.image_size
-    if not isinstance([*model.modules()][-1], nn.LogSoftmax):  # it gives logits
-        model = nn.Sequential(model, nn.LogSoftmax(1)).eval()
+    if not isinstance([*model.modules()][-1], nn.LogSoftmax):
+        model = LogProbabilities(model, torch.zeros(2, 3, size, size)).eval()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of parts of the exporter that will be removed
         # Two images: for one, the exporter would take N for the constant 1.

@@ -39,7 +39,8 @@ class ImageDataset(Dataset):
     """Images in memory; reading one passes it through the transform.
 
     Args:
-        data: (N, S, S, 3) uint8 images, S pixels of 8 or more.
+        data: (N, S, S, 3) uint8 images, S pixels of 8 or more. Grey ones, (N, S, S) or
+            (N, S, S, 1), get three equal channels.
         targets: (N,) class indices, 0..K-1.
         classes: the K class names.
         source: where the images come from; figures and files show it.
@@ -76,12 +77,15 @@ class ImageDataset(Dataset):
         stats: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         targets = np.asarray(targets, dtype=np.int64)
+        if data.dtype == np.uint8 and (data.ndim == 3 or data.shape[3:] == (1,)):
+            data = np.repeat(data.reshape(*data.shape[:3], 1), 3, axis=3)
         is_whole = data.shape[:1] == targets.shape and len(targets) > 0
         if not is_whole or data.dtype != np.uint8 or not is_square(data.shape):
             raise DataError(
                 f"{source}: found {data.dtype} images of shape {data.shape} with {len(targets)} "
                 f"labels; expected uint8 of shape (N, {IMAGE_SIZE_PX}, {IMAGE_SIZE_PX}, 3), or "
                 f"another square of {SMALLEST_SIZE_PX} pixels or more, and N labels"
+                f"{_way_to_uint8(data)}"
             )
         wrong = np.flatnonzero((targets < 0) | (targets >= len(classes)))
         if len(wrong):
@@ -206,6 +210,18 @@ Images = tuple[ImageDataset, ImageDataset]
 """The images to train on, and those to evaluate on."""
 
 
+def _way_to_uint8(data: np.ndarray) -> str:
+    """What to do with images of another type or order of axes, if that is known."""
+    if data.ndim == 4 and data.shape[1] == 3 != data.shape[3]:
+        return "; give data.transpose(0, 2, 3, 1)"
+    if data.dtype == np.uint16:
+        bits = max(8, int(data.max(initial=0)).bit_length())
+        return f"; the values need {bits} bits, give (data >> {bits - 8}).astype('uint8')"
+    if data.dtype.kind == "f":
+        return "; of values 0..1, give (255 * data).round().astype('uint8')"
+    return ""
+
+
 def is_square(shape: tuple[int, ...]) -> bool:
     """Whether a shape is (N, S, S, 3) with S of ``SMALLEST_SIZE_PX`` or more."""
     return len(shape) == 4 and shape[1:] == (shape[1], shape[1], 3) and shape[1] >= SMALLEST_SIZE_PX
@@ -234,12 +250,23 @@ def get_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
     """Mean and standard deviation of each channel over all pixels.
 
     Args:
-        images: (N, H, W, 3) uint8.
+        images: (N, H, W, 3) uint8; or grey ones, (N, H, W) or (N, H, W, 1).
 
     Returns:
         Mean and standard deviation, three values each, 0..1. A deviation is at least 1/255,
         because images are divided by it.
+
+    Raises:
+        DataError: the images are of another shape or type.
     """
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise DataError(
+            f"found {images.dtype} images of shape {images.shape}; expected uint8 of shape "
+            f"(N, H, W, 3), (N, H, W, 1) or (N, H, W){_way_to_uint8(images)}"
+        )
+    images = np.broadcast_to(images, (*images.shape[:3], 3))
     # From histograms: exact, and without a float copy of all images.
     levels, counts = np.arange(256) / 255, np.zeros((3, 256), np.int64)
     for part in np.array_split(images, len(images) // 4096 + 1):

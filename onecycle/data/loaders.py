@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class EpochBatches:
         train: True shuffles, and leaves out a last batch in which a process would have fewer than
             two images, on which BN cannot train. False keeps all images in their order; a process
             skips a batch in which it has no share.
+        drop_last: leave out any last batch that is smaller than the others; in training only.
         seed: of the order.
         rank: number of this process, 0..world_size-1.
         world_size: number of processes.
@@ -53,6 +55,7 @@ class EpochBatches:
     count: int
     batch_size: int
     train: bool
+    drop_last: bool = field(default=False, kw_only=True)
     seed: int = 0
     rank: int = 0
     world_size: int = 1
@@ -74,6 +77,11 @@ class EpochBatches:
                 f"batch_size is {self.batch_size}, more than the {self.count} training images; "
                 f"try batch_size={fitting} (--batch-size {fitting})"
             )
+        if self.drop_last and not self.train:
+            raise UsageError(
+                "drop_last is True with train=False, which keeps all images; leave it out"
+            )
+        least = self.batch_size if self.drop_last else least
         self.num_global = self.count // self.batch_size + (self.count % self.batch_size >= least)
 
     def global_batch(self, index: int) -> int:
@@ -215,6 +223,22 @@ class SeededLoader(_Epochs, DataLoader):
         return checked_batches(iterator, epoch, start)
 
 
+_ORDER = ("seed", "rank", "world_size", "drop_last")
+_PASSED = ("prefetch_factor", "multiprocessing_context", "pin_memory_device", "in_order")
+_REPLACED = {
+    "sampler": "seed and epoch decide the order; give a Subset of the data set for other images",
+    "batch_sampler": "batch_size, train and seed decide the batches",
+    "shuffle": "train=True shuffles, train=False keeps the order",
+    "persistent_workers": "workers start anew in each epoch, with its seed",
+    "generator": "give a seed",
+    "worker_init_fn": "give a seed",
+    "collate_fn": "give a data set of (image, label) pairs",
+    "timeout": "give timeout_s",
+    "pin_memory": "give the device",
+}
+"""Options of DataLoader that do not go with this loader, and what to do instead."""
+
+
 def get_loader(
     dataset: Dataset,
     batch_size: int,
@@ -223,7 +247,7 @@ def get_loader(
     num_workers: int = 0,
     timeout_s: float = 120.0,
     device: torch.device | None = None,
-    **options: int,
+    **options: Any,
 ) -> SeededLoader:
     """Batches of images that go through a transform one by one, with worker processes if wanted.
 
@@ -235,22 +259,34 @@ def get_loader(
         num_workers: number of worker processes; 0 loads in this process.
         timeout_s: seconds after which a worker that gives no batch counts as hung.
         device: where the batches will go; for cuda they are put into pinned memory.
-        options: ``seed``, ``rank`` and ``world_size``, see :class:`EpochBatches`.
+        options: ``seed``, ``rank``, ``world_size`` and ``drop_last``, see :class:`EpochBatches`;
+            and others of DataLoader, such as ``prefetch_factor``.
 
     Returns:
         An iterable over batches: (B, 3, 32, 32) float32 images and (B,) int64 labels.
 
     Raises:
-        UsageError: a number is out of its range, or no image would be left.
+        UsageError: a number is out of its range, no image would be left, or an option of DataLoader
+            is none of this loader.
     """
+    for name in options:
+        if name not in _ORDER + _PASSED:
+            instead = _REPLACED.get(name, f"it has {', '.join(_ORDER + _PASSED)}")
+            raise UsageError(f"{name} is no option of get_loader: {instead}")
     if num_workers < 0:
         raise UsageError(f"num_workers is {num_workers} (--workers); it must be 0 or more")
     return SeededLoader(
         dataset,
-        EpochBatches(len(dataset), batch_size, train, **options),
+        EpochBatches(
+            len(dataset),
+            batch_size,
+            train,
+            **{name: options.pop(name) for name in _ORDER if name in options},
+        ),
         num_workers=num_workers,
         timeout=timeout_s if num_workers else 0,
         pin_memory=device is not None and device.type == "cuda",
+        **options,
     )
 
 

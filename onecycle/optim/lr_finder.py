@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from onecycle.checks import as_pair, check_first_batch, check_optimizer
 from onecycle.errors import UsageError
+from onecycle.outputs import class_scores
 
 SMOOTHING_STEPS = 7
 """Width of the centred mean of the losses; the finder's own average lags behind."""
@@ -86,7 +88,9 @@ def find_lr(
         The curve, and LRMAX and LRMIN by the rule of :func:`suggest_lr`.
 
     Raises:
-        UsageError: the optimizer has a scheduler; the curve says nothing about the learning rate,
+        DataError: an image of the first batch is not finite.
+        UsageError: the optimizer has a scheduler, or cannot train the model; the first batch is
+            none that the network can be trained on; the curve says nothing about the learning rate,
             see :func:`suggest_lr`; or a batch does not fit the GPU's memory.
 
     Source:
@@ -97,7 +101,14 @@ def find_lr(
             "the optimizer already has a scheduler, which sets its learning rate; run find_lr "
             "before the scheduler is made, or with a new optimizer"
         )
-    device, batches = next(model.parameters()).device, _Sized(loader)
+    check_optimizer(model, optimizer, criterion)
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32)
+
+    def check(images: Tensor, labels: Tensor) -> None:
+        check_first_batch(model, images.to(device), labels.to(device), autocast)
+
+    batches = _Sized(loader, check)
     with _global_randomness_kept(device), _silenced(on_step):
         finder = _finder(*copy.deepcopy((model, optimizer)), criterion, device, autocast_dtype)
         try:
@@ -231,14 +242,18 @@ def _silenced(on_step: Callable[[int, int], None] | None) -> Iterator[None]:
 
 
 class _Sized:
-    """A loader that knows the size of its batches."""
+    """A loader that knows the size of its batches; the first one is checked."""
 
-    def __init__(self, loader) -> None:
+    def __init__(self, loader, check: Callable[[Tensor, Tensor], None]) -> None:
         self.loader = loader
+        self.check = check
         self.size = None
 
     def __iter__(self) -> Iterator:
-        for images, labels in self.loader:
+        for batch in self.loader:
+            images, labels = as_pair(batch)
+            if self.size is None:
+                self.check(images, labels)
             self.size = len(labels)
             yield images, labels
 
@@ -258,7 +273,7 @@ class _FiniteLoss(nn.Module):
         self.criterion = criterion
 
     def forward(self, output: Tensor, labels: Tensor) -> Tensor:
-        loss = self.criterion(output, labels)
+        loss = self.criterion(class_scores(output), labels)
         if not torch.isfinite(loss):
             raise _NotFinite
         return loss

@@ -22,6 +22,7 @@ from onecycle.errors import CheckpointError, StorageError
 from onecycle.files import lock_folder, to_csv, to_json, write_whole
 from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.results.evaluation import Evaluation
+from onecycle.results.weights import without_wrappers
 
 FIGURE_DPI = 150
 RESULTS_FILE = "results.json"
@@ -184,7 +185,8 @@ def write_run(
         StorageError: something cannot be written.
     """
     weights = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+        name: value.detach().cpu().contiguous()
+        for name, value in without_wrappers(model.state_dict()).items()
     }
     content = {"state_dict": weights, "recipe": results["recipe"], "data": results["data"]}
     with _writing(out_dir) as folder:

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from onecycle.errors import UsageError
 from onecycle.modules import eval_mode
+from onecycle.outputs import class_scores
 from onecycle.results.evaluation import Evaluation
 
-LAYER = "layer3"
-"""The default, if the network has it: in ``CustomResNet`` the last layer with a map, 4x4, from which
-the decision is made. ``layer2`` has 8x8, and less of the decision in it."""
 BATCH = 128
+NO_LAYER = "no layer has a map from which the classes follow (a transformer's tokens are none)"
 
 
 def grad_cam(
@@ -30,7 +29,8 @@ def grad_cam(
     one. The model, its mode, its gradients and the random numbers stay as they are.
 
     Args:
-        model: (N, C, H, W) to (N, K); it is evaluated in eval mode, where it is.
+        model: (N, C, H, W) to (N, K), or to something with such ``logits``; it is evaluated in eval
+            mode, where it is.
         images: (N, C, H, W) float, channel-normalised.
         class_indices: (N,) the class that is asked about, for each image, 0..K-1.
         layer: the name of a module whose output is (N, channels, h, w), as in
@@ -51,7 +51,7 @@ def grad_cam(
     if layer is None:
         layer = choose_layer(model, images)
         if not layer:
-            raise UsageError("no layer of the network gives a map; Grad-CAM needs one")
+            raise UsageError(f"{NO_LAYER}; Grad-CAM needs one")
     if not layer or layer not in modules:
         raise UsageError(f"layer is {layer!r}; it must be {_layer_names(model)}")
     classes = torch.as_tensor(np.asarray(class_indices), dtype=torch.int64)
@@ -77,26 +77,37 @@ def choose_layer(model: nn.Module, images: Tensor) -> str:
         images: (N, C, H, W) float; only their size counts, and N may be 0.
 
     Returns:
-        ``LAYER``, or else the module that is the last to give a map, (N, channels, h, w) with h and
-        w above 1, on which the scores depend; ``""`` if no module gives one.
+        The module that is the last to give a map, (N, channels, h, w) with h and w above 1, on
+        which the scores depend, and is no pooling: ``layer3`` in ``CustomResNet``. ``""`` if no
+        module gives one, or if layers that work on tokens, (N, tokens, channels), follow it.
     """
+    used = _layers_with_maps(model, images)
+    return used[-1] if used else ""
+
+
+def _layers_with_maps(model: nn.Module, images: Tensor) -> list[str]:
+    """The names of those that :func:`choose_layer` chooses from."""
     maps: dict[str, Tensor] = {}
 
     def keep(name: str, output: Tensor) -> None:
         maps.pop(name, None)  # a module may be called again: its last output counts
-        if output.ndim == 4 and min(output.shape[2:]) > 1 and output.requires_grad:
+        is_pooling = type(modules[name]).__module__ == nn.MaxPool2d.__module__
+        if is_pooling or not output.requires_grad:
+            return  # what is before a pooling shows the places more exactly
+        if output.ndim == 4 and min(output.shape[2:]) > 1:
             maps[name] = output
+        elif output.ndim == 3 and any(True for _ in modules[name].parameters()):
+            maps.clear()  # tokens: what follows mixes the places
 
     device = next((p.device for p in model.parameters()), images.device)
     image = torch.zeros((1, *images.shape[1:]), dtype=images.dtype, device=device)
     modules = {name: module for name, module in model.named_modules() if name}
     with eval_mode(model), _watched(modules, keep), _gradients(device):
-        output = model(image.requires_grad_())
-        if not maps or not output.requires_grad:
-            return ""
-        gradients = torch.autograd.grad(output.sum(), list(maps.values()), allow_unused=True)
-    used = [name for name, gradient in zip(maps, gradients) if gradient is not None]
-    return LAYER if LAYER in used else used[-1] if used else ""
+        scores = class_scores(model(image.requires_grad_()))
+        if not maps or not scores.requires_grad:
+            return []
+        gradients = torch.autograd.grad(scores.sum(), list(maps.values()), allow_unused=True)
+    return [name for name, gradient in zip(maps, gradients) if gradient is not None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +125,12 @@ class ErrorMaps:
     """(M, H, W) evidence for the predicted class, 0..1."""
     true: np.ndarray
     """(M, H, W) evidence for the true class, 0..1."""
+
+    @classmethod
+    def none(cls, size_px: int) -> ErrorMaps:
+        """Those of a network that has no layer with a map, for images of a size."""
+        nothing = np.zeros((0, size_px, size_px), np.float32)
+        return cls("", np.zeros(0, np.int64), nothing, nothing)
 
 
 def explain_errors(
@@ -145,8 +162,7 @@ def explain_errors(
     if layer is None:
         layer = choose_layer(model, images)
         if not layer:
-            nothing = np.zeros((0, *images.shape[2:]), np.float32)
-            return ErrorMaps("", indices[:0], nothing, nothing)
+            return ErrorMaps.none(images.shape[2])
     return ErrorMaps(
         layer=layer,
         indices=indices,
@@ -172,10 +188,10 @@ def _maps(
     try:
         with _watched({layer: module}, seen.__setitem__), _gradients(images.device):
             # With an input that needs a gradient, a frozen network gives one as well.
-            output = model(images.detach().clone().requires_grad_())
+            output = class_scores(model(images.detach().clone().requires_grad_()))
             # A probability near 1 has next to no gradient; the score before the softmax has.
             scores = softmax["scores"] if softmax.get("output") is output else output
-            activation = _checked_map(seen.get(layer), layer, model)
+            activation = _checked_map(seen.get(layer), layer, model, images)
             if not bool(((classes >= 0) & (classes < scores.shape[1])).all()):
                 raise UsageError(
                     f"class indices are {int(classes.min())}..{int(classes.max())}; "
@@ -228,12 +244,13 @@ def _gradients(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _checked_map(output: Tensor | None, layer: str, model: nn.Module) -> Tensor:
+def _checked_map(output: Tensor | None, layer: str, model: nn.Module, images: Tensor) -> Tensor:
     if output is None or output.ndim != 4:
         shape = "no tensor" if output is None else tuple(output.shape)
+        names = _layers_with_maps(model, images)
+        instead = f"the last such layers are {', '.join(names[-3:])}" if names else NO_LAYER
         raise UsageError(
-            f"layer {layer!r} gives {shape}; Grad-CAM needs (N, channels, h, w): "
-            f"{_layer_names(model)}"
+            f"layer {layer!r} gives {shape}; Grad-CAM needs (N, channels, h, w): {instead}"
         )
     if not output.requires_grad:
         raise UsageError(f"the scores of the classes do not depend on layer {layer!r}")

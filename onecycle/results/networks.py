@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import nn
 
 from onecycle.errors import UsageError
-from onecycle.results.weights import WeightsFile, check_fit
+from onecycle.results.weights import WeightsFile, load_into
 
 CUSTOM_RESNET = "CustomResNet"
 NAMES = {"custom_resnet": CUSTOM_RESNET, CUSTOM_RESNET: CUSTOM_RESNET}
@@ -48,8 +48,7 @@ def network_of(weights: WeightsFile, name: str | None) -> nn.Module:
     if name in NAMES:
         return _custom_resnet().from_pretrained(weights)
     model = find_model(name)(len(weights.classes))
-    check_fit(weights, model.state_dict())
-    model.load_state_dict(weights.state_dict)
+    load_into(model, weights)
     return model.eval()
 
 

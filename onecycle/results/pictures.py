@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from onecycle.errors import UsageError
-from onecycle.modules import eval_mode, probabilities
+from onecycle.modules import eval_mode
+from onecycle.outputs import Classifier, probabilities
 
 BATCH_SIZE = 256
 
@@ -36,8 +37,8 @@ def predict_pictures(
     """The most probable classes of each picture, the most probable first.
 
     Args:
-        model: (N, 3, S, S) to (N, K) logits or log-probabilities, on any device; each of its
-            modules stays in its mode.
+        model: (N, 3, S, S) to (N, K) logits, log-probabilities or probabilities, or a dictionary or
+            an object with ``logits``; on any device; each of its modules stays in its mode.
         pictures: (N, S, S, 3) uint8.
         mean: of each channel, 0..1, as the network's training images were normalised.
         std: of each channel, 0..1.
@@ -45,18 +46,19 @@ def predict_pictures(
         top: guesses per picture, 1 or more; K if there are fewer classes.
 
     Raises:
-        UsageError: ``top`` is below 1, or the network has another number of classes.
+        UsageError: ``top`` is below 1, the network has another number of classes, or it does not
+            take such pictures.
     """
     if top < 1:
         raise UsageError(f"top is {top}; it must be 1 or more")
     first = next(model.parameters())
     mean, std = (torch.tensor(tuple(numbers)).reshape(3, 1, 1) for numbers in (mean, std))
-    guesses = []
+    guesses, scores_of = [], Classifier(model)
     with eval_mode(model):
         for start in range(0, len(pictures), BATCH_SIZE):
             batch = torch.from_numpy(np.stack(pictures[start : start + BATCH_SIZE]))
             images = (batch.permute(0, 3, 1, 2).float() / 255 - mean) / std
-            output = model(images.to(first.device, first.dtype)).float().cpu()
+            output = scores_of(images.to(first.device, first.dtype)).cpu()
             if output.shape[1] != len(classes):
                 raise UsageError(
                     f"the network has {output.shape[1]} classes and {len(classes)} names were "

@@ -93,7 +93,10 @@ def load_weights(file: str | os.PathLike) -> WeightsFile:
     return WeightsFile(
         file=file,
         sha256=hashlib.sha256(content).hexdigest(),
-        state_dict={name: _finite(file, name, value) for name, value in sorted(stored.items())},
+        state_dict={
+            name: _finite(file, name, value)
+            for name, value in sorted(without_wrappers(stored).items())
+        },
         data=data,
         recipe=recipe,
         **fields,
@@ -112,7 +115,7 @@ def save_weights(
 
     Args:
         file: usually ``NAME.safetensors``; its folder must be there.
-        state_dict: finite tensors by name.
+        state_dict: finite tensors by name, also those of a compiled or distributed network.
         data: plain data with ``source``, ``classes``, ``mean`` and ``std``.
         recipe: plain data.
         dtype: what the floating-point numbers are rounded to.
@@ -126,7 +129,7 @@ def save_weights(
     file = Path(file)
     library = _safetensors()
     tensors = {}
-    for name, value in state_dict.items():
+    for name, value in without_wrappers(state_dict).items():
         value = value.detach().cpu().contiguous()
         value = value.to(dtype) if value.is_floating_point() else value
         _finite(file, name, value)
@@ -145,6 +148,18 @@ def save_weights(
     return file
 
 
+def without_wrappers(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors by the names of the network itself.
+
+    ``torch.compile`` puts ``_orig_mod.`` before the names of what it wraps, ``DataParallel`` and
+    ``DistributedDataParallel`` put ``module.`` before all.
+    """
+    state = {name.replace("_orig_mod.", ""): value for name, value in state_dict.items()}
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
 def check_fit(weights: WeightsFile, expected: Mapping[str, Tensor]) -> None:
     """Check that the weights fit a network, before any is copied into it.
 
@@ -157,7 +172,7 @@ def check_fit(weights: WeightsFile, expected: Mapping[str, Tensor]) -> None:
     """
     found, wanted = (
         {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
-        for state in (weights.state_dict, expected)
+        for state in (weights.state_dict, without_wrappers(expected))
     )
     wrong = [
         f"{name} is {_describe(found.get(name))} instead of {_describe(wanted.get(name))}"
@@ -172,20 +187,22 @@ def check_fit(weights: WeightsFile, expected: Mapping[str, Tensor]) -> None:
         )
 
 
-def load_into(model: nn.Module, file: str | os.PathLike) -> WeightsFile:
+def load_into(model: nn.Module, file: str | os.PathLike | WeightsFile) -> WeightsFile:
     """Give a network the weights of a file.
 
     Args:
-        model: on any device; stays as it is if the weights are not its own.
-        file: as :func:`save_weights` writes it.
+        model: on any device, compiled or not; stays as it is if the weights are not its own.
+        file: as :func:`save_weights` writes it, or what :func:`load_weights` read from it.
 
     Raises:
         CheckpointError: the file is missing, damaged, foreign or of another network.
         UsageError: the package safetensors is not installed.
     """
-    weights = load_weights(file)
-    check_fit(weights, model.state_dict())
-    model.load_state_dict(weights.state_dict)
+    weights = file if isinstance(file, WeightsFile) else load_weights(file)
+    own = model.state_dict()
+    check_fit(weights, own)
+    names = zip(own, without_wrappers(own))  # in the same order
+    model.load_state_dict({name: weights.state_dict[plain] for name, plain in names})
     return weights
 
 

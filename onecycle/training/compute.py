@@ -86,7 +86,7 @@ class Compute:
     @classmethod
     def of(cls, model: nn.Module) -> Compute:
         """The model's device, in float32, in this process alone."""
-        return cls(next(model.parameters()).device)
+        return cls(next((p.device for p in model.parameters()), torch.device("cpu")))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from onecycle.checks import (
+    as_pair,
+    check_finite,
+    check_first_batch,
+    check_labels,
+    check_last_batch,
+    check_optimizer,
+)
 from onecycle.errors import DivergedError, UsageError
 from onecycle.modules import eval_mode
+from onecycle.outputs import Classifier, names_images
 from onecycle.records import EpochRecord, History, Predictions, StepRecord
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute
 from onecycle.training.meter import Meter, not_saved
 from onecycle.training.step import Step
+from onecycle.training.stepping import check_begin, check_scheduler, is_per_epoch, replace_infinity
 
 
 class Callback(Protocol):
@@ -48,10 +59,11 @@ def fit(
     train_loader: DataLoader,
     test_loader: DataLoader | None,
     optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
     criterion: nn.Module,
     *,
     epochs: int,
+    step_scheduler: Literal["batch", "epoch"] = "batch",
     compute: Compute | None = None,
     checkpoint: Checkpoint | None = None,
     callbacks: Sequence[Callback] = (),
@@ -63,14 +75,18 @@ def fit(
     """Train, and evaluate after each epoch.
 
     Args:
-        model: (N, 3, H, W) -> (N, K) log-probabilities or logits, on its device.
+        model: (N, 3, H, W) -> (N, K) log-probabilities or logits, or a dictionary or an object with
+            ``logits``; on its device.
         train_loader: batches of images and labels, which are (N,) class indices or (N, K) float
             probabilities. If it has ``set_epoch(epoch, start)``, that is called before each epoch
             with its number from 1 and how many batches to skip.
         test_loader: the images to evaluate on; None: no evaluation.
         optimizer: of the model's parameters.
-        scheduler: stepped after every batch but the last, so it gives
-            ``epochs * len(train_loader)`` learning rates.
+        scheduler: of the optimizer, new; None: the learning rate is constant.
+        step_scheduler: "batch": the scheduler is stepped after every batch but the last, so it
+            gives ``epochs * len(train_loader)`` learning rates; "epoch": after every epoch but the
+            last, so it gives ``epochs``. ReduceLROnPlateau is always stepped after an epoch, with
+            the test loss.
         criterion: loss to minimise, of (output, labels): a mean over the batch.
         epochs: passes over the training images, 1 or more.
         compute: device, precision, compilation and group; None: the model's device, float32.
@@ -90,32 +106,37 @@ def fit(
         again with the checkpoint, ``fit`` resumes there.
 
     Raises:
+        DataError: an image of the first batch is not finite.
         DivergedError: a loss or a gradient is not finite.
-        UsageError: the arguments do not fit together, or a batch does not fit the GPU's memory.
+        UsageError: the arguments do not fit together; the first batch is none that the network can
+            be trained on, and no weight has changed; or a batch does not fit the GPU's memory.
     """
     compute = _compute_for(model, compute)
-    _check_arguments(model, train_loader, optimizer, scheduler, checkpoint, callbacks)
+    check_optimizer(model, optimizer, criterion)
+    _check_arguments(train_loader, checkpoint, callbacks)
     if kept is not None and kept.keep == "best" and test_loader is None:
         raise UsageError("keep is best, which needs a test_loader; give one, or keep the last")
-    step = Step(model, criterion, optimizer, scheduler, compute, clip_norm=clip_norm, kept=kept)
+    per_epoch = is_per_epoch(scheduler, step_scheduler)
+    step = Step(
+        model, criterion, optimizer, scheduler, compute,
+        per_epoch=per_epoch, clip_norm=clip_norm, kept=kept,
+    )  # fmt: skip
     training = _Training(step, train_loader, test_loader, epochs, checkpoint, callbacks, stop)
     training.mixing = mixing
     if checkpoint is not None:
         checkpoint.restore(training.parts)
-    _check_schedule(scheduler, epochs, len(train_loader))
+    replace_infinity(scheduler)
+    check_scheduler(
+        scheduler, per_epoch=per_epoch, evaluated=test_loader is not None, epochs=epochs,
+        num_steps=len(train_loader),
+    )  # fmt: skip
+    done = training.history.epochs if per_epoch else training.history.steps
+    check_begin(scheduler, len(done), epochs if per_epoch else epochs * len(train_loader))
     training.run()
     return training.history
 
 
-def _check_arguments(model, train_loader, optimizer, scheduler, checkpoint, callbacks) -> None:
-    if scheduler is None:
-        raise UsageError("scheduler is None; give one, for example one_cycle(optimizer, ...)")
-    trained = {id(p) for p in model.parameters() if p.requires_grad}
-    if not any(id(p) in trained for group in optimizer.param_groups for p in group["params"]):
-        raise UsageError(
-            "the optimizer holds none of the model's trainable parameters; make it from this "
-            "model's parameters()"
-        )
+def _check_arguments(train_loader, checkpoint, callbacks) -> None:
     if checkpoint is not None and not hasattr(train_loader, "set_epoch"):
         raise UsageError(
             "a run with a checkpoint resumes within an epoch, which this train_loader cannot do; "
@@ -124,15 +145,6 @@ def _check_arguments(model, train_loader, optimizer, scheduler, checkpoint, call
     for callback in callbacks:
         if not (hasattr(callback, "on_step") or hasattr(callback, "on_epoch")):
             raise UsageError(f"the callback {callback!r} has neither on_step nor on_epoch")
-
-
-def _check_schedule(scheduler, epochs: int, num_steps: int) -> None:
-    total = getattr(scheduler, "total_steps", epochs * num_steps)
-    if not num_steps or total != epochs * num_steps:
-        raise UsageError(
-            f"{epochs} epochs of {num_steps} batches are {epochs * num_steps} steps, and the "
-            f"schedule has {total}; make both the same, with one batch or more per epoch"
-        )
 
 
 class _Stopped(Exception):
@@ -164,6 +176,7 @@ class _Training:
         self.meter = Meter(self.history, self.compute)
         self.parts = {**step.parts, "history": self.history}
         self.batch_size: int | None = None
+        self.is_checked = False
         self.mixing: Callable[..., tuple[Tensor, ...]] | None = None
 
     def run(self) -> None:
@@ -189,7 +202,7 @@ class _Training:
         self.step.model.train()
         self.meter.start()
         for index, batch in enumerate(self._batches(epoch, start), start):
-            images, labels = (self.compute.place(part) for part in batch)
+            images, labels = map(self.compute.place, as_pair(batch))
             is_alone = group.world_size == 1
             size = len(labels) if is_alone else self.train_loader.global_batch(index)
             self.batch_size = size
@@ -197,12 +210,26 @@ class _Training:
             if self.mixing is not None:
                 images, labels, *mixed = self.mixing(images, labels, epoch, index)
             is_last = index == num_steps - 1
-            measured, norm = self.step(
-                images, labels, *mixed, share=share, is_last=is_last and epoch == self.epochs
-            )
+            with self._checked(images, labels):
+                measured, norm = self.step(
+                    images, labels, *mixed, share=share, is_last=is_last and epoch == self.epochs
+                )
             self.meter.note(lr, size, share, measured, norm)
             if self.meter.is_full or is_last:
                 self._read(epoch)
+
+    @contextlib.contextmanager
+    def _checked(self, images: Tensor, labels: Tensor) -> Iterator[None]:
+        """The first batch is refused before the block, which is a step; others are not checked."""
+        if self.is_checked:
+            yield
+            return
+        model = self.step.model
+        check_first_batch(model, images, labels, self.compute.autocast())
+        check_last_batch(model, self.train_loader, images)
+        with names_images(model, images):
+            yield
+        self.is_checked = True
 
     def _batches(self, epoch: int, start: int) -> Iterable[tuple[Tensor, Tensor]]:
         if hasattr(self.train_loader, "set_epoch"):
@@ -227,8 +254,10 @@ class _Training:
         record = self.meter.end_epoch(loss, accuracy, time.perf_counter() - begin)
         if self.step.kept is not None:
             self.step.kept.note_epoch(self.history)
-        self._call("on_epoch", record)
         is_done = len(self.history.epochs) == self.epochs
+        if not is_done:
+            self.step.end_epoch(loss)
+        self._call("on_epoch", record)
         is_saved = self._save(epoch_end=True, now=is_done)
         # The wish to stop may have come in a callback or during the save.
         is_stopping = self.compute.group.world_size == 1 and self.stop()
@@ -268,7 +297,7 @@ def evaluate(
     """Mean loss and accuracy of a network.
 
     Args:
-        model: on its device; it keeps its mode.
+        model: see :func:`predict`.
         loader: batches of images and labels.
         compute: device, precision and group; None: the model's device, float32.
 
@@ -276,7 +305,9 @@ def evaluate(
         Mean cross-entropy per image, in nats, and accuracy, 0..1, over all images of ``loader``.
 
     Raises:
-        UsageError: the loader has no image.
+        DataError: an image of the first batch is not finite.
+        UsageError: the loader has no image, the network does not take its images, or the labels are
+            not its classes.
     """
     compute = _compute_for(model, compute)
     return _loss_and_accuracy(*_log_probabilities(model, loader, compute))
@@ -292,7 +323,8 @@ def predict(
     """Probabilities of every class for all images.
 
     Args:
-        model: (N, 3, H, W) -> (N, K) log-probabilities or logits, on its device; it keeps its mode.
+        model: (N, 3, H, W) -> (N, K) logits, log-probabilities or probabilities, or a dictionary or
+            an object with ``logits``; on its device; it keeps its mode.
         loader: batches of images and labels, in a fixed order.
         compute: device, precision and the group that shares the images; None: the model's device,
             float32.
@@ -301,6 +333,10 @@ def predict(
 
     Returns:
         Probabilities, (N, K), and labels, (N,), in the order of ``loader``.
+
+    Raises:
+        DataError: an image of the first batch is not finite.
+        UsageError: the network does not take the images, or gives something else.
     """
     compute = _compute_for(model, compute)
     views, labels = _log_probabilities(model, loader, compute, mirrored=mirrored)
@@ -332,12 +368,16 @@ def _log_probabilities(
     V is 1, or 2 with the mirror images.
     """
     group, outputs, targets = compute.group, [], []
+    scores_of = Classifier(model)
     with eval_mode(model):
-        for images, labels in loader:
+        for batch in loader:
+            images, labels = as_pair(batch)
             images = compute.place(images)
+            if not outputs:
+                check_finite(images)
             views = (images, images.flip(3)) if mirrored else (images,)
             with compute.autocast():
-                outputs.append(torch.cat([model(view).float() for view in views], dim=1))
+                outputs.append(torch.cat([scores_of(view) for view in views], dim=1))
             targets.append(labels)
             if group.world_size == 1 and stop():
                 raise _Stopped
@@ -351,6 +391,7 @@ def _log_probabilities(
 def _loss_and_accuracy(views: Tensor, labels: Tensor) -> tuple[float, float]:
     if not len(labels):
         raise UsageError("there is no image to evaluate on: the loader gives no batch")
+    check_labels(labels, views.shape[2])
     log_probabilities = views[0].double()
     loss = F.nll_loss(log_probabilities, labels).item()
     return loss, (log_probabilities.argmax(1) == labels).double().mean().item()

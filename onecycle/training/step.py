@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onecycle.outputs import class_scores
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
 
@@ -34,7 +36,7 @@ class Objective(nn.Module):
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss to minimise, and (2,) cross-entropy and number of correct predictions."""
-        output = self.model(images)
+        output = class_scores(self.model(images))
 
         def mean(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor) -> Tensor:
             if others is None:
@@ -56,8 +58,9 @@ class Step:
         model: on the device of ``compute``.
         criterion: loss to minimise, of (output, labels): a mean over the batch.
         optimizer: of the model's parameters.
-        scheduler: sets the learning rate of each step.
+        scheduler: sets the learning rates; None: they stay as they are.
         compute: precision, compilation, and the group that shares the batch.
+        per_epoch: :meth:`end_epoch` steps the scheduler, not each call.
         clip_norm: the gradient is scaled down to this norm if it is longer; 0: it is not.
         kept: follows the weights, see :class:`KeptWeights`; None: nothing does.
     """
@@ -67,15 +70,17 @@ class Step:
         model: nn.Module,
         criterion: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None,
         compute: Compute,
         *,
+        per_epoch: bool = False,
         clip_norm: float = 0.0,
         kept: KeptWeights | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.per_epoch = per_epoch
         self.compute = compute
         self.clip_norm = clip_norm
         self.kept = kept
@@ -148,6 +153,19 @@ class Step:
         self.scaler.update()
         if self.kept is not None:
             self.kept.note_step()
-        if not is_last:
+        if self.scheduler is not None and not (is_last or self.per_epoch):
             self.scheduler.step()
         return measured, norm
+
+    def end_epoch(self, test_loss: float | None) -> None:
+        """Step a scheduler that is stepped after each epoch.
+
+        Args:
+            test_loss: mean over the test images, in nats, for a scheduler that watches it.
+        """
+        if self.scheduler is not None and self.per_epoch:
+            watches = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            with warnings.catch_warnings():
+                # A run that resumes at the end of an epoch makes no optimizer step before.
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                self.scheduler.step(*[test_loss] * watches)

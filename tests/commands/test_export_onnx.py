@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from models import CustomResNet
 from onecycle import commands
+from onecycle.commands.export import export
 from onecycle.data.cifar10 import load_cifar10
 from onecycle.data.digits import load_digits
 from onecycle.results.weights import load_weights
@@ -48,6 +50,26 @@ def test_onnxruntime_gives_what_torch_gives_on_digits(exported):
 def test_onnxruntime_gives_what_torch_gives_on_the_real_images(exported, cifar10_dir):
     _, images = load_cifar10(cifar10_dir)
     assert max(differences(exported, images.sample(200).data)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "give", [lambda x: {"logits": x}, lambda x: x.softmax(1), lambda x: x.log_softmax(1)]
+)
+def test_log_probabilities_are_exported_whatever_the_network_gives(give, monkeypatch):
+    class Net(nn.Sequential):
+        def forward(self, images):
+            return give(super().forward(images))
+
+    torch.manual_seed(0)
+    net = Net(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10)).eval()
+    monkeypatch.setattr("onecycle.results.networks.network_of", lambda weights, name: net)
+    model = export(load_weights(WEIGHTS)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    images = torch.randn(3, 3, 32, 32)
+    (found,) = session.run(["log_probabilities"], {"images": images.numpy()})
+    with torch.no_grad():
+        expected = nn.Sequential(*net)(images).log_softmax(1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_model_says_how_it_is_used_and_nothing_of_the_machine(exported):

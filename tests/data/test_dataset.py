@@ -94,17 +94,17 @@ def test_order_is_shuffled_within_a_class():
     [
         (np.zeros((3, 28, 32, 3), np.uint8), [0, 1, 2], r"uint8 .*\(3, 28, 32, 3\)"),
         (np.zeros((3, 7, 7, 3), np.uint8), [0, 1, 2], r"\(3, 7, 7, 3\) .* 8 pixels or more"),
-        (np.zeros((3, 32, 32), np.uint8), [0, 1, 2], r"uint8 .*\(3, 32, 32\)"),
-        (np.zeros((3, 3, 32, 32), np.uint8), [0, 1, 2], r"uint8 .*\(3, 3, 32, 32\)"),
-        (np.zeros((3, 32, 32, 3), np.float32), [0, 1, 2], r"float32 .*\(3, 32, 32, 3\)"),
+        (np.zeros((3, 3, 32, 32), np.uint8), [0, 1, 2], r"3, 3, 32, 32\).*transpose\(0, 2, 3, 1\)"),
+        (np.zeros((3, 32, 32, 3), np.float32), [0, 1, 2], r"float32 .*\(3, 32, 32, 3\).*255 \*"),
+        (np.full((3, 32, 32, 3), 4000, np.uint16), [0, 1, 2], r"uint16 .* 12 bits, .*data >> 4\)"),
         (np.zeros((0, 32, 32, 3), np.uint8), [], r"\(0, 32, 32, 3\) with 0 labels"),
         (np.zeros((3, 32, 32, 3), np.uint8), [0, 1], r"\(3, 32, 32, 3\) with 2 labels"),
         (np.zeros((3, 32, 32, 3), np.uint8), [0, 1, 3], r"image 2 has label 3; .*0\.\.2"),
         (np.zeros((3, 32, 32, 3), np.uint8), [0, -1, 2], r"image 1 has label -1; .*0\.\.2"),
     ],
     ids=[
-        "not square", "too small", "grey", "channels first", "type", "empty", "fewer labels", "label above",
-        "label below",
+        "not square", "too small", "channels first", "type", "16 bits", "empty", "fewer labels",
+        "label above", "label below",
     ],
 )  # fmt: skip
 def test_arrays_that_are_no_data_set_are_refused_with_what_was_found(images, labels, found):
@@ -155,6 +155,26 @@ def test_mean_and_std_are_those_of_the_images():
         np.testing.assert_allclose(given.std, given.data.std((0, 1, 2)) / 255, rtol=1e-12)
         assert (given.mean, given.std) == get_stats(given.data)
     assert part.mean != images.mean
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 8, 1)])
+def test_grey_images_have_three_equal_channels(shape):
+    grey = noise(3)[:, :8, :8, :1].reshape(shape)
+    images = ImageDataset(grey, [0, 1, 0], "ab", "mine")
+    assert images.data.shape == (3, 8, 8, 3)
+    assert all(np.array_equal(images.data[..., c], grey.reshape(3, 8, 8)) for c in range(3))
+    mean, std = get_stats(grey)
+    np.testing.assert_allclose(mean, [grey.mean() / 255] * 3)
+    np.testing.assert_allclose(std, [grey.std() / 255] * 3)
+    assert (images.mean, images.std) == (mean, std)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((3, 3, 8, 8), np.uint8), np.zeros((3, 8, 8, 3)), np.zeros((8, 8), np.uint8)]
+)
+def test_statistics_of_what_are_no_images_are_refused(images):
+    with pytest.raises(DataError, match="expected uint8 of shape"):
+        get_stats(images)
 
 
 def test_a_channel_without_any_deviation_can_be_divided_by_it():

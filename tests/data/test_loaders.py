@@ -8,7 +8,7 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from onecycle.data.augmentation import get_train_batch_transform
 from onecycle.data.dataset import ImageDataset
@@ -458,3 +458,33 @@ def test_a_worker_that_dies_while_the_program_does_something_else_is_named_too()
         while time.monotonic() < deadline:
             pass
     del batches
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"sampler": [0, 1]}, "sampler is no option .* Subset"),
+        ({"shuffle": False}, "shuffle .* train=False"),
+        ({"persistent_workers": True}, "persistent_workers .* anew"),
+        ({"collate_fn": list}, "collate_fn is no option"),
+        ({"batchsize": 4}, "batchsize is no option of get_loader: it has seed, .*prefetch_factor"),
+    ],
+)
+def test_options_that_contradict_the_loader_are_refused_by_name(option, said):
+    with pytest.raises(UsageError, match=said):
+        get_loader(TensorDataset(torch.zeros(10, 3), torch.zeros(10)), 4, train=True, **option)
+
+
+def test_a_smaller_last_batch_is_left_out_if_that_is_asked_for():
+    data = TensorDataset(torch.zeros(10, 3), torch.zeros(10))
+    sizes = [len(labels) for _, labels in get_loader(data, 4, train=True, drop_last=True)]
+    assert sizes == [4, 4]
+    assert len(get_loader(data, 4, train=True)) == 3
+    assert len(get_loader(data, 5, train=True, drop_last=True, seed=1)) == 2
+    with pytest.raises(UsageError, match="drop_last is True with train=False"):
+        get_loader(data, 4, train=False, drop_last=True)
+
+
+def test_other_options_of_dataloader_are_passed_on():
+    data = TensorDataset(torch.zeros(10, 3), torch.zeros(10))
+    assert get_loader(data, 4, train=True, num_workers=1, prefetch_factor=3).prefetch_factor == 3

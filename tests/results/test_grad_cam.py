@@ -8,7 +8,9 @@ from torch import nn
 from models import CustomResNet
 from onecycle.errors import UsageError
 from onecycle.results.evaluation import evaluate_predictions
-from onecycle.results.grad_cam import LAYER, choose_layer, explain_errors, grad_cam
+from onecycle.results.grad_cam import choose_layer, explain_errors, grad_cam
+
+LAYER = "layer3"
 
 
 class Tiny(nn.Module):
@@ -139,7 +141,7 @@ def test_unknown_layer_is_refused_with_those_that_there_are(layer):
 
 def test_layer_without_a_map_is_refused_and_the_model_is_as_before():
     model = CustomResNet().train()
-    with pytest.raises(UsageError, match=r"'fc' gives \(1, 10\); Grad-CAM needs"):
+    with pytest.raises(UsageError, match=r"'fc' gives \(1, 10\); Grad-CAM needs .*layer3$"):
         grad_cam(model, torch.zeros(1, 3, 32, 32), [0], "fc")
     assert all(module.training and not module._forward_hooks for module in model.modules())
 
@@ -188,12 +190,13 @@ def no_layer3():
     "make, size, layer",
     [
         (CustomResNet, 32, LAYER),
+        (CustomResNet, 64, LAYER),  # whose last pooling gives a map as well
         (no_layer3, 8, "1"),  # the block, which ends after its parts
         (Aside, 8, "used"),
         (mlp, 8, ""),
     ],
 )
-def test_default_is_layer3_or_else_the_last_layer_with_a_map(make, size, layer):
+def test_default_is_the_last_layer_with_a_map(make, size, layer):
     model = make().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for images in (torch.randn(2, 3, size, size), torch.zeros(0, 3, size, size)):
@@ -206,10 +209,33 @@ def test_default_is_layer3_or_else_the_last_layer_with_a_map(make, size, layer):
 def test_layers_of_torchvisions_resnet():
     resnet18 = pytest.importorskip("torchvision.models").resnet18
     model, images = resnet18(num_classes=4), torch.randn(1, 3, 64, 64)
-    assert choose_layer(model, images) == LAYER
-    np.testing.assert_array_equal(grad_cam(model, images, [1]), grad_cam(model, images, [1], LAYER))
-    assert grad_cam(model, images, [1], "layer4").shape == (1, 64, 64)
+    assert choose_layer(model, images) == "layer4"
+    heat = grad_cam(model, images, [1])
+    np.testing.assert_array_equal(heat, grad_cam(model, images, [1], "layer4"))
+    assert heat.shape == (1, 64, 64)
     assert choose_layer(model, images[..., :16, :16]) == "layer2"  # layer3 is 1x1 there
+
+
+def test_a_transformer_is_refused_whichever_layer_is_named():
+    transformer = pytest.importorskip("torchvision.models").VisionTransformer
+    vit = transformer(8, 2, 1, 2, 8, 8, num_classes=4)
+    assert choose_layer(vit, torch.zeros(1, 3, 8, 8)) == ""
+    for layer in (None, "encoder", "encoder.layers.encoder_layer_0.ln_1"):
+        with pytest.raises(UsageError, match="no layer has a map .*transformer"):
+            grad_cam(vit, torch.zeros(1, 3, 8, 8), [1], layer)
+
+
+def test_scores_may_be_the_logits_of_a_dictionary():
+    class Wrapped(nn.Sequential):
+        def forward(self, images):
+            return {"logits": super().forward(images)}
+
+    plain, images = small(), torch.randn(2, 3, 8, 8)
+    wrapped = Wrapped(plain)
+    assert choose_layer(wrapped, images) == f"0.{choose_layer(plain, images)}"
+    np.testing.assert_array_equal(
+        grad_cam(wrapped, images, [1, 3]), grad_cam(plain, images, [1, 3])
+    )
 
 
 def errors_of(model, **options):
@@ -232,7 +258,7 @@ def test_network_without_a_map_has_errors_without_maps():
     maps = errors_of(mlp())
     assert (maps.layer, len(maps.indices)) == ("", 0)
     assert maps.predicted.shape == maps.true.shape == (0, 8, 8)
-    with pytest.raises(UsageError, match="no layer of the network gives a map"):
+    with pytest.raises(UsageError, match="no layer has a map"):
         grad_cam(mlp(), torch.zeros(1, 3, 8, 8), [0])
 
 

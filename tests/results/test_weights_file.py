@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from models import CustomResNet
 from onecycle.errors import CheckpointError, StorageError, UsageError
-from onecycle.results.weights import load_weights, save_weights
+from onecycle.results.weights import load_into, load_weights, save_weights, without_wrappers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PUBLISHED = ROOT / "onecycle" / "weights" / "custom_resnet_cifar10.safetensors"
@@ -273,3 +274,44 @@ def test_without_safetensors_one_line_says_what_to_install(small, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(UsageError, match="pip install safetensors"):
         load_weights(small)
+
+
+def wrapped(kind):
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2)))
+    if kind == "compiled inside":
+        model[1] = torch.compile(model[1])
+    elif kind == "distributed":
+        model = nn.DataParallel(model)
+    elif kind == "both":
+        model = torch.compile(nn.DataParallel(model))
+    elif kind == "compiled":
+        model = torch.compile(model)
+    return model
+
+
+KINDS = ["compiled", "compiled inside", "distributed", "both", "plain"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_a_wrapped_network_have_the_names_of_the_network(kind, tmp_path):
+    file = tmp_path / "w.safetensors"
+    save_weights(file, wrapped(kind).state_dict(), data=DATA, recipe=RECIPE, dtype=torch.float32)
+    plain = wrapped("plain").state_dict()
+    assert load_file(file).keys() == plain.keys()
+    for other in KINDS:
+        model = wrapped(other)
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        load_into(model, file)
+        for value, expected in zip(model.state_dict().values(), plain.values(), strict=True):
+            assert torch.equal(value, expected)
+
+
+def test_a_file_with_the_names_of_a_compiled_network_is_read_and_module_may_be_a_name(tmp_path):
+    state = {f"_orig_mod.{name}": value for name, value in small_state().items()}
+    about = {"data": json.dumps(DATA), "recipe": json.dumps(RECIPE)}
+    save_file(state, tmp_path / "w.safetensors", about)
+    assert load_weights(tmp_path / "w.safetensors").state_dict.keys() == small_state().keys()
+    own = {"module.weight": torch.ones(2), "head.weight": torch.ones(2)}
+    assert without_wrappers(own) == own

@@ -368,18 +368,15 @@ def test_another_precision_than_the_three_is_refused(precision):
         training(compute=Compute(CPU, precision))
 
 
-def test_a_missing_scheduler_is_refused():
-    model, optimizer, _ = loop_parts()
-    with pytest.raises(UsageError, match="^scheduler is None; give one"):
-        fit(model, batches_of(), None, optimizer, None, nn.CrossEntropyLoss(), epochs=1)
-
-
 def test_an_optimizer_of_another_model_is_refused():
     _, optimizer, schedule = loop_parts()
     twin, criterion = network(), nn.CrossEntropyLoss()
     with pytest.raises(UsageError, match="none of the model's trainable parameters; make it from"):
         fit(twin, batches_of(), None, optimizer, schedule, criterion, epochs=1)
-    optimizer.add_param_group({"params": [twin[4].weight]})  # a part of them is a fine-tuning
+    optimizer.add_param_group({"params": [twin[4].weight]})
+    with pytest.raises(UsageError, match="5 of the optimizer's 6 parameters are not of this model"):
+        fit(twin, batches_of(), None, optimizer, schedule, criterion, epochs=1)
+    optimizer = torch.optim.SGD([twin[4].weight], lr=0.1)  # a part of them is a fine-tuning
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
     before = twin[4].weight.detach().clone()
     fit(twin, batches_of(), None, optimizer, schedule, criterion, epochs=1)
