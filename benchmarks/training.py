@@ -15,11 +15,11 @@ from onecycle.data.cifar10 import load_cifar10
 from onecycle.data.dataset import CIFAR10_CLASSES, ImageDataset, Images
 from onecycle.data.digits import load_digits
 from onecycle.errors import UsageError
-from onecycle.optim.lr_finder import LRFinding, find_lr
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import PRESETS, Recipe
 from onecycle.records import History
 from onecycle.run import Run
-from onecycle.run_parts import choose_rates, one_cycle_of
+from onecycle.run_parts import choose_rates, one_cycle_of, range_test
 from onecycle.training.compute import Compute, set_seed
 from onecycle.training.loop import fit, predict
 from transformation import get_train_aug_transform
@@ -137,17 +137,6 @@ def warm_up(recipe: Recipe, images: Images, compute: Compute) -> float:
     short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_max=1e-3, lr_min=None)
     fit_run(make_run(short, (train, images[1]), compute))
     return now(compute.device) - begin
-
-
-def range_test(run: Run) -> LRFinding:
-    """The finding, from the images that the run would take."""
-    recipe = run.recipe
-    run.train_loader.set_epoch(1)
-    return find_lr(
-        run.model, run.optimizer, run.criterion, run.train_loader,
-        start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-        num_steps=recipe.finder_steps, ratio=recipe.lr_ratio, autocast_dtype=run.compute.dtype,
-    )  # fmt: skip
 
 
 def train_once(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from onecycle.errors import UsageError
+
 
 def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> str:
     """Table of the layers with output shapes and parameter counts, by torchsummary.
@@ -32,6 +34,20 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 3
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(text):
         summary(twin, input_size, device="cpu")
     return text.getvalue().strip("\n")
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer of another model, with which nothing would be trained.
+
+    Raises:
+        UsageError: the optimizer holds none of the model's trainable parameters.
+    """
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    if not any(id(p) in trained for group in optimizer.param_groups for p in group["params"]):
+        raise UsageError(
+            "the optimizer holds none of the model's trainable parameters; make it from this "
+            "model's parameters()"
+        )
 
 
 def freeze_idle_biases(model: nn.Module) -> None:

@@ -41,8 +41,8 @@ def setting(
 class Recipe:
     """What is trained and how. Change it with ``dataclasses.replace``.
 
-    Epochs, peak and batch size are the assignment's. Decay, beta2, label smoothing and
-    LRMAX / LRMIN are ours, against overfitting. Options, help and checks are made from the fields:
+    Epochs, peak and batch size are the assignment's. Decay, beta2 and label smoothing are ours,
+    against overfitting. Options, help and checks are made from the fields:
     a new one needs no other place.
 
     Raises:
@@ -59,11 +59,22 @@ class Recipe:
     lr_min: float | None = setting(
         None, "LRMIN, the first and last learning rate (LRMAX / lr_ratio)",
         low=0, high=100, open=True)
-    lr_ratio: float = setting(200.0, "LRMAX / LRMIN if lr_min is not given", low=1, open=True)
+    lr_ratio: float | None = setting(
+        None, "LRMAX / LRMIN if lr_min is not given (found by the range test; 200 without one)",
+        low=1, open=True)
+    lr_fallback: bool = setting(
+        False, "train at a safe LRMAX if the range test finds none, instead of an error")
     finder_start_lr: float = setting(
-        1e-5, "first learning rate of the range test", low=0, high=100, open=True)
-    finder_end_lr: float = setting(0.1, "last learning rate of the range test", low=0, high=100)
-    finder_steps: int = setting(100, "steps of the range test", low=20, high=1_000_000)
+        1e-6, "first learning rate of the range test", low=0, high=100, open=True)
+    finder_end_lr: float | None = setting(
+        None, "last learning rate of the range test (0.1; 1 for Muon, 10 for SGD)",
+        low=0, high=100)
+    finder_sweeps: int | None = setting(
+        None, "sweeps of the range test (1 to 3: with its steps a tenth of the training at most)",
+        low=1, high=100)
+    finder_steps: int | None = setting(
+        None, "steps of each sweep (20 to 100: with all sweeps a tenth of the training at most)",
+        low=20, high=1_000_000)
     weight_decay: float = setting(
         0.4, "decoupled weight decay; biases and batch norm have none", low=0, high=100)
     beta1: float = setting(
@@ -236,7 +247,7 @@ def _read_mapping(file: Path) -> dict[str, Any]:
 PRESETS = {
     "assignment": Recipe(),
     # No mirroring, which changes what a digit is. Small enough for two minutes on two cores.
-    "digits": Recipe(epochs=8, batch_size=64, finder_steps=40, flip_probability=0.0),
+    "digits": Recipe(epochs=8, batch_size=64, flip_probability=0.0),
     # Outside the assignment: its network, and a training that learns in the fewest epochs.
     "speedrun": Recipe(
         epochs=8,

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle.data.dataset import Images
-from onecycle.errors import CheckpointError, DivergedError, UsageError
+from onecycle.errors import CheckpointError, DivergedError, RangeTestError, UsageError
 from onecycle.modules import freeze_idle_biases, model_summary
-from onecycle.optim.lr_finder import LRFinding
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import Recipe, as_data, read_recipe
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation, evaluate_predictions
@@ -113,6 +113,7 @@ class Run:
         self.augment, self.workers = augment, workers
         self._make_scheduler, self._scheduler = scheduler or one_cycle_of, None
         self._finding: LRFinding | None = None
+        self.refused: LRFinding | None = None  # a range test's curve that says nothing
         self._evaluation: Evaluation | None = None
         self._finished = False
         given = {
@@ -173,11 +174,19 @@ class Run:
         return model_summary(self.model, (3, self.train.size_px, self.train.size_px))
 
     def find_lr(self) -> LRFinding:
-        """LRMAX and LRMIN: the recipe's, those of the run that is resumed, or a range test's."""
+        """LRMAX and LRMIN: the recipe's, those of the run that is resumed, or a range test's.
+
+        Raises:
+            RangeTestError: the range test finds nothing; ``figure("lr_finder")`` shows its curve.
+        """
         if self._finding is None and not self._read_finished():
             notes = self.checkpoint.notes
             if "rates" not in notes:
-                notes["rates"] = new_rates(self)
+                try:
+                    notes["rates"] = new_rates(self)
+                except RangeTestError as error:
+                    self.refused = error.finding
+                    raise
             self._finding = LRFinding(**notes["rates"])
         return self._finding
 

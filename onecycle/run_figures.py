@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 FIGURES: dict[str, Callable[[Run], Figure]] = {
     "class_counts": lambda run: training.plot_class_counts(run.train),
     "samples": lambda run: training.plot_samples(*run.samples, of=run.train),
-    "lr_finder": lambda run: training.plot_lr_finder(run.find_lr(), source=run.train.source),
+    "lr_finder": lambda run: training.plot_lr_finder(
+        run.refused or run.find_lr(), source=run.train.source
+    ),
     "history": lambda run: training.plot_history(run.begun(), source=run.train.source),
     "lr_history": lambda run: training.plot_lr_history(
         run.begun(), source=run.train.source, steps_per_epoch=len(run.train_loader)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from onecycle.errors import CheckpointError, UsageError
-from onecycle.optim.lr_finder import LRFinding
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import as_data, with_later_fields
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation
@@ -93,9 +93,7 @@ def reopen(
     """
     history, lines = read_history(folder, results)
     try:
-        finding = LRFinding(
-            **{"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"]
-        )
+        finding = LRFinding(**{"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: results.json has no learning rate ({error})") from error
     load_into(model, folder / "model.safetensors")

@@ -11,17 +11,17 @@ import numpy as np
 
 from onecycle.errors import RangeTestError, UsageError
 
-LEAST_STEPS = 20
-"""Fewer points are no curve."""
+LEAST_STEPS, LEAST_FINITE = 20, 10
+"""Of a curve; the losses of the other steps may be beyond its divergence."""
 WIDTH = 0.15
 """Standard deviation of the Gaussian weights that smooth the losses, in decades of the rate."""
-VALLEY = 0.4
+VALLEY = 0.5
 """The valley is where the smoothed loss is above its minimum by less than this share of its fall."""
-PEAK_OVER_CENTRE = 2.7
+PEAK_OVER_CENTRE = 3.0
 """LRMAX over the centre of the valley, the same for all data.
 
-From eight sweeps of CIFAR-10 at full size, whose centre is 0.00102. Trainings at full size favour
-0.0023 to 0.0046; 2.7 times the centre is in the lower half of that, near the 0.003 that Gugger and
+From eight sweeps of CIFAR-10 at full size, whose centre is 0.00087. Trainings at full size favour
+0.0023 to 0.0046; 3 times the centre is in the lower half of that, near the 0.003 that Gugger and
 Howard, "AdamW and Super-convergence is now the fastest way to train neural nets" (2018), took for
 Adam with one cycle on CIFAR-10.
 """
@@ -34,8 +34,8 @@ LEAST_FALL = 0.02
 """A loss that falls by less than this share of itself says nothing about the learning rate."""
 LEAST_SIGNAL = 5.0
 """Nor does one whose fall is less than this many of its standard errors."""
-MOST_UNSURE = 0.4
-"""Greatest standard error of log LRMAX: two of them are a factor of 2.2."""
+MOST_UNSURE = 0.35
+"""Greatest standard error of log LRMAX: two of them are a factor of 2."""
 RESAMPLES = 200
 """Curves with other noise, from which the standard errors come."""
 
@@ -60,17 +60,18 @@ class LRFinding:
 
 def suggest_lr(
     lrs: Sequence[float],
-    losses: Sequence[float],
+    losses: Sequence[float] | Sequence[Sequence[float]],
     *,
     ratio: float | None = None,
     way_out: str = "give lr_max",
 ) -> LRFinding:
     """LRMAX and LRMIN from the curve of a range test.
 
-    The losses are smoothed. The valley is where the smoothed loss is within 40 % of its whole fall
+    The losses are smoothed. The valley is where the smoothed loss is within half of its whole fall
     above its minimum; its centre is the mean of the log rates, each with the depth of the valley as
     its weight. Unlike the minimum, which may be anywhere on the flat ground of a valley, the centre
-    depends on all losses of both slopes. LRMAX is 2.7 times the centre. LRMIN is the last rate at
+    depends on all losses of both slopes. LRMAX is 3 times the centre, or
+    where the valley ends if that is less. LRMIN is the last rate at
     which the loss has not yet fallen by 10 % of its fall, but at least LRMAX / 1000 and at most
     LRMAX / 20; or LRMAX / ``ratio``.
 
@@ -79,8 +80,8 @@ def suggest_lr(
 
     Args:
         lrs: learning rates, rising, 20 or more.
-        losses: the loss at each of them; the first that is not finite counts as the place where the
-            training diverged, and what follows does not count.
+        losses: (steps,) the loss at each of them, or (sweeps, steps), whose mean is used. A loss that
+            is not finite is where the training diverged; what follows does not count.
         ratio: LRMAX / LRMIN, above 1; None: LRMIN is found.
         way_out: what the errors tell the reader to do.
 
@@ -89,7 +90,7 @@ def suggest_lr(
 
     Raises:
         RangeTestError: the curve does not fall, falls by no more than its noise, does not rise
-            again, or leaves LRMAX unsure by more than a factor of 1.5. It carries the curve.
+            again, or leaves LRMAX unsure by more than a factor of 1.4. It carries the curve.
         UsageError: ``ratio`` is out of range.
 
     Source:
@@ -98,24 +99,31 @@ def suggest_lr(
     """
     if ratio is not None and not 1 < ratio < math.inf:
         raise UsageError(f"ratio is {ratio}; LRMAX / LRMIN must be above 1")
-    finite = next((i for i, x in enumerate(losses) if not math.isfinite(x)), len(losses))
-    known = [float(x) for x in losses[:finite]]
-    finding = LRFinding([float(x) for x in lrs[:finite]], known, known, None, None, "")
+    sweeps = np.atleast_2d(np.asarray(losses, dtype=float))
+    mean, rates = sweeps.mean(0), np.asarray(lrs, dtype=float)
+    finite = len(mean) if np.isfinite(mean).all() else int(np.argmin(np.isfinite(mean)))
+    known = mean[:finite].tolist()
+    finding = LRFinding(rates[:finite].tolist(), known, known, None, None, "")
 
     def refuse(why: str) -> RangeTestError:
         return RangeTestError(f"{why}: {way_out}", dataclasses.replace(finding, rule=why))
 
-    if finite < LEAST_STEPS // 2 or len(losses) < LEAST_STEPS:
+    if finite < LEAST_FINITE or len(mean) < LEAST_STEPS:
         raise refuse(
-            f"the range test has {finite} finite losses of {len(losses)}; it needs {LEAST_STEPS}"
+            f"the range test has {finite} finite losses in {len(mean)} steps; it needs "
+            f"{LEAST_FINITE} in {LEAST_STEPS}"
         )
-    curve = _Curve(np.log10(np.asarray(lrs[: len(losses)], dtype=float)), known)
+    curve = _Curve(np.log10(rates), known)
     finding = dataclasses.replace(finding, smoothed=curve.smoothed[:finite].tolist())
     valley = curve.valley(curve.losses)
     if why := _doubt(curve, valley, finding.lrs):
         raise refuse(why)
     lr_max = float(PEAK_OVER_CENTRE * 10**valley.centre)
-    rule = f"LRMAX is {PEAK_OVER_CENTRE:g} times the rate at the centre of the loss's valley; "
+    beyond = lr_max > 10**valley.end
+    lr_max = min(lr_max, float(10**valley.end))
+    of = f"mean loss of {len(sweeps)} sweeps" if len(sweeps) > 1 else "loss"
+    rule = f"LRMAX is {PEAK_OVER_CENTRE:g} times the rate at the centre of the valley of the {of}"
+    rule += ", but at most that at its end; " if beyond else "; "
     if ratio is not None:
         return dataclasses.replace(
             finding, lr_max=lr_max, lr_min=lr_max / ratio, rule=f"{rule}LRMIN is LRMAX / {ratio:g}"
@@ -140,15 +148,19 @@ def _doubt(curve: _Curve, valley: _Valley, lrs: Sequence[float]) -> str:
         return f"the loss has not risen again at the highest learning rate, {lrs[-1]:.2g}"
     unsure = math.log(10) * np.std([other.centre for other in others])
     if unsure > MOST_UNSURE:
-        return f"the losses scatter so much that LRMAX is unsure by a factor of {math.exp(unsure):.1f}"
+        return (
+            f"the losses scatter so much that LRMAX is unsure by a factor of {math.exp(unsure):.1f}"
+        )
     return ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Valley:
     centre: float
-    """Decimal logarithm of a rate, as the next."""
+    """Decimal logarithm of a rate, as the next two."""
     beginning: float
+    """Of the fall, not of the valley."""
+    end: float
     fall: float
     is_closed: bool
     """The loss has risen again at the last rate."""
@@ -177,6 +189,8 @@ class _Curve:
         smooth, start = self.to_grid @ losses, losses[: self.num_first].mean()
         lowest = int(np.argmin(smooth))
         fall = start - smooth[lowest]
+        if self.grid[lowest] <= self.rates[self.num_first - 1]:
+            fall = 0.0  # it only rises
         depth = smooth[lowest] + VALLEY * fall - smooth
         left = np.flatnonzero(depth[:lowest] < 0)
         right = np.flatnonzero(depth[lowest:] < 0)
@@ -187,7 +201,8 @@ class _Curve:
             centre = np.average(self.grid[inside], weights=weights)
         before = np.flatnonzero(smooth[:lowest] > start - BEGINNING * fall)
         beginning = self.grid[before[-1] if len(before) else 0]
-        return _Valley(float(centre), float(beginning), float(fall), bool(len(right)))
+        end = self.grid[lowest + right[0] if len(right) else -1]
+        return _Valley(float(centre), float(beginning), float(end), float(fall), bool(len(right)))
 
     def resampled(self) -> np.ndarray:
         """(200, steps) curves whose scatter has other signs, the same each time."""

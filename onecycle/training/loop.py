@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from onecycle.errors import DivergedError, UsageError
-from onecycle.modules import eval_mode
+from onecycle.modules import check_optimizer, eval_mode
 from onecycle.records import EpochRecord, History, Predictions, StepRecord
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute
@@ -98,12 +98,7 @@ def fit(
 def _check_arguments(model, train_loader, optimizer, scheduler, checkpoint, callbacks) -> None:
     if scheduler is None:
         raise UsageError("scheduler is None; give one, for example one_cycle(optimizer, ...)")
-    trained = {id(p) for p in model.parameters() if p.requires_grad}
-    if not any(id(p) in trained for group in optimizer.param_groups for p in group["params"]):
-        raise UsageError(
-            "the optimizer holds none of the model's trainable parameters; make it from this "
-            "model's parameters()"
-        )
+    check_optimizer(model, optimizer)
     if checkpoint is not None and not hasattr(train_loader, "set_epoch"):
         raise UsageError(
             "a run with a checkpoint resumes within an epoch, which this train_loader cannot do; "

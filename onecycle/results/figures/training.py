@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from onecycle.data.dataset import ImageDataset
-from onecycle.optim.lr_finder import LRFinding
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.records import History
 from onecycle.results.figures.style import (
     LABEL_SIZE,
@@ -71,7 +71,7 @@ def plot_lr_finder(found: LRFinding, *, source: str) -> Figure:
     """The loss of a range test against the learning rate, with the chosen rates and their rule.
 
     Args:
-        found: by the range test; it has no losses if LRMAX was given.
+        found: by the range test; it has no losses if LRMAX was given, and no rates if it found none.
         source: where the images come from.
     """
     figure = new_figure("Learning-rate range test", source, 10, 5.5)
@@ -79,13 +79,16 @@ def plot_lr_finder(found: LRFinding, *, source: str) -> Figure:
     if not np.isfinite(losses).any():
         return no_data(figure)
     axes = figure.subplots()
-    axes.plot(lrs, losses, ".", color=QUIET_COLOUR, markersize=6, label="loss of the batch")
+    axes.plot(lrs, losses, ".", color=QUIET_COLOUR, markersize=6, label="loss")
     axes.plot(lrs, smoothed, color=TRAIN_COLOUR, linewidth=2.5, label="smoothed loss")
     for rate, name, colour in (
         (found.lr_min, "LRMIN", MARK_COLOUR),
         (found.lr_max, "LRMAX", TEST_COLOUR),
     ):
-        axes.axvline(rate, color=colour, linestyle="--", linewidth=2, label=f"{name} = {rate:.3g}")
+        if rate is not None:
+            axes.axvline(
+                rate, color=colour, linestyle="--", linewidth=2, label=f"{name} = {rate:.3g}"
+            )
     axes.set_xscale("log")
     finite = np.asarray(smoothed)[np.isfinite(smoothed)]
     if len(finite):  # a diverging end would flatten the rest
