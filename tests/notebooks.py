@@ -9,7 +9,7 @@ data = train, test = load_digits()
 data = train, test = train.sample(32), test.sample(20)
 """
 SMALLER = {
-    "Recipe(epochs=EPOCHS)": "Recipe(epochs=EPOCHS, batch_size=8, finder_steps=30)",
+    "Recipe(epochs=EPOCHS)": "Recipe(epochs=EPOCHS, batch_size=8, finder_steps=20, lr_fallback=True)",
     "Recipe(epochs=2, lr_max=0.002)": "Recipe(epochs=2, lr_max=0.002, batch_size=8)",
 }
 STOP = """
@@ -35,8 +35,12 @@ def small_notebook(file, out, *, stopped=False):
         stopped: it is interrupted after the first epoch, and ends with the training cell.
     """
     notebook = nbformat.read(file, as_version=4)
-    cells = {name: cell for cell in code_cells(notebook)
-             for name in ("OUT = ", "load_cifar10(DATA_DIR", "run.fit()") if name in cell.source}
+    cells = {
+        name: cell
+        for cell in code_cells(notebook)
+        for name in ("OUT = ", "load_cifar10(DATA_DIR", "run.fit()")
+        if name in cell.source
+    }
     settings, load, fit = (notebook.cells.index(cell) for cell in cells.values())
     for cell in code_cells(notebook):
         for text, smaller in SMALLER.items():

@@ -22,7 +22,7 @@ def curve(centre=CENTRE, steps=100, noise=0.0, seed=0, start=2.9, low=1.7):
 def test_lrmax_follows_the_centre_of_the_valley_whatever_the_number_of_steps(steps, centre):
     for seed in range(5):
         found = suggest_lr(*curve(centre, steps, noise=0.1, seed=seed))
-        assert 3 * centre / 1.3 < found.lr_max < 3 * centre * 1.3
+        assert 3.5 * centre / 1.3 < found.lr_max < 3.5 * centre * 1.3
         assert len(found.lrs) == len(found.losses) == len(found.smoothed) == steps
 
 
@@ -36,16 +36,16 @@ def test_the_loss_on_flat_ground_does_not_move_lrmax_far():
 
 def test_lrmax_is_not_beyond_a_narrow_valley():
     lrs = np.geomspace(1e-6, 0.1, 200)
-    losses = 2 - np.exp(-((np.log10(lrs / CENTRE) / 0.3) ** 2))
+    losses = 2 - np.exp(-((np.log10(lrs / CENTRE) / 0.25) ** 2))
     found = suggest_lr(lrs, losses)
-    assert CENTRE < found.lr_max < 2.5 * CENTRE and "at most that at its end" in found.rule
+    assert CENTRE < found.lr_max < 3 * CENTRE and "at most that at its end" in found.rule
 
 
 def test_lrmin_is_where_the_fall_begins():
     lrs, losses = curve(steps=200)
     found = suggest_lr(lrs, losses)
     smooth = np.interp(np.log(found.lr_min), np.log(lrs), found.smoothed)
-    assert found.lr_min < CENTRE and smooth == pytest.approx(2.9 - 0.1 * 1.2, abs=0.03)
+    assert found.lr_min < CENTRE and smooth == pytest.approx(2.9 - 0.2 * 1.2, abs=0.03)
     assert found.lr_max / 1000 < found.lr_min < found.lr_max / 20
 
 
@@ -53,7 +53,7 @@ def test_lrmin_is_where_the_fall_begins():
 def test_a_found_lrmin_has_bounds(ratio):
     lrs = np.geomspace(1e-7, 0.1, 200)
     x = np.log10(lrs)
-    fall = np.clip((x + 6) / 3, 0, 1) if ratio == 1000 else np.clip((x + 2.9) / 0.1, 0, 1)
+    fall = np.clip((x + 6.5) / 3, 0, 1) if ratio == 1000 else np.clip((x + 2.9) / 0.1, 0, 1)
     rise = np.clip((x + 2) / 0.5, 0, 1)
     found = suggest_lr(lrs, 2 - fall + 1.5 * rise)
     assert found.lr_max / found.lr_min == pytest.approx(ratio)
@@ -80,7 +80,7 @@ def test_a_loss_that_is_not_finite_is_the_divergence_and_the_end(bad):
     losses[diverged + 1 :] = 0.0  # a tempting minimum
     found = suggest_lr(lrs, losses)
     assert len(found.losses) == diverged and np.isfinite(found.smoothed).all()
-    assert found.lr_max == pytest.approx(expected.lr_max, rel=0.1)
+    assert found.lr_max == pytest.approx(expected.lr_max, rel=0.15)
 
 
 def test_how_far_the_loss_diverges_does_not_matter():
@@ -88,6 +88,13 @@ def test_how_far_the_loss_diverges_does_not_matter():
     high = losses.copy()
     losses[-10:], high[-10:] = 10.0, 1e9
     assert suggest_lr(lrs, losses).lr_max == pytest.approx(suggest_lr(lrs, high).lr_max)
+
+
+def test_a_loss_by_chance_in_the_valley_does_not_divide_it():
+    lrs, losses = curve(steps=20)
+    expected = suggest_lr(lrs, losses).lr_max
+    losses[12] = 2.8
+    assert suggest_lr(lrs, losses).lr_max == pytest.approx(expected, rel=0.25)
 
 
 def test_several_sweeps_count_as_their_mean():
