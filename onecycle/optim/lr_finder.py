@@ -91,16 +91,9 @@ def find_lr(
     Source:
         Smith, "Cyclical Learning Rates for Training Neural Networks" (2015).
     """
-    check_optimizer(model, optimizer)
-    if any("initial_lr" in group for group in optimizer.param_groups):
-        raise UsageError(
-            "the optimizer already has a scheduler, which sets its learning rate; run find_lr "
-            "before the scheduler is made, or with a new optimizer"
-        )
     usual_end, safe = usual_rates(optimizer)
     end_lr = usual_end if end_lr is None else end_lr
-    if not 0 < start_lr < end_lr:
-        raise UsageError(f"start_lr is {start_lr}; it must be above 0 and below end_lr ({end_lr})")
+    _check_arguments(model, optimizer, start_lr, end_lr, num_sweeps)
     device, batches = next(model.parameters()).device, _Batches(loader)
     losses = np.full((num_sweeps, num_steps), np.inf)  # beyond its end a sweep has diverged
     with _global_randomness_kept(device):
@@ -115,6 +108,19 @@ def find_lr(
         way_out=f"give lr_max ({safe:g} is safe with {type(optimizer).__name__}), or sweep other "
         "learning rates",
     )  # fmt: skip
+
+
+def _check_arguments(model, optimizer, start_lr: float, end_lr: float, num_sweeps: int) -> None:
+    check_optimizer(model, optimizer)
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        raise UsageError(
+            "the optimizer already has a scheduler, which sets its learning rate; run find_lr "
+            "before the scheduler is made, or with a new optimizer"
+        )
+    if not 0 < start_lr < end_lr:
+        raise UsageError(f"start_lr is {start_lr}; it must be above 0 and below end_lr ({end_lr})")
+    if num_sweeps < 1:
+        raise UsageError(f"num_sweeps is {num_sweeps}; it must be 1 or more")
 
 
 def _finder_module() -> Any:

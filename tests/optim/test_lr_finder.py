@@ -239,7 +239,9 @@ def test_an_optimizer_of_another_model_is_refused():
         find_lr(model, optimizer, nn.CrossEntropyLoss(), loader)
 
 
-def test_a_sweep_that_would_not_rise_is_refused():
+def test_a_sweep_that_would_not_rise_and_none_at_all_are_refused():
     model, optimizer, loader = problem()
+    with pytest.raises(UsageError, match="num_sweeps is 0; it must be 1 or more"):
+        find_lr(model, optimizer, nn.CrossEntropyLoss(), loader, num_sweeps=0)
     with pytest.raises(UsageError, match=r"start_lr is 5; .* below end_lr \(0.1\)"):
         find_lr(model, optimizer, nn.CrossEntropyLoss(), loader, start_lr=5)
