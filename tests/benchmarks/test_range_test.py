@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -39,6 +40,19 @@ def test_the_spread_is_of_the_seeds_that_have_an_answer():
 def test_images_that_are_not_there_are_refused(words, tmp_path):
     with pytest.raises(UsageError, match="--(only has mnist|data-dir is missing)"):
         range_test.main([*words, "--out", str(tmp_path / "r.json")])
+
+
+def test_sweeps_of_cifar10_at_full_size_agree():
+    result = json.loads((RESULTS / "sweeps.json").read_text("utf-8"))
+    sweeps = [run["losses"] for run in result["runs"]]
+    lrs = np.geomspace(1e-6, 0.1, 110)
+    for every in (1, 2, 5):  # fewer steps have more noise, and the same answer
+        found = [suggest_lr(lrs[::every], losses[::every]) for losses in sweeps]
+        rates = np.log([[each.lr_max, each.lr_min] for each in found])
+        assert np.exp(rates.mean(0)) == pytest.approx([0.0026, 7e-6], rel=0.15)
+        assert np.exp(np.ptp(rates, axis=0)).max() < 2
+    three = [suggest_lr(lrs, some).lr_max for some in itertools.combinations(sweeps, 3)]
+    assert max(three) / min(three) < 1.35
 
 
 def test_the_published_rates_follow_from_the_published_losses():
