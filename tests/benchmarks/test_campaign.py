@@ -9,6 +9,7 @@ from benchmarks.effects import DECAY
 from benchmarks.render import GPU
 from onecycle.errors import UsageError
 from onecycle.recipe import Recipe
+from onecycle.run_parts import USUAL_RATIO
 
 
 def recipes_of(options):
@@ -142,6 +143,20 @@ def test_what_a_choice_has_nothing_to_go_on_with_is_said(tmp_path):
         campaign.chosen_options(tmp_path)
 
 
+def without_range_test(recipes):
+    """What decides a training whose LRMAX is given; its range test has other defaults now."""
+    kept = {name: dict(recipe) for name, recipe in recipes.items()}
+    for name, recipe in kept.items():
+        assert recipe["lr_max"] is not None
+        recipe["lr_ratio"] = recipe["lr_ratio"] or USUAL_RATIO
+        kept[name] = {
+            field: value
+            for field, value in recipe.items()
+            if not field.startswith("finder_") and field != "lr_fallback"
+        }
+    return kept
+
+
 def test_the_published_campaign_chose_by_these_rules():
     files = {
         name: json.loads((GPU / f"{name}.json").read_text("utf-8"))
@@ -153,6 +168,6 @@ def test_the_published_campaign_chose_by_these_rules():
         assert found[name]["effect"] == pytest.approx(row["effect"])
         assert found[name]["standard_error"] == pytest.approx(row["standard_error"])
     recipes, _ = recipes_of(campaign.halving_options(GPU))
-    assert recipes == files["halving"]["recipes"]
+    assert without_range_test(recipes) == without_range_test(files["halving"]["recipes"])
     recipes, _ = recipes_of(campaign.chosen_options(GPU))
-    assert recipes == files["chosen"]["recipes"]
+    assert without_range_test(recipes) == without_range_test(files["chosen"]["recipes"])
