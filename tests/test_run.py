@@ -15,8 +15,9 @@ from onecycle.run_figures import FIGURES
 from onecycle.run_parts import finder_plan
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr_max=0.01, flip_probability=0.0)
-FINDER = dataclasses.replace(RECIPE, lr_max=None, finder_steps=40, finder_start_lr=1e-4, finder_end_lr=3.0,
-                             lr_fallback=True)
+FINDER = dataclasses.replace(
+    RECIPE, lr_max=None, finder_steps=40, finder_start_lr=1e-4, finder_end_lr=3.0, lr_fallback=True
+)
 HERE = {"device": "cpu", "precision": "float32"}
 
 
@@ -201,7 +202,9 @@ def test_a_folder_in_use_is_refused_before_the_range_test(data, tmp_path):
 
 
 def test_nothing_is_left_of_a_run_that_could_not_begin(data, tmp_path):
-    flat = dataclasses.replace(FINDER, finder_start_lr=1e-12, finder_end_lr=1e-11, lr_fallback=False)
+    flat = dataclasses.replace(
+        FINDER, finder_start_lr=1e-12, finder_end_lr=1e-11, lr_fallback=False
+    )
     run = Run(tmp_path / "run", data, Tiny, flat, **HERE)
     with pytest.raises(RangeTestError, match="give lr_max .0.002 is safe with Adam.*; lr_fallback"):
         run.fit()
@@ -211,9 +214,7 @@ def test_nothing_is_left_of_a_run_that_could_not_begin(data, tmp_path):
 
 
 def test_a_run_may_fall_back_to_a_safe_rate(data, tmp_path):
-    flat = dataclasses.replace(
-        FINDER, finder_start_lr=1e-12, finder_end_lr=1e-11, epochs=1
-    )
+    flat = dataclasses.replace(FINDER, finder_start_lr=1e-12, finder_end_lr=1e-11, epochs=1)
     run = Run(tmp_path, data, Tiny, flat, **HERE)
     run.fit()
     found = run.find_lr()
