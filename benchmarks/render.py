@@ -114,6 +114,14 @@ def render_gpu_headline(gpu: Path = GPU) -> str:
     )
 
 
+def render_range_test(file: Path = CPU / "range_test.json") -> str:
+    """Markdown: what the range test finds over seeds; what is not measured has its command."""
+    result = load(file)
+    if result is None:
+        return "Not yet measured: `benchmarks/range_test.py`."
+    return f"{machine_of(result)}\n\n{TABLES['range_test'](result)}"
+
+
 def _say_step(result: dict[str, Any]) -> str:
     summary = result["summary"]
     if "fastest_loop" not in summary:

@@ -134,6 +134,25 @@ def render_references(result: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def render_range_test(result: dict[str, Any]) -> str:
+    rows = []
+    for name, row in result["summary"].items():
+        of, cells = result["settings"]["sets"][name], []
+        for rate in ("lr_max", "lr_min"):
+            found = row.get(rate)
+            cells.append(
+                f"{found['mean']:.2g} ({found['least']:.2g} to {found['most']:.2g}, "
+                f"x{found['spread']:.2f})" if found else ""
+            )  # fmt: skip
+        rows.append([
+            f"{of['num_train']:,}: {of['images']}", f"{of['sweeps']} x {of['steps']}",
+            of["batch_size"], row["seeds"], row["refused"], *cells,
+        ])  # fmt: skip
+    head = ["Training images", "sweeps x steps", "batch", "seeds", "without an answer",
+            "LRMAX (range, largest / smallest)", "LRMIN"]  # fmt: skip
+    return table(head, rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "input": render_input,
     "step": render_step,
@@ -141,6 +160,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": render_scaling,
     "accuracy": render_accuracy,
     "references": render_references,
+    "range_test": render_range_test,
 }
 
 

@@ -11,22 +11,22 @@ import torch
 
 from benchmarks.common import now
 from models import CustomResNet
+from onecycle.commands.train import ONLY_BATCHED
 from onecycle.data.cifar10 import load_cifar10
 from onecycle.data.dataset import CIFAR10_CLASSES, ImageDataset, Images
 from onecycle.data.digits import load_digits
 from onecycle.errors import UsageError
-from onecycle.optim.lr_finder import LRFinding, find_lr
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import PRESETS, Recipe
 from onecycle.records import History
 from onecycle.run import Run
-from onecycle.run_parts import choose_rates, one_cycle_of
+from onecycle.run_parts import choose_rates, one_cycle_of, range_test
 from onecycle.training.compute import Compute, set_seed
 from onecycle.training.loop import fit, predict
 from transformation import get_train_aug_transform
 
 KINDS = ("batched", "albumentations")
 """Of the training input."""
-BATCHED_ONLY = ("alternating_flip", "cutout_size_px", "padding")
 """Fields of the recipe that the albumentations input does not know."""
 
 
@@ -64,8 +64,8 @@ def check_input(recipe: Recipe, images: ImageDataset, kind: str) -> None:
         raise UsageError(
             f"batch_size is {recipe.batch_size}, more than the {len(images)} training images"
         )
-    for name in BATCHED_ONLY if kind != "batched" else ():
-        if getattr(recipe, name) != getattr(Recipe(), name):
+    for name, allowed in ONLY_BATCHED.items() if kind != "batched" else ():
+        if getattr(recipe, name) not in allowed:
             raise UsageError(f"{name} is {getattr(recipe, name)}; it needs the batched input")
 
 
@@ -142,17 +142,6 @@ def warm_up(recipe: Recipe, images: Images, compute: Compute) -> float:
     short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_max=1e-3, lr_min=None)
     fit_run(make_run(short, (train, images[1]), compute))
     return now(compute.device) - begin
-
-
-def range_test(run: Run) -> LRFinding:
-    """The finding, from the images that the run would take."""
-    recipe = run.recipe
-    run.train_loader.set_epoch(1)
-    return find_lr(
-        run.model, run.optimizer, run.criterion, run.train_loader,
-        start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-        num_steps=recipe.finder_steps, ratio=recipe.lr_ratio, autocast_dtype=run.compute.dtype,
-    )  # fmt: skip
 
 
 def train_once(

@@ -1,5 +1,9 @@
 """The typed errors of a run: one parent, an exit code each, one line that tells the way out."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class RunError(Exception):
     """Parent of every error that the library raises for what a user can mend.
@@ -14,6 +18,14 @@ class UsageError(RunError, ValueError):
     """An option or argument is out of its range, or does not go with another."""
 
     exit_code = 2
+
+
+class RangeTestError(UsageError):
+    """A range test's curve says nothing about the learning rate; ``finding`` has the curve."""
+
+    def __init__(self, message: str, finding: Any) -> None:
+        super().__init__(message)
+        self.finding = finding
 
 
 class DataError(RunError, RuntimeError):

@@ -41,10 +41,9 @@ def setting(
 class Recipe:
     """What is trained and how. Change it with ``dataclasses.replace``.
 
-    For CIFAR-10, epochs, peak and batch size are the assignment's. Decay, beta2, label smoothing
-    and LRMAX / LRMIN are ours, against overfitting. What is None is chosen when the images are
-    known, and the run says how. Options, help and checks are made from the fields: a new one needs
-    no other place.
+    For CIFAR-10, epochs, peak and batch size are the assignment's. Decay, beta2 and label smoothing
+    are ours, against overfitting. What is None is chosen when the images are known, and the run
+    says how. Options, help and checks are made from the fields: a new one needs no other place.
 
     Raises:
         UsageError: a value is of another type or out of its bounds.
@@ -62,11 +61,22 @@ class Recipe:
     lr_min: float | None = setting(
         None, "LRMIN, the first and last learning rate (LRMAX / lr_ratio)",
         low=0, high=100, open=True)
-    lr_ratio: float = setting(200.0, "LRMAX / LRMIN if lr_min is not given", low=1, open=True)
+    lr_ratio: float | None = setting(
+        None, "LRMAX / LRMIN if lr_min is not given (found by the range test; 200 without one)",
+        low=1, open=True)
+    lr_fallback: bool = setting(
+        True, "train at a safe LRMAX if the range test finds none, instead of an error")
     finder_start_lr: float = setting(
-        1e-5, "first learning rate of the range test", low=0, high=100, open=True)
-    finder_end_lr: float = setting(0.1, "last learning rate of the range test", low=0, high=100)
-    finder_steps: int = setting(100, "steps of the range test", low=20, high=1_000_000)
+        1e-6, "first learning rate of the range test", low=0, high=100, open=True)
+    finder_end_lr: float | None = setting(
+        None, "last learning rate of the range test (0.1; 1 for Muon, 10 for SGD)",
+        low=0, high=100)
+    finder_sweeps: int | None = setting(
+        None, "sweeps of the range test (1 to 3: with its steps a tenth of the training at most)",
+        low=1, high=100)
+    finder_steps: int | None = setting(
+        None, "steps of each sweep (20 to 100: with all sweeps a tenth of the training at most)",
+        low=20, high=1_000_000)
     weight_decay: float = setting(
         0.4, "decoupled weight decay; biases and batch norm have none", low=0, high=100)
     beta1: float = setting(

@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from onecycle.data.dataset import Images
 from onecycle.data.pictures import read_picture
-from onecycle.errors import CheckpointError, DivergedError, UsageError
+from onecycle.errors import CheckpointError, DivergedError, RangeTestError, UsageError
 from onecycle.modules import freeze_idle_biases, model_summary
-from onecycle.optim.lr_finder import LRFinding
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import Recipe, as_data, read_recipe
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation, evaluate_predictions
@@ -148,6 +148,7 @@ class Run:
                 "give a scheduler, or leave it out"
             )
         self._finding: LRFinding | None = None
+        self.refused: LRFinding | None = None  # a range test's curve that says nothing
         self._evaluation: Evaluation | None = None
         self.stored_average: float | None = None  # accuracy, of a finished run that is read
         self._finished = False
@@ -235,12 +236,20 @@ class Run:
         return model_summary(self.model, (3, self.train.size_px, self.train.size_px))
 
     def find_lr(self) -> LRFinding:
-        """LRMAX and LRMIN: the recipe's, those of the run that is resumed, or a range test's."""
+        """LRMAX and LRMIN: the recipe's, those of the run that is resumed, or a range test's.
+
+        Raises:
+            RangeTestError: the range test finds nothing; ``figure("lr_finder")`` shows its curve.
+        """
         if self._finding is None and not self._read_finished():
             notes = self.checkpoint.notes
             if "rates" not in notes:
                 self.origin = begin() | self.origin
-                notes["run"], notes["rates"] = self.origin, new_rates(self)
+                try:
+                    notes["run"], notes["rates"] = self.origin, new_rates(self)
+                except RangeTestError as error:
+                    self.refused = error.finding
+                    raise
             self.origin = notes.get("run", {}) | self.origin
             self._finding = LRFinding(**notes["rates"])
         return self._finding

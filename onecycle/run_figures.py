@@ -20,7 +20,9 @@ FIGURES: dict[str, Callable[[Run], Figure]] = {
         of=run.train,
         note=training.samples_note(as_data(run.recipe), run.data["augmentation"]),
     ),
-    "lr_finder": lambda run: training.plot_lr_finder(run.find_lr(), source=run.train.source),
+    "lr_finder": lambda run: training.plot_lr_finder(
+        run.refused or run.find_lr(), source=run.train.source
+    ),
     "history": lambda run: training.plot_history(run.begun(), source=run.train.source),
     "lr_history": lambda run: training.plot_lr_history(
         run.begun(), source=run.train.source, steps_per_epoch=len(run.train_loader)

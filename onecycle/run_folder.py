@@ -13,7 +13,7 @@ from torch import nn
 
 from onecycle.errors import CheckpointError, UsageError
 from onecycle.files import write_file
-from onecycle.optim.lr_finder import LRFinding
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import Recipe, as_data, may_be
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation

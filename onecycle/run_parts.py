@@ -15,9 +15,10 @@ from onecycle.data.dataset import ImageDataset, Images
 from onecycle.data.folder import NAMES
 from onecycle.data.loaders import ResidentLoader, SeededLoader, fits_device, get_loader
 from onecycle.data.mixing import Mixing
-from onecycle.errors import UsageError
+from onecycle.errors import RangeTestError, UsageError
 from onecycle.optim.adam import get_optimizer
-from onecycle.optim.lr_finder import LRFinding, find_lr
+from onecycle.optim.lr_finder import find_lr, usual_rates
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.optim.muon import get_speedrun_optimizer, prepare_network
 from onecycle.optim.schedule import one_cycle
 from onecycle.recipe import Recipe
@@ -135,6 +136,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "m
 """The recipe's optimizers; each may prepare the network, in place."""
 
 
+USUAL_RATIO = 200.0
+"""LRMAX / LRMIN where neither is found."""
+
+
 def new_rates(run: Run) -> dict[str, Any]:
     """LRMAX and LRMIN of a new run, the same for all processes, in plain data and in the log.
 
@@ -171,28 +176,70 @@ def new_rates(run: Run) -> dict[str, Any]:
 
 
 def _find_rates(run: Run) -> LRFinding:
-    recipe = run.recipe
-    if recipe.lr_max is not None:
-        return choose_rates(recipe, None)
-    loader = run.loader(train=True, shared=False)
-    loader.set_epoch(1)  # epoch 0 gave the samples
+    if run.recipe.lr_max is not None:
+        return choose_rates(run.recipe, None)
     with progress_bar("range test") as on_step:
-        found = find_lr(
-            run.model, run.optimizer, run.criterion, loader,
-            start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr,
-            num_steps=recipe.finder_steps, ratio=recipe.lr_ratio,
-            autocast_dtype=run.compute.dtype, on_step=on_step,
+        return choose_rates(run.recipe, range_test(run, on_step))
+
+
+def range_test(run: Run, on_step: Callable[[int, int], None] | None = None) -> LRFinding:
+    """The range test of a run, on batches of this process alone.
+
+    Args:
+        run: before its first step.
+        on_step: called after each step with the number of steps done and that of all.
+
+    Raises:
+        RangeTestError: it finds nothing, and the recipe's ``lr_fallback`` is off.
+    """
+    recipe = run.recipe
+    sweeps, steps = finder_plan(recipe, len(run.train))
+    try:
+        return find_lr(
+            run.model, run.optimizer, run.criterion, run.loader(train=True, shared=False),
+            start_lr=recipe.finder_start_lr, end_lr=recipe.finder_end_lr, num_steps=steps,
+            num_sweeps=sweeps, ratio=recipe.lr_ratio, autocast_dtype=run.compute.dtype,
+            on_step=on_step,
         )  # fmt: skip
-    return choose_rates(recipe, found)
+    except RangeTestError as error:
+        if not recipe.lr_fallback:
+            raise RangeTestError(
+                f"{error}; lr_fallback (--lr-fallback) trains at the safe one", error.finding
+            ) from error
+        _, safe = usual_rates(run.optimizer)
+        name, why = type(run.optimizer).__name__, error.finding.rule
+        rule = f"LRMAX is {safe:g}, which is safe with {name}, because {why}"
+        return dataclasses.replace(error.finding, lr_max=safe, rule=rule)
+
+
+def finder_plan(recipe: Recipe, num_images: int) -> tuple[int, int]:
+    """Sweeps of the range test and steps of each: what the recipe gives, else what is affordable.
+
+    All sweeps together take at most a tenth of the images of the training: three sweeps of up to
+    100 steps, or fewer with 25 steps each, and never less than one of 20 steps.
+
+    Args:
+        recipe: of the run.
+        num_images: training images.
+    """
+    budget = recipe.epochs * num_images // (10 * recipe.batch_size)
+    sweeps = recipe.finder_sweeps
+    if sweeps is None:
+        sweeps = min(max(budget // (recipe.finder_steps or 25), 1), 3)
+    steps = recipe.finder_steps or min(max(budget // sweeps, 20), 100)
+    return sweeps, steps
 
 
 def choose_rates(recipe: Recipe, found: LRFinding | None) -> LRFinding:
     """LRMAX and LRMIN with their rule: what the recipe gives, else what the range test found."""
     if found is None:
-        found = LRFinding([], [], [], recipe.lr_max, 0.0, "LRMAX is given")
+        found = LRFinding([], [], [], recipe.lr_max, None, "LRMAX is given")
     lr_min, rule = recipe.lr_min, "LRMIN is given"
+    if lr_min is None and recipe.lr_ratio is None and found.lr_min is not None:
+        return found
     if lr_min is None:
-        lr_min, rule = found.lr_max / recipe.lr_ratio, f"LRMIN is LRMAX / {recipe.lr_ratio:g}"
+        ratio = recipe.lr_ratio or USUAL_RATIO
+        lr_min, rule = found.lr_max / ratio, f"LRMIN is LRMAX / {ratio:g}"
     rule = f"{found.rule.split('; ')[0]}; {rule}"
     return dataclasses.replace(found, lr_min=lr_min, rule=rule)
 

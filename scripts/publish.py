@@ -213,6 +213,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed": render.render_speed,
     "faults": lambda: render_faults(FAULTS),
     "benchmarks": render.render_benchmarks,
+    "range_test": render.render_range_test,
 }
 
 

@@ -9,7 +9,7 @@ data = train, test = load_digits()
 data = train, test = train.sample(32), test.sample(20)
 """
 SMALLER = {
-    "Recipe(epochs=EPOCHS)": "Recipe(epochs=EPOCHS, batch_size=8, finder_steps=30)",
+    "Recipe(epochs=EPOCHS)": "Recipe(epochs=EPOCHS, batch_size=8, finder_steps=20)",
     "Recipe(epochs=2, lr_max=0.002)": "Recipe(epochs=2, lr_max=0.002, batch_size=8)",
 }
 STOP = """

@@ -15,16 +15,19 @@ from onecycle.recipe import (
     read_recipe,
     with_later_fields,
 )
+from onecycle.run_parts import finder_plan
 
 ROOT = Path(__file__).resolve().parent.parent
-NUMBERS = [f.name for f in dataclasses.fields(Recipe) if f.name not in
-           ("padding", "resize", "optimizer", "alternating_flip", "class_weights", "keep")]  # fmt: skip
+WORDS = ("padding", "resize", "optimizer", "alternating_flip", "class_weights", "keep",
+         "lr_fallback")  # fmt: skip
+NUMBERS = [f.name for f in dataclasses.fields(Recipe) if f.name not in WORDS]
 
 
 def test_the_assignments_numbers():
     recipe = PRESETS["assignment"]
     assert (recipe.epochs, recipe.peak, recipe.batch_size) == (24, 5, 512)
-    assert (recipe.finder_end_lr, recipe.finder_steps, recipe.flip_probability) == (0.1, 100, 0.5)
+    assert (recipe.lr_max, recipe.lr_min, recipe.lr_ratio) == (None, None, None)  # all found
+    assert recipe.flip_probability == 0.5
 
 
 @pytest.mark.parametrize("epochs", [1, 10, 12, 48])
@@ -40,7 +43,8 @@ def test_a_recipe_cannot_be_changed():
 def test_digits_are_not_mirrored_and_stay_small():
     recipe = PRESETS["digits"]
     assert recipe.flip_probability == 0
-    passes = recipe.epochs * (1437 + 360) + recipe.finder_steps * recipe.batch_size + 360
+    sweeps, steps = finder_plan(recipe, 1437)
+    passes = recipe.epochs * (1437 + 360) + sweeps * steps * recipe.batch_size + 360
     assert passes <= 20_000
 
 
@@ -50,8 +54,8 @@ def test_digits_are_not_mirrored_and_stay_small():
         ("epochs", 0), ("epochs", -1), ("peak_epoch", 0), ("peak_epoch", math.nan),
         ("batch_size", 1), ("batch_size", -512), ("lr_max", 0), ("lr_max", -0.1), ("lr_max", math.nan),
         ("lr_max", math.inf), ("lr_min", 0), ("lr_min", math.nan), ("lr_ratio", 1),
-        ("finder_start_lr", 0), ("finder_start_lr", 0.2), ("finder_end_lr", math.inf),
-        ("finder_steps", 19), ("weight_decay", -1), ("weight_decay", math.nan), ("beta1", 1),
+        ("finder_start_lr", 0), ("finder_start_lr", 101), ("finder_end_lr", math.inf),
+        ("finder_steps", 19), ("finder_sweeps", 0), ("weight_decay", -1), ("weight_decay", math.nan), ("beta1", 1),
         ("beta2", -0.1), ("beta1_at_peak", 0.91), ("label_smoothing", 1), ("flip_probability", 1.1),
         ("seed", -1), ("seed", 2**32), ("cutout_size_px", -1), ("image_size", 7), ("body_rate", 1.1),
         ("mixup", -0.1), ("cutmix", 101), ("average_steps", -1), ("average_steps", 2_000_000),
@@ -83,7 +87,7 @@ def test_a_switch_is_true_or_false(value):
     [
         ({"epochs": 6, "peak_epoch": 6}, "peak_epoch is 6; it must be above 0 and below epochs (6)"),
         ({"lr_max": 0.1, "lr_min": 0.2}, "lr_min is 0.2; it must be above 0 and below lr_max (0.1)"),
-        ({"finder_start_lr": 0.1},
+        ({"finder_start_lr": 0.1, "finder_end_lr": 0.1},
          "finder_start_lr is 0.1; it must be above 0 and below finder_end_lr (0.1)"),
         ({"beta1": 0.8, "beta1_at_peak": 0.9},
          "beta1_at_peak is 0.9; it must be from 0 to beta1 (0.8)"),
@@ -157,7 +161,9 @@ def test_a_recipe_comes_back_from_the_results_of_a_run(tmp_path, recipe):
 
 
 def test_a_published_recipe_can_be_read():
-    assert read_recipe(ROOT / "results" / "cifar10" / "results.json") == PRESETS["assignment"]
+    swept = {"finder_start_lr": 1e-5, "finder_end_lr": 0.1, "finder_steps": 100}
+    published = dataclasses.replace(PRESETS["assignment"], lr_ratio=200, **swept)  # as it was then
+    assert read_recipe(ROOT / "results" / "cifar10" / "results.json") == published
 
 
 def test_fields_that_are_newer_than_a_run_have_their_defaults(tmp_path):

@@ -9,10 +9,11 @@ from torch import nn
 
 from onecycle import PRESETS, Recipe, Run, load_digits
 from onecycle.data.dataset import ImageDataset
-from onecycle.errors import CheckpointError, StorageError, UsageError
+from onecycle.errors import CheckpointError, RangeTestError, StorageError, UsageError
 from onecycle.files import lock_folder
 from onecycle.recipe import as_data, may_be
 from onecycle.run_figures import FIGURES
+from onecycle.run_parts import finder_plan
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr_max=0.01, flip_probability=0.0)
 FINDER = dataclasses.replace(
@@ -234,10 +235,48 @@ def test_a_folder_in_use_is_refused_before_the_range_test(data, tmp_path):
 
 
 def test_nothing_is_left_of_a_run_that_could_not_begin(data, tmp_path):
-    flat = dataclasses.replace(FINDER, finder_start_lr=1e-12, finder_end_lr=1e-11)
-    with pytest.raises(UsageError, match="does not fall"):
-        Run(tmp_path / "run", data, Tiny, flat, **HERE).fit()
+    flat = dataclasses.replace(
+        FINDER, finder_start_lr=1e-12, finder_end_lr=1e-11, lr_fallback=False
+    )
+    run = Run(tmp_path / "run", data, Tiny, flat, **HERE)
+    with pytest.raises(RangeTestError, match="give lr_max .0.002 is safe with Adam.*; lr_fallback"):
+        run.fit()
     assert not (tmp_path / "run").exists()
+    (axes,) = run.figure("lr_finder").axes
+    assert not [line for line in axes.lines if "LRM" in str(line.get_label())]  # it says nothing
+
+
+def test_a_run_may_fall_back_to_a_safe_rate(data, tmp_path):
+    flat = dataclasses.replace(FINDER, finder_start_lr=1e-12, finder_end_lr=1e-11, epochs=1)
+    run = Run(tmp_path, data, Tiny, flat, **HERE)
+    run.fit()
+    found = run.find_lr()
+    assert (found.lr_max, found.lr_min) == (0.002, 0.002 / 200)
+    assert len(found.lrs) == 40 and found.rule.startswith("LRMAX is 0.002, which is safe with Adam")
+    assert "lr_finder" in run.figures()
+
+
+@pytest.mark.parametrize(
+    ("fields", "images", "plan"),
+    [
+        ({}, 50_000, (3, 78)),
+        ({"epochs": 90, "batch_size": 256}, 1_000_000, (3, 100)),
+        ({"epochs": 8, "batch_size": 64}, 1437, (1, 20)),
+        ({"epochs": 24, "batch_size": 16}, 192, (1, 28)),
+        ({"epochs": 40, "batch_size": 16}, 240, (2, 30)),
+        ({"epochs": 1, "batch_size": 64}, 64, (1, 20)),
+        ({"finder_steps": 200}, 50_000, (1, 200)),
+        ({"finder_steps": 40}, 100, (1, 40)),
+        ({"finder_sweeps": 5}, 50_000, (5, 46)),
+        ({"finder_sweeps": 2, "finder_steps": 300}, 100, (2, 300)),
+    ],
+)
+def test_a_range_test_takes_a_tenth_of_the_training_at_most(fields, images, plan):
+    recipe = Recipe(**{"epochs": 24, "batch_size": 512} | fields)
+    assert finder_plan(recipe, images) == plan
+    sweeps, steps = plan
+    if not fields.keys() & {"finder_steps", "finder_sweeps"} and steps > 20:
+        assert 10 * sweeps * steps * recipe.batch_size <= recipe.epochs * images
 
 
 def test_too_few_steps_are_refused_at_once(data, tmp_path):
@@ -250,6 +289,7 @@ def test_rates_that_are_given_need_no_range_test(data, tmp_path):
     finding = run.find_lr()
     assert (finding.lr_max, finding.lr_min, finding.lrs) == (0.01, 0.001, [])
     assert finding.rule == "LRMAX is given; LRMIN is given"
+    assert Run(tmp_path, data, Tiny, RECIPE, **HERE).find_lr().lr_min == 0.01 / 200
     assert set(run.figures()) == set(FIGURES) - {"lr_finder"}
 
 

@@ -1,9 +1,9 @@
 """The range test: the learning rate is raised step by step until the loss diverges.
 
-The sweep is torch-lr-finder's, which this file bends in five places, because its last release (0.2.2)
+The sweep is torch-lr-finder's, which this file bends in six places, because its last release (0.2.2)
 prints, shows a widget that cannot be switched off, moves the global random numbers, takes only
-torch's loaders, and continues after a loss that is not finite. What is a private class below is one
-of these places.
+torch's loaders, continues after a loss that is not finite, and measures divergence against the lowest
+loss, which on easy images is near 0. What is a private class below is one of these places.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -27,32 +26,24 @@ from torch.utils.data import DataLoader
 
 from onecycle.checks import as_pair, check_first_batch, check_optimizer
 from onecycle.errors import UsageError
+from onecycle.optim.lr_rule import LRFinding, suggest_lr
+from onecycle.optim.muon import Muon
 from onecycle.outputs import class_scores
 
-SMOOTHING_STEPS = 7
-"""Width of the centred mean of the losses; the finder's own average lags behind."""
-TOLERATED_RISE = 0.1
-"""How far the loss may rise above its minimum at LRMAX, as a share of its whole fall."""
-LEAST_FALL = 0.02
-"""A loss that falls by less than this share of itself says nothing about the learning rate."""
+DIVERGED = 4.0
+"""A sweep ends at a loss of so many times the highest of its first three."""
 
 
-@dataclass(frozen=True, slots=True)
-class LRFinding:
-    """What a range test measured, and the learning rates that follow from it."""
+def usual_rates(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+    """Where a sweep ends, and a learning rate that is safe where none can be found.
 
-    lrs: list[float]
-    """The learning rate of each step, rising."""
-    losses: list[float]
-    """The batch's loss at each step."""
-    smoothed: list[float]
-    """The centred mean of the losses."""
-    lr_max: float
-    """LRMAX, the peak of the one cycle."""
-    lr_min: float
-    """LRMIN, its beginning and end."""
-    rule: str
-    """How LRMAX and LRMIN follow, in one sentence."""
+    Source:
+        SGD: He et al., "Deep Residual Learning" (2015), section 4.2. Muon: the preset ``speedrun``.
+        Adam and others: trainings of the assignment at full size.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        return 10.0, 0.1
+    return (1.0, 0.1) if isinstance(optimizer, Muon) else (0.1, 0.002)
 
 
 def find_lr(
@@ -61,125 +52,84 @@ def find_lr(
     criterion: nn.Module,
     loader: DataLoader,
     *,
-    start_lr: float = 1e-5,
-    end_lr: float = 0.1,
+    start_lr: float = 1e-6,
+    end_lr: float | None = None,
     num_steps: int = 100,
-    ratio: float = 200.0,
+    num_sweeps: int = 3,
+    ratio: float | None = None,
     autocast_dtype: torch.dtype = torch.float32,
     on_step: Callable[[int, int], None] | None = None,
 ) -> LRFinding:
     """Raise the learning rate exponentially until the loss diverges, and suggest LRMAX and LRMIN.
 
-    The test runs on copies: model, optimizer and the global random numbers stay as they are.
+    The test runs on copies: model, optimizer and the global random numbers stay as they are. Each
+    sweep begins with fresh copies and takes other batches; the rule sees the mean of their losses.
 
     Args:
         model: (N, 3, H, W) -> (N, K), on its device, as it will be trained.
-        optimizer: of the model's parameters, without a scheduler.
+        optimizer: of the model's parameters, without a scheduler. All its groups get the same
+            learning rate, also where they were given different ones.
         criterion: loss to minimise, of (output, labels).
-        loader: training batches of any kind; started again when it ends.
+        loader: training batches of any kind; started again when it ends. If it has
+            ``set_epoch(epoch, start)``, that is called before, with 1, 2, ... and 0.
         start_lr: learning rate of the first step, above 0.
-        end_lr: learning rate of the last step, reached unless the loss diverges before.
-        num_steps: number of steps, 20 or more.
-        ratio: LRMAX / LRMIN, above 1.
+        end_lr: learning rate of the last step, reached unless the loss is not finite, or four times
+            what it was at the start, before. None: 10 for SGD, 1 for Muon, 0.1 for all others.
+        num_steps: steps of each sweep, 20 or more.
+        num_sweeps: sweeps, 1 or more.
+        ratio: LRMAX / LRMIN, above 1; None: LRMIN is found.
         autocast_dtype: type of the matrix products, as in training.
-        on_step: called after each step with the number of steps done and ``num_steps``.
+        on_step: called after each step with the number of steps done and that of all sweeps.
 
     Returns:
-        The curve, and LRMAX and LRMIN by the rule of :func:`suggest_lr`.
+        The curve, and LRMAX and LRMIN by the rule of :func:`onecycle.optim.lr_rule.suggest_lr`.
 
     Raises:
         DataError: an image of the first batch is not finite.
+        RangeTestError: the curve says nothing about the learning rate, see ``suggest_lr``.
         UsageError: the optimizer has a scheduler, or cannot train the model; the first batch is
-            none that the network can be trained on; the curve says nothing about the learning rate,
-            see :func:`suggest_lr`; or a batch does not fit the GPU's memory.
+            none that the network can be trained on; a number is out of range; or a batch does not
+            fit the GPU's memory.
 
     Source:
         Smith, "Cyclical Learning Rates for Training Neural Networks" (2015).
     """
-    if any("initial_lr" in group for group in optimizer.param_groups):
-        raise UsageError(
-            "the optimizer already has a scheduler, which sets its learning rate; run find_lr "
-            "before the scheduler is made, or with a new optimizer"
-        )
+    usual_end, safe = usual_rates(optimizer)
+    end_lr = usual_end if end_lr is None else end_lr
     check_optimizer(model, optimizer, criterion)
+    _check_arguments(optimizer, start_lr, end_lr, num_sweeps)
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32)
 
     def check(images: Tensor, labels: Tensor) -> None:
         check_first_batch(model, images.to(device), labels.to(device), autocast)
 
-    batches = _Sized(loader, check)
-    with _global_randomness_kept(device), _silenced(on_step):
-        finder = _finder(*copy.deepcopy((model, optimizer)), criterion, device, autocast_dtype)
-        try:
-            _sweep(finder, batches, start_lr, end_lr, num_steps)
-        except torch.OutOfMemoryError as error:
-            raise UsageError(
-                f"the memory of {device} does not hold {batches} in the range test; "
-                "lower batch_size, or give lr_max"
-            ) from error
-    losses = finder.history["loss"]
-    return suggest_lr(finder.history["lr"][: len(losses)], losses, ratio=ratio)
+    batches = _Batches(loader, check)
+    losses = np.full((num_sweeps, num_steps), np.inf)  # beyond its end a sweep has diverged
+    with _global_randomness_kept(device):
+        endless = _finder_module().TrainDataLoaderIter(batches)  # it accepts no other loaders
+        for sweep, row in enumerate(losses):
+            finder = _finder(*copy.deepcopy((model, optimizer)), criterion, device, autocast_dtype)
+            with _silenced(on_step, sweep * num_steps, losses.size):
+                found = _sweep(finder, endless, batches, (start_lr, end_lr, num_steps))
+            row[: len(found)] = found
+    return suggest_lr(
+        np.geomspace(start_lr, end_lr, num_steps), losses, ratio=ratio,
+        way_out=f"give lr_max ({safe:g} is safe with {type(optimizer).__name__}), or sweep other "
+        "learning rates",
+    )  # fmt: skip
 
 
-def suggest_lr(lrs: Sequence[float], losses: Sequence[float], *, ratio: float = 200.0) -> LRFinding:
-    """LRMAX and LRMIN from the curve of a range test.
-
-    LRMAX is the highest learning rate before the smoothed loss has risen by a tenth of its whole
-    fall: the end of the plateau, below the learning rates that diverge. LRMIN is LRMAX / ``ratio``.
-
-    Args:
-        lrs: learning rates, rising.
-        losses: the loss at each of them; the curve ends at the first that is not finite.
-        ratio: LRMAX / LRMIN, above 1.
-
-    Returns:
-        The curve, and LRMAX and LRMIN.
-
-    Raises:
-        UsageError: ``ratio`` is out of range; or the curve has fewer than 20 finite losses, does
-            not fall, or does not rise again.
-    """
-    finite = next((i for i, x in enumerate(losses) if not math.isfinite(x)), len(losses))
-    if not 1 < ratio < math.inf:
-        raise UsageError(f"ratio is {ratio}; LRMAX / LRMIN must be above 1")
-    lrs, losses = [float(x) for x in lrs[:finite]], [float(x) for x in losses[:finite]]
-    way_out = "give lr_max, or sweep other learning rates"
-    if len(losses) < 20:
+def _check_arguments(optimizer, start_lr: float, end_lr: float, num_sweeps: int) -> None:
+    if any("initial_lr" in group for group in optimizer.param_groups):
         raise UsageError(
-            f"the range test has {len(losses)} finite losses; it needs 20 or more: {way_out}"
+            "the optimizer already has a scheduler, which sets its learning rate; run find_lr "
+            "before the scheduler is made, or with a new optimizer"
         )
-    smoothed = _centred_mean(losses)
-    lowest = int(np.argmin(smoothed))
-    fall = max(smoothed[: lowest + 1]) - smoothed[lowest]
-    if fall < LEAST_FALL * abs(smoothed[lowest]) or fall == 0:
-        raise UsageError(
-            f"the loss does not fall between learning rates {lrs[0]:.2g} and {lrs[-1]:.2g}: {way_out}"
-        )
-    ceiling = smoothed[lowest] + TOLERATED_RISE * fall
-    beyond = [i for i in range(lowest, len(smoothed)) if smoothed[i] > ceiling]
-    if not beyond:
-        raise UsageError(
-            f"the loss has not risen again at the highest learning rate, {lrs[-1]:.2g}: {way_out}"
-        )
-    lr_max = lrs[beyond[0] - 1]
-    return LRFinding(
-        lrs=lrs,
-        losses=losses,
-        smoothed=smoothed,
-        lr_max=lr_max,
-        lr_min=lr_max / ratio,
-        rule=(
-            f"LRMAX is the highest rate before the loss (mean of {SMOOTHING_STEPS} steps) has "
-            f"risen from its minimum by {TOLERATED_RISE:.0%} of its fall; LRMIN is "
-            f"LRMAX / {ratio:g}"
-        ),
-    )
-
-
-def _centred_mean(losses: list[float]) -> list[float]:
-    half = SMOOTHING_STEPS // 2
-    return [float(np.mean(losses[max(0, i - half) : i + half + 1])) for i in range(len(losses))]
+    if not 0 < start_lr < end_lr:
+        raise UsageError(f"start_lr is {start_lr}; it must be above 0 and below end_lr ({end_lr})")
+    if num_sweeps < 1:
+        raise UsageError(f"num_sweeps is {num_sweeps}; it must be 1 or more")
 
 
 def _finder_module() -> Any:
@@ -194,7 +144,7 @@ def _finder(model, optimizer, criterion, device: torch.device, dtype: torch.dtyp
     return _finder_module().LRFinder(
         model,
         optimizer,
-        _FiniteLoss(criterion),
+        _UntilDiverged(criterion),
         device=device,
         amp_backend="torch",
         amp_config={
@@ -206,21 +156,34 @@ def _finder(model, optimizer, criterion, device: torch.device, dtype: torch.dtyp
     )
 
 
-def _sweep(finder: Any, batches: _Sized, start_lr: float, end_lr: float, num_steps: int) -> None:
-    """Raise the learning rate; the curve is in ``finder.history``."""
-    with contextlib.suppress(_NotFinite):
-        finder.range_test(
-            _finder_module().TrainDataLoaderIter(batches),  # it accepts no other loaders
-            start_lr=start_lr,
-            end_lr=end_lr,
-            num_iter=num_steps,
-            smooth_f=0,
-            non_blocking_transfer=finder.device.type == "cuda",
-        )
+def _sweep(
+    finder: Any, endless: Any, batches: _Batches, rates: tuple[float, float, int]
+) -> list[float]:
+    """The loss at each step of a sweep, until it diverges."""
+    start_lr, end_lr, num_steps = rates
+    try:
+        with contextlib.suppress(_Diverged):
+            finder.range_test(
+                endless,
+                start_lr=start_lr,
+                end_lr=end_lr,
+                num_iter=num_steps,
+                smooth_f=0,
+                diverge_th=math.nan,  # never
+                non_blocking_transfer=finder.device.type == "cuda",
+            )
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"the memory of {finder.device} does not hold {batches} in the range test; "
+            "lower batch_size, or give lr_max"
+        ) from error
+    return finder.history["loss"]
 
 
 @contextlib.contextmanager
-def _silenced(on_step: Callable[[int, int], None] | None) -> Iterator[None]:
+def _silenced(
+    on_step: Callable[[int, int], None] | None, before: int, total: int
+) -> Iterator[None]:
     """Inside the block torch-lr-finder prints nothing and calls ``on_step`` in place of its bar.
 
     The bar cannot be switched off, and GitHub refuses to show a notebook with its widget.
@@ -232,7 +195,7 @@ def _silenced(on_step: Callable[[int, int], None] | None) -> Iterator[None]:
             yield number
             if on_step is not None:
                 with contextlib.redirect_stdout(stdout):
-                    on_step(number + 1, len(numbers))
+                    on_step(before + number + 1, total)
 
     with (
         mock.patch.object(_finder_module().lr_finder, "tqdm", steps),
@@ -241,15 +204,22 @@ def _silenced(on_step: Callable[[int, int], None] | None) -> Iterator[None]:
         yield
 
 
-class _Sized:
-    """A loader that knows the size of its batches; the first one is checked."""
+class _Batches:
+    """Any loader, each time in a new order, that knows the size of its batches.
+
+    The first batch is checked.
+    """
 
     def __init__(self, loader, check: Callable[[Tensor, Tensor], None]) -> None:
         self.loader = loader
         self.check = check
+        self.epoch = 0
         self.size = None
 
     def __iter__(self) -> Iterator:
+        self.epoch += 1
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(self.epoch, 0)
         for batch in self.loader:
             images, labels = as_pair(batch)
             if self.size is None:
@@ -261,21 +231,27 @@ class _Sized:
         return "a batch" if self.size is None else f"batches of {self.size}"
 
 
-class _NotFinite(Exception):
+class _Diverged(Exception):
     pass
 
 
-class _FiniteLoss(nn.Module):
-    """Ends the sweep at a loss that is not finite; torch-lr-finder would continue."""
+class _UntilDiverged(nn.Module):
+    """Ends a sweep at a loss that is not finite or far above the first ones."""
 
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
         self.criterion = criterion
+        self.first = []
 
     def forward(self, output: Tensor, labels: Tensor) -> Tensor:
         loss = self.criterion(class_scores(output), labels)
-        if not torch.isfinite(loss):
-            raise _NotFinite
+        value = loss.item()
+        if not math.isfinite(value):
+            raise _Diverged
+        if len(self.first) < 3:
+            self.first.append(value)
+        elif value > DIVERGED * max(self.first) > 0:
+            raise _Diverged
         return loss
 
 

@@ -14,7 +14,7 @@ from onecycle import commands
 from onecycle.commands import images, options
 from onecycle.commands.common import command_of, run_command
 from onecycle.errors import DataError, UsageError
-from onecycle.recipe import PRESETS, Recipe
+from onecycle.recipe import PRESETS, Recipe, read_recipe
 from onecycle.training.compute import PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,8 @@ NUMBERS = {
     "--body-rate": (["0.1"], ["-1", "1.1"]),
     "--val-share": (["0.3"], ["0", "1", "nan"]),
     "--finder-steps": (["20"], ["19", "1e2", "-1"]),
-    "--finder-start-lr": (["1e-6"], ["0", "nan", "0.2"]),
+    "--finder-sweeps": (["1"], ["0", "1.5", "x"]),
+    "--finder-start-lr": (["1e-6"], ["0", "nan", "101"]),
     "--finder-end-lr": (["1"], ["101", "inf", "1e-6"]),
     "--lr-ratio": (["10"], ["1", "inf", "nan"]),
     "--beta1": (["0.8"], ["1", "x"]),
@@ -142,7 +143,8 @@ def test_every_field_of_the_recipe_is_an_option():
                  "beta1_at_peak": 0.5, "lr_min": 1e-3, "epochs": 25, "batch_size": 64,
                  "cutout_size_px": 4, "image_size": 64, "resize": "pad", "body_rate": 0.5,
                  "class_weights": "auto", "keep": "best", "mixup": 0.2, "cutmix": 1.0,
-                 "clip_norm": 1.0}.get(field.name)  # fmt: skip
+                 "clip_norm": 1.0, "lr_ratio": 30, "finder_end_lr": 1.5, "finder_sweeps": 2,
+                 "finder_steps": 30}.get(field.name)  # fmt: skip
         if isinstance(field.default, bool):
             words, value = [option], True
         else:
@@ -172,7 +174,7 @@ def test_a_file_comes_after_the_preset_and_before_the_options(tmp_path):
 
 def test_the_recipe_of_a_run_can_be_taken_up_and_its_peak_moves_with_the_epochs():
     file = ROOT / "results" / "cifar10" / "results.json"
-    assert commands.parse(["train", "--recipe", str(file)]).recipe == PRESETS["assignment"]
+    assert commands.parse(["train", "--recipe", str(file)]).recipe == read_recipe(file)
     assert commands.parse(["train", "--recipe", str(file), "--epochs", "12"]).recipe.peak == 2.5
 
 

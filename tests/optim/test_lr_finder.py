@@ -1,3 +1,4 @@
+import contextlib
 import math
 import random
 
@@ -7,34 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from onecycle.errors import UsageError
-from onecycle.optim.lr_finder import find_lr, suggest_lr
+from onecycle.errors import RangeTestError, UsageError
+from onecycle.optim.lr_finder import find_lr
 from onecycle.optim.schedule import one_cycle
-
-
-def curve(diverging_at=1e-2, steps=100):
-    """Falls, stays on a plateau, and climbs from ``diverging_at`` on."""
-    lrs = np.geomspace(1e-5, 0.1, steps)
-    fall = 1.2 / (1 + np.exp(2 * np.log(lrs / 1e-4)))
-    climb = np.maximum(0, np.log(lrs / diverging_at)) ** 2
-    return lrs, 1.7 + fall + climb
-
-
-@pytest.mark.parametrize("ratio", [0.5, 1.0, math.nan])
-def test_a_ratio_that_would_put_lrmin_above_lrmax_is_refused(ratio):
-    with pytest.raises(UsageError, match="must be above 1"):
-        suggest_lr(*curve(), ratio=ratio)
-
-
-@pytest.mark.parametrize("diverging_at", [1e-3, 3e-3, 1e-2, 3e-2])
-def test_suggestion_lies_at_the_end_of_the_plateau(diverging_at):
-    lrs, losses = curve(diverging_at)
-    noisy = losses + np.random.default_rng(0).normal(0, 0.02, len(losses))
-    for values in (losses, noisy):
-        finding = suggest_lr(lrs, values, ratio=25)
-        assert diverging_at / 2 < finding.lr_max < diverging_at * 2
-        assert finding.lr_min == finding.lr_max / 25
-        assert finding.lr_max in finding.lrs
 
 
 def test_range_test_takes_a_loader_that_is_none_of_torchs():
@@ -54,31 +30,6 @@ def test_range_test_takes_a_loader_that_is_none_of_torchs():
         )
         curves.append(finding.losses)
     assert curves[0] == curves[1]
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_follows_a_loss_that_is_not_finite_does_not_count(bad):
-    lrs, losses = curve(3e-3)
-    expected = suggest_lr(lrs[:80], losses[:80])
-    losses[80] = bad
-    losses[81:] = 0.0  # a tempting minimum
-    assert suggest_lr(lrs, losses) == expected
-
-
-@pytest.mark.parametrize(
-    ("losses", "message"),
-    [
-        ([2.0] * 19, "19 finite losses"),
-        ([2.0] * 5 + [math.nan] * 60, "5 finite losses"),
-        ([], "0 finite losses"),
-        ([2.3] * 60, "does not fall"),
-        (list(np.linspace(2.0, 9.0, 60)), "does not fall"),
-        (list(np.linspace(9.0, 2.0, 60)), "has not risen again"),
-    ],
-)
-def test_a_curve_that_says_nothing_gives_a_reason_and_no_rate(losses, message):
-    with pytest.raises(UsageError, match=message):
-        suggest_lr(np.geomspace(1e-5, 1, max(len(losses), 1))[: len(losses)], losses)
 
 
 class Tiny(nn.Module):
@@ -190,19 +141,107 @@ def test_range_test_sweeps_exponentially_from_the_first_to_the_last_rate(capsys)
 
     finding = find_lr(
         model, optimizer, nn.CrossEntropyLoss(), loader,
-        start_lr=1e-4, end_lr=30.0, num_steps=60, on_step=on_step,
+        start_lr=1e-4, end_lr=30.0, num_steps=60, num_sweeps=2, on_step=on_step,
     )  # fmt: skip
     assert capsys.readouterr().out == "a line of the caller's\n" * len(done)
     expected = np.geomspace(1e-4, 30.0, 60)[: len(finding.lrs)]
     np.testing.assert_allclose(finding.lrs, expected, rtol=1e-6)
-    assert done[0] == (1, 60) and len(finding.losses) >= len(done)
+    assert done[0] == (1, 120) and (61, 120) in done and len(done) <= 120
     assert 1e-4 < finding.lr_max < 30
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_ends_the_sweep(bad):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e3])
+def test_a_loss_that_has_diverged_ends_the_sweep(bad):
     model, optimizer, loader = problem()
-    criterion = Scripted(lambda loss: loss * bad, calls=10)
-    with pytest.raises(UsageError, match="the range test has 10 finite losses"):
-        find_lr(model, optimizer, criterion, loader, end_lr=1e-2, num_steps=60)
-    assert criterion.calls == 1  # the first that was not finite
+    criterion = Scripted(lambda loss: loss * bad, calls=8)
+    with pytest.raises(RangeTestError, match="the range test has 8 finite losses in 60 steps"):
+        find_lr(
+            model, optimizer, criterion, loader, end_lr=1e-2, num_steps=60, num_sweeps=1
+        )  # fmt: skip
+    assert criterion.calls == 1  # the first that had
+
+
+def test_a_loss_that_is_many_times_the_minimum_has_not_diverged():
+    """On easy images the minimum is near 0."""
+    model, optimizer, loader = problem()
+    scales = iter([1.0] * 30 + [1e-3] * 5 + [0.5] * 25)
+
+    class Easy(nn.CrossEntropyLoss):
+        def forward(self, output, labels):
+            return super().forward(output, labels) * next(scales)
+
+    options = {"start_lr": 1e-9, "end_lr": 1e-8, "num_steps": 60, "num_sweeps": 1}
+    with pytest.raises(RangeTestError) as error:
+        find_lr(model, optimizer, Easy(), loader, **options)
+    assert len(error.value.finding.losses) == 60
+
+
+def test_each_sweep_begins_anew_on_other_batches():
+    model, optimizer, loader = problem()
+
+    class Numbered:
+        """Two batches per epoch, of which the first images tell the epoch."""
+
+        epochs = []
+
+        def set_epoch(self, epoch, start):
+            self.epochs.append((epoch, start))
+
+        def __iter__(self):
+            yield from list(loader)[:2]
+
+    class Noted(nn.CrossEntropyLoss):
+        taken = []
+
+        def forward(self, output, labels):
+            self.taken.append(labels.tolist())
+            return super().forward(output, labels)
+
+    with contextlib.suppress(RangeTestError):
+        find_lr(model, optimizer, Noted(), Numbered(), num_steps=20, num_sweeps=2)
+    assert Numbered.epochs == [(number, 0) for number in range(1, 21)]
+    assert Noted.taken[0] != Noted.taken[20]
+
+    class Constant(Numbered):
+        def __iter__(self):
+            while True:
+                yield torch.ones(4, 3, 2, 2), torch.arange(4) % 3
+
+    model.layers[4].p = 0.0  # no random numbers
+    curves = []
+    for sweeps in (1, 3):
+        with pytest.raises(RangeTestError) as error:
+            find_lr(
+                model, optimizer, nn.CrossEntropyLoss(), Constant(), num_steps=20,
+                num_sweeps=sweeps, end_lr=1e-4,
+            )  # fmt: skip
+        curves.append(error.value.finding.losses)
+    assert curves[1] == pytest.approx(curves[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "end", "safe"), [(torch.optim.SGD, 10, "0.1"), (torch.optim.Adam, 0.1, "0.002")]
+)
+def test_the_optimizer_decides_where_the_sweep_ends_and_what_is_safe(make, end, safe):
+    model, _, loader = problem()
+    optimizer, criterion = make(model.parameters(), lr=1.0), Scripted(lambda loss: loss * 0 + 1, 3)
+    with pytest.raises(
+        RangeTestError, match=f"lr_max .{safe} is safe with {make.__name__}"
+    ) as error:
+        find_lr(model, optimizer, criterion, loader, num_steps=20)
+    assert error.value.finding.lrs[-1] == pytest.approx(end)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    model, _, loader = problem()
+    optimizer = torch.optim.Adam(Tiny().parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="holds none of the model's trainable parameters"):
+        find_lr(model, optimizer, nn.CrossEntropyLoss(), loader)
+
+
+def test_a_sweep_that_would_not_rise_and_none_at_all_are_refused():
+    model, optimizer, loader = problem()
+    with pytest.raises(UsageError, match="num_sweeps is 0; it must be 1 or more"):
+        find_lr(model, optimizer, nn.CrossEntropyLoss(), loader, num_sweeps=0)
+    with pytest.raises(UsageError, match=r"start_lr is 5; .* below end_lr \(0.1\)"):
+        find_lr(model, optimizer, nn.CrossEntropyLoss(), loader, start_lr=5)

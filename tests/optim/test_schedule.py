@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from onecycle.errors import UsageError
-from onecycle.optim.lr_finder import LRFinding
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.optim.schedule import one_cycle
 from onecycle.recipe import Recipe
 from onecycle.run_parts import one_cycle_of

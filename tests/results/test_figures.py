@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.metrics import confusion_matrix
 
 from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD, ImageDataset
-from onecycle.optim.lr_finder import LRFinding
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.results.evaluation import evaluate_predictions
 from onecycle.results.figures.confusion import plot_confusion_matrix
@@ -312,7 +312,7 @@ def test_range_test_shows_every_loss_on_a_logarithmic_axis():
     (axes,) = draw_lr_finder(lrs, losses, smoothed).axes
     assert axes.get_xscale() == "log"
     curves = lines(axes)
-    for name, values in (("loss of the batch", losses), ("smoothed loss", smoothed)):
+    for name, values in (("loss", losses), ("smoothed loss", smoothed)):
         assert list(curves[name].get_xdata()) == lrs
         assert list(curves[name].get_ydata()) == values
 
@@ -325,6 +325,14 @@ def test_range_test_marks_exactly_the_chosen_rates_and_tells_the_rule():
     assert set(marks["LRMIN"].get_xdata()) == {0.000617}
     assert {"LRMAX = 0.0123", "LRMIN = 0.000617"} <= set(legend(axes))
     assert "half of it; see there" in [text.replace("\n", " ") for text in words(figure)]
+
+
+def test_a_range_test_that_found_no_rate_shows_its_curve_and_the_reason():
+    lrs, losses = sweep(40)
+    found = LRFinding(lrs, losses, losses, None, None, "the loss does not fall")
+    figure = plot_lr_finder(found, source=SOURCE)
+    assert legend(figure.axes[0]) == ["loss", "smoothed loss"]
+    assert "the loss does not fall" in words(figure)
 
 
 def test_legend_of_the_range_test_lies_on_none_of_its_lines():

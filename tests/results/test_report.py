@@ -217,7 +217,7 @@ def test_charts_tell_every_epoch_and_thin_the_steps_but_for_first_and_last(page)
         "step 0: learning rate 0.001", "step 999: learning rate 1",
     )  # fmt: skip
     x, text, _ = charts["Range test, by learning rate"][0]
-    assert x == 0 and text == "learning rate 1e-05: batch 2.000, smoothed 2.000 nats"
+    assert x == 0 and text == "learning rate 1e-05: loss 2.000, smoothed 2.000 nats"
 
 
 def test_epochs_on_an_axis_are_whole():

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from onecycle.data.dataset import ImageDataset
-from onecycle.optim.lr_finder import LRFinding
+from onecycle.optim.lr_rule import LRFinding
 from onecycle.records import EpochRecord, History
 from onecycle.results.figures.style import (
     LABEL_SIZE,
@@ -116,7 +116,7 @@ def plot_lr_finder(found: LRFinding, *, source: str) -> Figure:
     """The loss of a range test against the learning rate, with the chosen rates and their rule.
 
     Args:
-        found: by the range test; it has no losses if LRMAX was given.
+        found: by the range test; it has no losses if LRMAX was given, and no rates if it found none.
         source: where the images come from.
     """
     figure = new_figure("Learning-rate range test", source, 10, 5.5)
@@ -124,7 +124,7 @@ def plot_lr_finder(found: LRFinding, *, source: str) -> Figure:
     if not np.isfinite(losses).any():
         return no_data(figure)
     axes = figure.subplots()
-    axes.plot(lrs, losses, ".", color=QUIET_COLOUR, markersize=6, label="loss of the batch")
+    axes.plot(lrs, losses, ".", color=QUIET_COLOUR, markersize=6, label="loss")
     axes.plot(lrs, smoothed, color=TRAIN_COLOUR, linewidth=2.5, label="smoothed loss")
     axes.set_xscale("log")
     axes.set_xlim(lrs[0] / 1.2, lrs[-1] * 1.2)  # LRMIN may be far outside
@@ -132,6 +132,8 @@ def plot_lr_finder(found: LRFinding, *, source: str) -> Figure:
         (found.lr_min, "LRMIN", MARK_COLOUR),
         (found.lr_max, "LRMAX", TEST_COLOUR),
     ):
+        if rate is None:
+            continue
         said = f"{name} = {rate:.3g}"
         if rate < lrs[0] / 1.2:
             said = f"{said} (left of the axis)"

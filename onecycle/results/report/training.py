@@ -57,10 +57,10 @@ def learning_rate(rates: Mapping, steps: Sequence[Any]) -> str:
         spread = (first - low) or 1
         shown = rates["lrs"][0], rates["lrs"][-1]
         series = (
-            Series("loss of a batch", rates["lrs"], rates["losses"], "quiet", "dots"),
+            Series("loss", rates["lrs"], rates["losses"], "quiet", "dots"),
             Series("smoothed", rates["lrs"], rates["smoothed"]),
         )
-        texts = [f"learning rate {x:.3g}: batch {y:.3f}, smoothed {s:.3f} nats"
+        texts = [f"learning rate {x:.3g}: loss {y:.3f}, smoothed {s:.3f} nats"
                  for x, y, s in zip(rates["lrs"], rates["losses"], rates["smoothed"])]  # fmt: skip
         charts.append(
             chart("Range test", series, texts, x=Axis("learning rate", shown, "log"),
