@@ -122,6 +122,14 @@ def render_range_test(file: Path = CPU / "range_test.json") -> str:
     return f"{machine_of(result)}\n\n{TABLES['range_test'](result)}"
 
 
+def render_small_sets(file: Path = CPU / "small_sets.json") -> str:
+    """Markdown: small sets of pictures from both starts; what is not measured has its command."""
+    result = load(file)
+    if result is None:
+        return "Not yet measured: `benchmarks/small_sets.py`."
+    return f"{machine_of(result)}\n\n{TABLES['small_sets'](result)}"
+
+
 def _say_step(result: dict[str, Any]) -> str:
     summary = result["summary"]
     if "fastest_loop" not in summary:

@@ -153,6 +153,20 @@ def render_range_test(result: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def render_small_sets(result: dict[str, Any]) -> str:
+    rows = []
+    for row in result["summary"].values():
+        found = row["accuracy"]
+        rows.append([
+            f"{row['set']}: {row['train']} + {row['held_out']}", row["variant"], row["epochs"],
+            found["count"], f"{found['mean']:.1%}", f"{found['least']:.1%} to {found['most']:.1%}",
+            f"{row['seconds']['mean']:.0f}",
+        ])  # fmt: skip
+    head = ["images to train on + held out", "start and settings", "epochs", "seeds",
+            "accuracy, mean", "range", "seconds"]  # fmt: skip
+    return table(head, rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "input": render_input,
     "step": render_step,
@@ -161,6 +175,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": render_accuracy,
     "references": render_references,
     "range_test": render_range_test,
+    "small_sets": render_small_sets,
 }
 
 

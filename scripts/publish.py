@@ -214,6 +214,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "faults": lambda: render_faults(FAULTS),
     "benchmarks": render.render_benchmarks,
     "range_test": render.render_range_test,
+    "small_sets": render.render_small_sets,
 }
 
 
