@@ -16,7 +16,8 @@ from onecycle.modules import model_summary
 from onecycle.optim.lr_finder import find_lr
 from onecycle.optim.schedule import one_cycle
 from onecycle.training.compute import set_seed, to_device
-from onecycle.training.loop import evaluate, fit, predict
+from onecycle.training.inference import evaluate, predict
+from onecycle.training.loop import fit
 
 __all__ = [
     "evaluate", "find_lr", "fit", "get_stats", "model_summary", "one_cycle", "predict", "set_seed",

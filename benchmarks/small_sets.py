@@ -37,6 +37,7 @@ from onecycle.data.pictures import resize_images
 from onecycle.results.networks import find_model
 
 DIGITS = 240
+WATCHED = 48
 PETS = ("cat", "dog")
 
 
@@ -77,19 +78,29 @@ def measure(
     data: Images, recipe: Recipe, start: str, model: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One run of a variant."""
+    train, held_out = data
+    few = held_out.sample(min(len(held_out), WATCHED))  # after each epoch; in the end all
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        run = Run(folder, data, find_model(model), recipe, init=start, device=args.device,
+        run = Run(folder, (train, few), find_model(model), recipe, init=start, device=args.device,
                   precision=args.precision, compile=args.compile)  # fmt: skip
         found = {"lr_max": run.find_lr().lr_max, "rule": run.find_lr().rule,
                  "finder_seconds": time.perf_counter() - begin}  # fmt: skip
         history = run.fit()
         found |= {
-            "accuracy": run.evaluate().accuracy, "seconds": time.perf_counter() - begin,
+            "seconds": time.perf_counter() - begin,
+            "accuracy": right(run, held_out), "right_of_few": run.evaluate().accuracy,
             "train_accuracy": history.epochs[-1].train_accuracy,
             "epochs": run.recipe.epochs, "batch_size": run.recipe.batch_size,
         }  # fmt: skip
     return found
+
+
+def right(run: Run, images: ImageDataset) -> float:
+    """The share of images that the network is right on, 0..1."""
+    found = run.predict(list(images.data), top=1)
+    labels = [images.classes[label] for label in images.targets]
+    return float(np.mean([best.label == label for (best,), label in zip(found, labels)]))
 
 
 def main(argv: Sequence[str] | None) -> None:

@@ -22,7 +22,8 @@ from onecycle.records import History
 from onecycle.run import Run
 from onecycle.run_parts import choose_rates, one_cycle_of, range_test
 from onecycle.training.compute import Compute, set_seed
-from onecycle.training.loop import fit, predict
+from onecycle.training.inference import predict
+from onecycle.training.loop import fit
 from transformation import get_train_aug_transform
 
 KINDS = ("batched", "albumentations")

@@ -58,7 +58,8 @@ from onecycle.run_start import check_images, fit_to_images, no_images, start_fro
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute, set_seed, tune_process
 from onecycle.training.group import Group
-from onecycle.training.loop import fit, predict
+from onecycle.training.inference import predict
+from onecycle.training.loop import fit
 from onecycle.training.progress import TrainingLog, Watched
 from onecycle.training.signals import catch_signals
 from onecycle.training.stepping import is_per_epoch

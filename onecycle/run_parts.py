@@ -26,10 +26,11 @@ from onecycle.results.evaluation import Evaluation
 from onecycle.results.folder import own_folder
 from onecycle.results.report.words import kept_words
 from onecycle.run_folder import describe_run
+from onecycle.run_start import START_LR
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
 from onecycle.training.criterion import WeightedCrossEntropy
-from onecycle.training.loop import evaluate
+from onecycle.training.inference import evaluate
 from onecycle.training.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -176,10 +177,15 @@ def new_rates(run: Run) -> dict[str, Any]:
 
 
 def _find_rates(run: Run) -> LRFinding:
-    if run.recipe.lr_max is not None:
-        return choose_rates(run.recipe, None)
+    recipe = run.recipe
+    if recipe.lr_max is not None:
+        return choose_rates(recipe, None)
+    is_asked = recipe.finder_steps is not None or recipe.finder_sweeps is not None
+    if run.start is not None and "optimizer" not in run.given and not is_asked:
+        rule = f"LRMAX is {START_LR:g}, which suits a network that starts from weights"
+        return choose_rates(recipe, LRFinding([], [], [], START_LR, None, rule))
     with progress_bar("range test") as on_step:
-        return choose_rates(run.recipe, range_test(run, on_step))
+        return choose_rates(recipe, range_test(run, on_step))
 
 
 def range_test(run: Run, on_step: Callable[[int, int], None] | None = None) -> LRFinding:
@@ -231,7 +237,7 @@ def finder_plan(recipe: Recipe, num_images: int) -> tuple[int, int]:
 
 
 def choose_rates(recipe: Recipe, found: LRFinding | None) -> LRFinding:
-    """LRMAX and LRMIN with their rule: what the recipe gives, else what the range test found."""
+    """LRMAX and LRMIN with their rule: what the recipe gives, else what was found."""
     if found is None:
         found = LRFinding([], [], [], recipe.lr_max, None, "LRMAX is given")
     lr_min, rule = recipe.lr_min, "LRMIN is given"

@@ -18,6 +18,9 @@ from onecycle.recipe import Recipe
 from onecycle.results.weights import PUBLISHED, WeightsFile, load_weights
 
 NO_IMAGES = "no images"
+START_LR = 0.004
+"""LRMAX for a network that starts from weights, with Adam. A range test would measure how fast the
+new last layer learns. Chosen on held-out pictures (benchmarks/results/small_sets.json)."""
 LEAST_STEPS = 8
 """Steps per epoch that a chosen batch size leaves at least."""
 

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from onecycle.errors import DataError, UsageError
 from onecycle.optim.lr_finder import find_lr
 from onecycle.results.pictures import predict_pictures
-from onecycle.training.loop import evaluate, fit, predict
+from onecycle.training.inference import evaluate, predict
+from onecycle.training.loop import fit
 
 CLASSES = 4
 Pair = namedtuple("Pair", "logits aux")

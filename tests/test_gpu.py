@@ -24,7 +24,7 @@ from onecycle.data.augmentation import (
 from onecycle.data.loaders import ResidentLoader
 from onecycle.errors import DivergedError, UsageError
 from onecycle.training.compute import Compute, get_compile_mode, set_seed, to_device
-from onecycle.training.loop import predict
+from onecycle.training.inference import predict
 from onecycle.training.meter import READ_EVERY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")

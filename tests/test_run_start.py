@@ -18,7 +18,7 @@ from onecycle.modules import last_layer
 from onecycle.optim.adam import get_optimizer
 from onecycle.results.networks import find_model
 from onecycle.results.weights import PUBLISHED, load_weights, save_weights
-from onecycle.run_start import fit_to_images
+from onecycle.run_start import START_LR, fit_to_images
 
 HERE = {"device": "cpu", "precision": "float32"}
 QUICK = Recipe(epochs=2, lr_max=0.001, batch_size=8)
@@ -93,6 +93,16 @@ def test_own_pictures_start_from_the_published_weights_and_say_so(pictures, tmp_
     assert plain.start is None and plain.train.mean != published.mean
     assert not any("starts from" in line for line in plain.notes)
     assert run.identity != plain.identity
+
+
+def test_a_start_needs_no_range_test_unless_it_is_asked_for(pictures, tmp_path):
+    data, open_rate = load_folder(pictures), dataclasses.replace(QUICK, lr_max=None)
+    found = Run(tmp_path / "a", data, CustomResNet, open_rate, **HERE).find_lr()
+    assert found.lr_max == START_LR and found.lrs == [] and "starts from weights" in found.rule
+    asked = dataclasses.replace(open_rate, finder_steps=20)
+    assert len(Run(tmp_path / "b", data, CustomResNet, asked, **HERE).find_lr().lrs) == 20
+    given = Run(tmp_path / "c", data, CustomResNet, QUICK, **HERE).find_lr()
+    assert given.lr_max == QUICK.lr_max
 
 
 def test_others_start_from_nothing_unless_it_is_asked_for(pictures, tmp_path):

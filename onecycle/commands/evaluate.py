@@ -116,7 +116,7 @@ def evaluate(
     from onecycle.results.folder import write_evaluation
     from onecycle.results.grad_cam import explain_errors
     from onecycle.results.report import build_report
-    from onecycle.training.loop import predict
+    from onecycle.training.inference import predict
     from onecycle.training.progress import Watched
 
     device = compute.device

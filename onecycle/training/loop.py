@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from onecycle.checks import (
     as_pair,
-    check_finite,
     check_first_batch,
-    check_labels,
     check_last_batch,
     check_optimizer,
 )
 from onecycle.errors import DivergedError, UsageError
-from onecycle.modules import eval_mode
-from onecycle.outputs import Classifier, names_images
-from onecycle.records import EpochRecord, History, Predictions, StepRecord
+from onecycle.outputs import names_images
+from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute
+from onecycle.training.inference import (
+    Stopped,
+    compute_for,
+    log_probabilities,
+    loss_and_accuracy,
+    never,
+)
 from onecycle.training.meter import Meter, not_saved
 from onecycle.training.step import Step
 from onecycle.training.stepping import check_begin, check_scheduler, is_per_epoch, replace_infinity
@@ -47,11 +50,6 @@ class Callback(Protocol):
 
     def on_epoch(self, record: EpochRecord) -> None:
         """Called after each epoch and its evaluation."""
-
-
-def never() -> bool:
-    """Always False: a training that nothing stops."""
-    return False
 
 
 def fit(
@@ -111,7 +109,7 @@ def fit(
         UsageError: the arguments do not fit together; the first batch is none that the network can
             be trained on, and no weight has changed; or a batch does not fit the GPU's memory.
     """
-    compute = _compute_for(model, compute)
+    compute = compute_for(model, compute)
     check_optimizer(model, optimizer, criterion)
     _check_arguments(train_loader, checkpoint, callbacks)
     if kept is not None and kept.keep == "best" and test_loader is None:
@@ -145,10 +143,6 @@ def _check_arguments(train_loader, checkpoint, callbacks) -> None:
     for callback in callbacks:
         if not (hasattr(callback, "on_step") or hasattr(callback, "on_epoch")):
             raise UsageError(f"the callback {callback!r} has neither on_step nor on_epoch")
-
-
-class _Stopped(Exception):
-    """The training ends here, at a place where it can resume."""
 
 
 class _Training:
@@ -186,7 +180,7 @@ class _Training:
                 self._train_epoch()
                 if self._end_epoch():
                     break
-        except _Stopped:
+        except Stopped:
             self._save(now=True)
         except torch.OutOfMemoryError as error:
             batch = "a batch" if self.batch_size is None else f"batches of {self.batch_size}"
@@ -241,7 +235,7 @@ class _Training:
         is_stopping = self.meter.read(epoch, self.stop())
         self._call("on_step", epoch, self.history.steps[-1], self.meter.accuracy)
         if is_stopping:
-            raise _Stopped
+            raise Stopped
         self._save()
 
     def _end_epoch(self) -> bool:
@@ -269,11 +263,11 @@ class _Training:
         if self.test_loader is None:
             return None, None
         try:
-            return _loss_and_accuracy(
-                *_log_probabilities(self.step.model, self.test_loader, self.compute, stop=self.stop)
+            return loss_and_accuracy(
+                *log_probabilities(self.step.model, self.test_loader, self.compute, stop=self.stop)
             )
         except KeyboardInterrupt:
-            raise _Stopped from None
+            raise Stopped from None
 
     def _save(self, **when: bool) -> bool:
         """Whether it was saved."""
@@ -288,110 +282,4 @@ class _Training:
                 if hasattr(callback, name):
                     getattr(callback, name)(*values)
         except KeyboardInterrupt:
-            raise _Stopped from None
-
-
-def evaluate(
-    model: nn.Module, loader: DataLoader, *, compute: Compute | None = None
-) -> tuple[float, float]:
-    """Mean loss and accuracy of a network.
-
-    Args:
-        model: see :func:`predict`.
-        loader: batches of images and labels.
-        compute: device, precision and group; None: the model's device, float32.
-
-    Returns:
-        Mean cross-entropy per image, in nats, and accuracy, 0..1, over all images of ``loader``.
-
-    Raises:
-        DataError: an image of the first batch is not finite.
-        UsageError: the loader has no image, the network does not take its images, or the labels are
-            not its classes.
-    """
-    compute = _compute_for(model, compute)
-    return _loss_and_accuracy(*_log_probabilities(model, loader, compute))
-
-
-def predict(
-    model: nn.Module,
-    loader: DataLoader,
-    *,
-    compute: Compute | None = None,
-    mirrored: bool = False,
-) -> Predictions:
-    """Probabilities of every class for all images.
-
-    Args:
-        model: (N, 3, H, W) -> (N, K) logits, log-probabilities or probabilities, or a dictionary or
-            an object with ``logits``; on its device; it keeps its mode.
-        loader: batches of images and labels, in a fixed order.
-        compute: device, precision and the group that shares the images; None: the model's device,
-            float32.
-        mirrored: predict from each image and its mirror image as well (flip TTA), see
-            ``Predictions.mirrored``.
-
-    Returns:
-        Probabilities, (N, K), and labels, (N,), in the order of ``loader``.
-
-    Raises:
-        DataError: an image of the first batch is not finite.
-        UsageError: the network does not take the images, or gives something else.
-    """
-    compute = _compute_for(model, compute)
-    views, labels = _log_probabilities(model, loader, compute, mirrored=mirrored)
-    both = F.softmax(views.mean(0), dim=1).numpy() if mirrored else None
-    return Predictions(views[0].exp().numpy(), labels.numpy(), both)
-
-
-def _compute_for(model: nn.Module, compute: Compute | None) -> Compute:
-    own = Compute.of(model)
-    if compute is not None and compute.device.type != own.device.type:
-        raise UsageError(
-            f"the model is on {own.device} and compute.device is {compute.device}; "
-            "call compute.place_model(model) before you make the optimizer"
-        )
-    return compute or own
-
-
-@torch.no_grad()
-def _log_probabilities(
-    model: nn.Module,
-    loader: Any,
-    compute: Compute,
-    *,
-    mirrored: bool = False,
-    stop: Callable[[], bool] = never,
-) -> tuple[Tensor, Tensor]:
-    """(V, N, K) float32 log-probabilities and (N,) labels of all images, on the CPU.
-
-    V is 1, or 2 with the mirror images.
-    """
-    group, outputs, targets = compute.group, [], []
-    scores_of = Classifier(model)
-    with eval_mode(model):
-        for batch in loader:
-            images, labels = as_pair(batch)
-            images = compute.place(images)
-            if not outputs:
-                check_finite(images)
-            views = (images, images.flip(3)) if mirrored else (images,)
-            with compute.autocast():
-                outputs.append(torch.cat([scores_of(view) for view in views], dim=1))
-            targets.append(labels)
-            if group.world_size == 1 and stop():
-                raise _Stopped
-    if not outputs:  # a process of a group may have no share
-        outputs, targets = [torch.empty(0, 1 + mirrored)], [torch.empty(0, dtype=torch.int64)]
-    outputs, targets = group.gather(torch.cat(outputs), torch.cat(targets), loader)
-    views = torch.stack(outputs.cpu().chunk(1 + mirrored, dim=1))
-    return F.log_softmax(views, dim=2), targets.cpu()
-
-
-def _loss_and_accuracy(views: Tensor, labels: Tensor) -> tuple[float, float]:
-    if not len(labels):
-        raise UsageError("there is no image to evaluate on: the loader gives no batch")
-    check_labels(labels, views.shape[2])
-    log_probabilities = views[0].double()
-    loss = F.nll_loss(log_probabilities, labels).item()
-    return loss, (log_probabilities.argmax(1) == labels).double().mean().item()
+            raise Stopped from None

@@ -11,7 +11,7 @@ from onecycle.data.augmentation import CIFAR10_MEAN, CIFAR10_STD
 from onecycle.data.cifar10 import CIFAR10_CLASSES, load_cifar10
 from onecycle.data.dataset import get_stats
 from onecycle.data.loaders import get_loader
-from onecycle.training.loop import evaluate
+from onecycle.training.inference import evaluate
 from transformation import get_test_aug_transform
 
 ROOT = Path(__file__).resolve().parents[2]

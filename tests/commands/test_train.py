@@ -15,7 +15,7 @@ from onecycle.data.loaders import get_loader
 from onecycle.errors import CheckpointError
 from onecycle.training.compute import Compute
 from onecycle.training.group import Group
-from onecycle.training.loop import evaluate
+from onecycle.training.inference import evaluate
 from transformation import get_test_aug_transform
 
 SMALL = [

@@ -25,7 +25,8 @@ from onecycle.optim.muon import (
 from onecycle.optim.schedule import one_cycle
 from onecycle.recipe import PRESETS
 from onecycle.training.compute import set_seed
-from onecycle.training.loop import evaluate, fit
+from onecycle.training.inference import evaluate
+from onecycle.training.loop import fit
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -15,7 +15,8 @@ from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
 from onecycle.training.criterion import WeightedCrossEntropy
 from onecycle.training.group import Group, join_group
-from onecycle.training.loop import fit, predict
+from onecycle.training.inference import predict
+from onecycle.training.loop import fit
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,8 @@ from onecycle.errors import DivergedError, UsageError
 from onecycle.optim.adam import get_optimizer
 from onecycle.records import History
 from onecycle.training.compute import Compute
-from onecycle.training.loop import evaluate, fit, predict
+from onecycle.training.inference import evaluate, predict
+from onecycle.training.loop import fit
 from onecycle.training.meter import Meter
 
 
