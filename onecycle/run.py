@@ -46,15 +46,23 @@ from onecycle.run_folder import (
 from onecycle.run_parts import (
     OPTIMIZERS,
     accuracy_of_average,
+    check_step_scheduler,
     log_accuracy,
     make_criterion,
     make_extras,
     make_loader,
-    name_of,
+    names_of,
     new_rates,
     one_cycle_of,
 )
-from onecycle.run_start import check_images, fit_to_images, no_images, start_from_weights
+from onecycle.run_start import (
+    check_images,
+    check_steps,
+    fit_to_images,
+    in_words,
+    no_images,
+    start_from_weights,
+)
 from onecycle.training.checkpoint import Checkpoint
 from onecycle.training.compute import Compute, set_seed, tune_process
 from onecycle.training.group import Group
@@ -62,7 +70,6 @@ from onecycle.training.inference import predict
 from onecycle.training.loop import fit
 from onecycle.training.progress import TrainingLog, Watched
 from onecycle.training.signals import catch_signals
-from onecycle.training.stepping import is_per_epoch
 
 MakeModel = Callable[[int], nn.Module]
 MakeOptimizer = Callable[[nn.Module, Recipe], Optimizer]
@@ -143,11 +150,7 @@ class Run:
         self.augment, self.workers = augment, workers
         self._make_scheduler, self._scheduler = scheduler or one_cycle_of, None
         self.step_scheduler = step_scheduler
-        if is_per_epoch(None, step_scheduler) and scheduler is None:
-            raise UsageError(
-                "step_scheduler is 'epoch', and the recipe's one cycle is stepped after every batch: "
-                "give a scheduler, or leave it out"
-            )
+        check_step_scheduler(scheduler, step_scheduler)
         self._finding: LRFinding | None = None
         self.refused: LRFinding | None = None  # a range test's curve that says nothing
         self._evaluation: Evaluation | None = None
@@ -155,13 +158,10 @@ class Run:
         self._finished = False
         own = {"name": one_line(name or ""), "author": one_line(author or "")}
         self.origin = {key: value for key, value in own.items() if value}
-        given = {
-            "model": model, "optimizer": optimizer, "criterion": criterion, "augment": augment,
-            "scheduler": scheduler,
-        }  # fmt: skip
-        self.given = {name: name_of(value) for name, value in given.items() if value is not None}
-        if step_scheduler != "batch":
-            self.given["step_scheduler"] = step_scheduler
+        self.given = names_of(
+            model=model, optimizer=optimizer, criterion=criterion, augment=augment,
+            scheduler=scheduler, step_scheduler=None if step_scheduler == "batch" else step_scheduler,
+        )  # fmt: skip
         tune_process()
         set_seed(recipe.seed)
         criterion = make_criterion(recipe, self.train, criterion)
@@ -169,28 +169,20 @@ class Run:
         network = model if isinstance(model, nn.Module) else model(len(self.train.classes))
         self.start = start_from_weights(network, init, self.train, recipe)
         if self.start is not None:
+            reasons.append(in_words(self.start))
             if augment is None:  # else it normalises as it likes, and so must the test images
                 self.train = self.train.with_stats(self.start.mean, self.start.std)
-            reasons.append(
-                f"the network starts from {self.start.file.name}, trained on {self.start.source}; "
-                'init="none" (--init none) starts from random weights'
-            )
         self.notes = [*self.train.notes, *reasons]
         self.train_loader = self.loader(train=True, shared=True)
         self.test_loader = self.loader(train=False, shared=True)
-        self.total_steps = recipe.epochs * len(self.train_loader)
-        if self.total_steps < 3:
-            raise UsageError(
-                f"only {self.total_steps} steps in all, and the schedule needs at least 3; "
-                "raise epochs or lower batch_size"
-            )
+        self.total_steps = check_steps(recipe.epochs * len(self.train_loader))
         self.model = self.compute.place_model(network)
         freeze_idle_biases(self.model)
-        if optimizer is None:
+        if optimizer is not None:
+            self.optimizer = optimizer(self.model, recipe)
+        else:
             own = OPTIMIZERS[recipe.optimizer]
             self.optimizer = own(self.model, recipe, self.train, self.compute)
-        else:
-            self.optimizer = optimizer(self.model, recipe)
         self.extras = make_extras(recipe, self.model)
         stream = None if self.is_first else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self.log = TrainingLog(

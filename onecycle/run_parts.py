@@ -32,6 +32,7 @@ from onecycle.training.compute import Compute
 from onecycle.training.criterion import WeightedCrossEntropy
 from onecycle.training.inference import evaluate
 from onecycle.training.progress import progress_bar
+from onecycle.training.stepping import is_per_epoch
 
 if TYPE_CHECKING:
     from onecycle.run import Run
@@ -289,8 +290,28 @@ def one_cycle_of(
     )
 
 
+def check_step_scheduler(scheduler: Callable | None, step_scheduler: str) -> None:
+    """Refuse the recipe's own schedule, which is one of steps, if it is to be stepped per epoch.
+
+    Raises:
+        UsageError: as said, or ``step_scheduler`` is none of its words.
+    """
+    if is_per_epoch(None, step_scheduler) and scheduler is None:
+        raise UsageError(
+            "step_scheduler is 'epoch', and the recipe's one cycle is stepped after every batch: "
+            "give a scheduler, or leave it out"
+        )
+
+
+def names_of(**given: Any) -> dict[str, str]:
+    """What is given in place of the recipe's parts, by name; what is None is left out."""
+    return {part: name_of(value) for part, value in given.items() if value is not None}
+
+
 def name_of(given: Any) -> str:
     """What a network, a function or an augmentation is called where its name must do."""
+    if isinstance(given, str):
+        return given
     if hasattr(given, "__name__"):  # a class or a function
         return given.__name__
     package = type(given).__module__.partition(".")[0]

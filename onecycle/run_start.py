@@ -139,6 +139,28 @@ def start_from_weights(
     return None
 
 
+def in_words(start: WeightsFile) -> str:
+    """What a network starts from, for the log."""
+    return (
+        f"the network starts from {start.file.name}, trained on {start.source}; "
+        'init="none" (--init none) starts from random weights'
+    )
+
+
+def check_steps(total: int) -> int:
+    """The steps of a training, if its schedule can have so few.
+
+    Raises:
+        UsageError: they are fewer than 3.
+    """
+    if total < 3:
+        raise UsageError(
+            f"only {total} steps in all, and the schedule needs at least 3; "
+            "raise epochs or lower batch_size"
+        )
+    return total
+
+
 def _published_helps(images: ImageDataset, recipe: Recipe) -> bool:
     own_pictures = images.files is not None and not images.source.startswith("CIFAR-10")
     is_there = PUBLISHED.exists() and importlib.util.find_spec("safetensors") is not None

@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.commands.common import TERMINATED
 from onecycle.commands.options import add_model, check_weights
 from onecycle.commands.predict import WEIGHTS_FILE
 from onecycle.errors import DataError, StorageError, UsageError
@@ -98,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
         while not signals.stop():
             time.sleep(0.2)
         page.close(verbose=False)
-    return TERMINATED if signals.received == signal.SIGTERM else 0
+    return 128 + signal.SIGTERM if signals.received == signal.SIGTERM else 0
 
 
 def free_port(start: int) -> int:

@@ -8,13 +8,13 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from onecycle.errors import RunError, StorageError, UsageError
 
 INTERRUPTED = 130
-TERMINATED = 143
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,6 +76,50 @@ def check_output(file: Path, force: bool, *, inputs: Sequence[str | os.PathLike]
         raise StorageError(f"cannot write {file}: {error.strerror}") from error
 
 
+class _Spared:
+    """A standard stream that work does not depend on: after a write that fails it is silent."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:  # its reader is gone, or its disk is full
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if self._stream is not sys.__stderr__:
+                reason = error.strerror or error
+                say(f"nothing more is shown, standard output cannot be written: {reason}")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _spared_streams() -> Iterator[None]:
+    """Inside the block nothing ends because what it prints cannot be written."""
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names in scripts that it cannot write
+    sys.stdout, sys.stderr = (stream and _Spared(stream) for stream in before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
 def run_command(run: Callable[[], int | None], *, kept: str | Callable[[], str]) -> int:
     """Run a program; an error is one line and an exit code, not a traceback.
 
@@ -86,19 +130,12 @@ def run_command(run: Callable[[], int | None], *, kept: str | Callable[[], str])
     Returns:
         The exit code.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names in scripts that it cannot write
-    try:
-        return run() or 0
-    except RunError as error:
-        complain(error)
-        return error.exit_code
-    except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # Python would flush it once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        complain(f"standard output was closed; {kept if isinstance(kept, str) else kept()}")
-        return StorageError.exit_code
-    except KeyboardInterrupt:
-        complain(f"interrupted; {kept if isinstance(kept, str) else kept()}")
-        return INTERRUPTED
+    with _spared_streams():
+        try:
+            return run() or 0
+        except RunError as error:
+            complain(error)
+            return error.exit_code
+        except KeyboardInterrupt:
+            complain(f"interrupted; {kept if isinstance(kept, str) else kept()}")
+            return INTERRUPTED

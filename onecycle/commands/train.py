@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import INTERRUPTED, TERMINATED, say
+from onecycle.commands.common import say
 from onecycle.commands.options import (
     add_compute,
     add_data,
@@ -245,4 +245,4 @@ def tell_how_to_resume(run: Run, args: argparse.Namespace) -> int:
         f"steps; resume with the same command and --out "
         f"{shlex.quote(str(args.named_out))}{without}"
     )
-    return TERMINATED if run.stopped_by == signal.SIGTERM else INTERRUPTED
+    return 128 + (run.stopped_by or signal.SIGINT)

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM as a request to stop, which a loop checks between two steps."""
+"""Ctrl-C, SIGTERM and their like as a request to stop, which a loop checks between two steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+
+STOPPING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")
+    if hasattr(signal, name)  # Windows has the first two
+)
+"""A closed terminal sends SIGHUP; batch systems warn with SIGUSR1 or SIGXCPU."""
 
 
 class Signals:
@@ -30,9 +37,9 @@ class Signals:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Inside the block, the first SIGINT or SIGTERM is only recorded; a second one ends at once.
+    """Inside the block, the first signal of ``STOPPING`` is only recorded; a second one ends at once.
 
-    A second SIGINT raises KeyboardInterrupt, a second SIGTERM ends the process. Ignored signals
+    A second SIGINT raises KeyboardInterrupt, another one ends the process. Ignored signals
     (``nohup``) stay ignored. The previous handlers return at the end of the block. Python runs
     handlers in the main thread only: in another thread, nothing is caught.
     """
@@ -40,7 +47,7 @@ def catch_signals() -> Iterator[Signals]:
     before = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 handler = signal.getsignal(number)
                 if handler not in (None, signal.SIG_IGN):  # None: not Python's, cannot be restored
                     before[number] = handler

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from onecycle.training.signals import catch_signals
+from onecycle.training.signals import STOPPING, catch_signals
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
@@ -13,7 +13,7 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", STOPPING)
 def test_the_first_signal_is_noted_and_the_handlers_come_back(number):
     before = [signal.getsignal(each) for each in BOTH]
     with catch_signals() as signals:
