@@ -58,20 +58,45 @@ def sync(descriptor: int) -> None:
 def write_file(file: Path, content: bytes) -> None:
     """:func:`write_whole` with a typed error that names the file.
 
+    A link stays one, and its target is written. Into a pipe or a device, such as ``/dev/stdout``,
+    the content is written as it is.
+
     Raises:
         StorageError: it cannot be written; an earlier file is unchanged.
     """
     try:
-        write_whole(file, content)
+        is_special = file.exists() and not file.is_file()
+        if is_special or file.parts[:2] in (("/", "dev"), ("/", "proc")):
+            with open(file, "wb") as stream:
+                stream.write(content)
+        else:
+            write_whole(Path(os.path.realpath(file)), content)
     except OSError as error:
         raise StorageError(f"cannot write {file}: {error.strerror or error}") from error
 
 
+def printable(text: object) -> str:
+    """A text in one line without anything that would steer a terminal: such letters as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
+
+
 def to_csv(rows: Iterable[Sequence[Any]]) -> bytes:
-    """Rows as CSV in UTF-8; file names that are not UTF-8 keep their bytes."""
+    """Rows as CSV in UTF-8; file names that are not UTF-8 keep their bytes.
+
+    A text that a spreadsheet would compute has an apostrophe before it, as spreadsheets do it.
+    """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(
+        [_as_text(cell) for cell in row] for row in rows
+    )
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _as_text(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r")) else cell
 
 
 def to_json(value: Any) -> bytes:

@@ -24,6 +24,7 @@ from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import Recipe, as_data, read_recipe
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation, evaluate_predictions
+from onecycle.results.figures.style import own_style
 from onecycle.results.folder import (
     own_folder,
     read_results,
@@ -353,7 +354,8 @@ class Run:
         """
         if name not in FIGURES:
             raise UsageError(f"there is no figure {name!r}; there are {', '.join(FIGURES)}")
-        return FIGURES[name](self)
+        with own_style():
+            return FIGURES[name](self)
 
     def figures(self) -> dict[str, Figure]:
         """All figures by name, without what there is nothing for: a range test, Grad-CAM's maps."""

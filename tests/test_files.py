@@ -6,11 +6,20 @@ import json
 import os
 import signal
 import socket
+import subprocess
 
 import pytest
 
 from onecycle.errors import StorageError
-from onecycle.files import lock_folder, sync, to_csv, to_json, write_file, write_whole
+from onecycle.files import (
+    lock_folder,
+    printable,
+    sync,
+    to_csv,
+    to_json,
+    write_file,
+    write_whole,
+)
 
 
 def contents(folder):
@@ -194,3 +203,27 @@ def test_a_folder_that_is_none_is_a_storage_error(tmp_path):
     for place in ("missing", "file"):
         with pytest.raises(StorageError, match=place), lock_folder(tmp_path / place):
             pass
+
+
+def test_what_a_spreadsheet_would_compute_is_a_text():
+    rows = [["=cmd|' /c calc'!A1", "+1", "-x", "@a", "a=b", -1, -0.5]]
+    assert to_csv(rows) == b"'=cmd|' /c calc'!A1,'+1,'-x,'@a,a=b,-1,-0.5\n"
+
+
+def test_what_would_steer_a_terminal_is_shown_as_escapes_in_one_line():
+    assert printable("a\nb\x1b[2Jc\x07 \u72ac é") == "a\\nb\\x1b[2Jc\\x07 \u72ac é"
+
+
+def test_a_link_stays_one_and_its_target_is_written(tmp_path):
+    (tmp_path / "target").write_bytes(b"before")
+    (tmp_path / "link").symlink_to("target")
+    write_file(tmp_path / "link", b"after")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"after"
+
+
+def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+    write_file(tmp_path / "pipe", b"content")
+    assert reader.communicate(timeout=60)[0] == b"content"
+    assert (tmp_path / "pipe").is_fifo()

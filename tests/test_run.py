@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from onecycle.data.dataset import ImageDataset
 from onecycle.errors import CheckpointError, RangeTestError, StorageError, UsageError
 from onecycle.files import lock_folder
 from onecycle.recipe import as_data, may_be
+from onecycle.results.folder import to_picture
 from onecycle.run_figures import FIGURES
 from onecycle.run_parts import finder_plan
 
@@ -497,3 +499,9 @@ def test_a_network_for_other_images_or_classes_is_refused_before_the_range_test(
     with pytest.raises(UsageError, match=said):
         run.find_lr()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_matplotlibrc_of_the_user_does_not_spoil_the_figures(finished):
+    with matplotlib.rc_context({"text.usetex": True, "figure.dpi": 1}):  # LaTeX is not needed
+        content = to_picture(finished.figure("confusion_matrix"))
+    assert content.startswith(b"\x89PNG") and len(content) > 10_000

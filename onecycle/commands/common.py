@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from onecycle.errors import RunError, StorageError, UsageError
+from onecycle.files import printable
 
 INTERRUPTED = 130
 
@@ -35,12 +36,12 @@ def complain(line: object) -> None:
     """Print a line on standard error, after the name of the program."""
     program = Path(sys.argv[0])
     name = program.parent.name if program.name == "__main__.py" else program.name
-    print(f"{name}: {line}", file=sys.stderr)
+    print(f"{name}: {printable(line)}", file=sys.stderr)
 
 
 def say(line: object) -> None:
     """:func:`complain`, but of a group of processes the first alone."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if os.environ.get("RANK", "0") in ("0", ""):
         complain(line)
 
 
@@ -68,8 +69,9 @@ def check_output(file: Path, force: bool, *, inputs: Sequence[str | os.PathLike]
             raise StorageError(f"cannot write {file}: it is read; name another file")
         if file.is_file() and not force:
             raise StorageError(f"{file} is there already; name another file, or give --force")
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
+        if not file.exists() or file.is_file():  # else a pipe or a device, which is written into
+            with tempfile.TemporaryFile(dir=file.parent):
+                pass
     except StorageError:
         raise
     except OSError as error:
@@ -136,6 +138,15 @@ def run_command(run: Callable[[], int | None], *, kept: str | Callable[[], str])
         except RunError as error:
             complain(error)
             return error.exit_code
+        except OSError as error:  # of a path that the system does not take, mostly
+            where = "" if error.filename is None else f"{error.filename}: "
+            complain(f"{where}{error.strerror or error}")
+            return StorageError.exit_code
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+                raise
+            complain("the memory does not suffice; lower --batch-size or --image-size")
+            return UsageError.exit_code
         except KeyboardInterrupt:
             complain(f"interrupted; {kept if isinstance(kept, str) else kept()}")
             return INTERRUPTED

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from onecycle.commands.common import check_output, complain
 from onecycle.commands.options import add_force, add_model, check_weights
 from onecycle.errors import DataError, UsageError
-from onecycle.files import to_csv, to_json, write_file
+from onecycle.files import printable, to_csv, to_json, write_file
 
 if TYPE_CHECKING:
     from onecycle.results.pictures import Guess
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> int:
         )
         for name, best in zip(names[len(guesses) :], found, strict=True):
             shown = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in best)
-            print(f"{name}: {shown}", flush=True)
+            print(printable(f"{name}: {shown}"), flush=True)
         images += read if args.figure else []
         guesses += found
     if args.csv:

@@ -22,6 +22,7 @@ from onecycle.errors import CheckpointError, StorageError
 from onecycle.files import lock_folder, to_csv, to_json, write_whole
 from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.results.evaluation import Evaluation
+from onecycle.results.figures.style import own_style
 from onecycle.results.weights import without_wrappers
 
 FIGURE_DPI = 150
@@ -228,7 +229,7 @@ def write_evaluation(
 def to_picture(figure: Figure, kind: str = "png", dpi: int = FIGURE_DPI) -> bytes:
     """A figure as the content of a picture file: png, pdf, svg or jpg."""
     stream = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), own_style():
         warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
         figure.savefig(stream, format=kind, dpi=dpi)
     return stream.getvalue()

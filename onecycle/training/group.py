@@ -118,15 +118,19 @@ def join_group(device: torch.device) -> Iterator[Group]:
         device: as chosen for a single process; with several GPUs each process gets its own.
 
     Raises:
-        UsageError: this machine has more processes than GPUs, or several on mps.
+        UsageError: this machine has more processes than GPUs, or several on mps; or a variable of
+            the launcher is missing or no number.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1 or "RANK" not in os.environ:
+    world_size = _number("WORLD_SIZE", 1)
+    if world_size == 1 or not os.environ.get("RANK"):
         yield Group(device)
         return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} is not set; start the processes with torchrun")
     if device.type == "mps":
         raise UsageError("mps trains in one process only; start it without torchrun, or on cpu")
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0)
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UsageError(
@@ -141,3 +145,10 @@ def join_group(device: torch.device) -> Iterator[Group]:
         yield Group(device, rank, world_size, local_rank)
     finally:
         dist.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise UsageError(f"{name} is {text!r}; it must be a whole number, as torchrun sets it")
+    return int(text)

@@ -387,6 +387,14 @@ def test_a_closed_terminal_saves_and_the_same_command_resumes(tmp_path):
     assert list((tmp_path / "run").glob("*.ckpt"))
 
 
+@pytest.mark.parametrize("name", ["b" * 300, "file/below"])
+def test_a_folder_that_no_system_takes_is_one_line(tiny, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert commands.main([*WORDS, "--out", name]) in (2, 6)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_twenty_epochs_leave_nothing_behind(tiny, monkeypatch, tmp_path):
     used = []
 

@@ -239,3 +239,27 @@ def test_several_processes_on_mps_are_refused(monkeypatch):
     with pytest.raises(UsageError, match="without torchrun, or on cpu"):
         with join_group(torch.device("mps")):
             pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "x", "RANK": "0"}, "WORLD_SIZE is 'x'"),
+        ({"WORLD_SIZE": "2", "RANK": "-1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is '-1'"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR and MASTER_PORT is not set"),
+    ],
+)
+def test_variables_of_the_launcher_that_make_no_sense_are_named(monkeypatch, variables, said):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=said), join_group(torch.device("cpu")):
+        pass
+
+
+def test_empty_variables_of_the_launcher_are_none(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.setenv(name, "")
+    with join_group(torch.device("cpu")) as group:
+        assert (group.rank, group.world_size) == (0, 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -25,6 +27,15 @@ SMALLEST_SIZE = 8
 LETTER_WIDTH = 0.56  # a mean, as a share of the font's size
 GAP = 0.14  # inches between pictures
 NO_DATA_HEIGHT = 2.2  # inches: a sentence needs no whole sheet
+
+
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """Inside the block matplotlib's own settings hold, whatever a matplotlibrc says: with
+    ``text.usetex``, for one, a figure needs LaTeX."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # not the backend
+        yield
 
 
 def new_figure(title: str, source: str, width: float, height: float) -> Figure:
