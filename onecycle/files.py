@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,15 @@ def write_file(file: Path, content: bytes) -> None:
 def printable(text: object) -> str:
     """A text in one line without anything that would steer a terminal: such letters as escapes."""
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        letter.encode("unicode_escape").decode() if steers(letter) else letter
         for letter in str(text)
     )
+
+
+def steers(letter: str) -> bool:
+    """Whether a letter is none: a control character, half of a pair, or a change of direction."""
+    turns = "\u202a" <= letter <= "\u202e" or "\u2066" <= letter <= "\u2069"
+    return turns or unicodedata.category(letter) in ("Cc", "Cs")
 
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> bytes:

@@ -35,6 +35,7 @@ from onecycle.results.origin import begin, one_line
 from onecycle.results.pictures import Guess, predict_pictures
 from onecycle.run_figures import FIGURES
 from onecycle.run_folder import (
+    clear_checkpoints,
     describe_images,
     describe_run,
     finished_results,
@@ -455,6 +456,7 @@ class Run:
             return self._finished
         if results := finished_results(self):
             self._reopen(results)
+            clear_checkpoints(self)
             epochs = self.recipe.epochs
             self.log.show(f"already complete ({epochs} of {epochs} epochs): {self.folder}")
         return self._finished

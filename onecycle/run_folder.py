@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -102,6 +103,13 @@ def finished_results(run: Run) -> dict[str, Any]:
     if results and (run.resume != "auto" or not is_result_of(run, results)):
         prepare_folder(run.folder)  # says why not
     return results
+
+
+def clear_checkpoints(run: Run) -> None:
+    """Remove what a process left that was killed between results and the end of its checkpoint."""
+    for file in [*run.folder.glob("*.ckpt"), *run.folder.glob(".*.part")] if run.is_first else ():
+        with contextlib.suppress(OSError):  # of a folder that may not be written any more
+            file.unlink()
 
 
 def reopen(

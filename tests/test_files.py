@@ -211,7 +211,10 @@ def test_what_a_spreadsheet_would_compute_is_a_text():
 
 
 def test_what_would_steer_a_terminal_is_shown_as_escapes_in_one_line():
-    assert printable("a\nb\x1b[2Jc\x07 \u72ac é") == "a\\nb\\x1b[2Jc\\x07 \u72ac é"
+    assert (
+        printable("a\nb\x1b[2Jc\x07 \u202e \u72ac\xa0é") == r"a\nb\x1b[2Jc\x07 \u202e"
+        " \u72ac\xa0é"
+    )
 
 
 def test_a_link_stays_one_and_its_target_is_written(tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import matplotlib
 import numpy as np
@@ -499,6 +500,15 @@ def test_a_network_for_other_images_or_classes_is_refused_before_the_range_test(
     with pytest.raises(UsageError, match=said):
         run.find_lr()
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_killed_process_left_beside_results_goes_at_the_next_start(finished, data, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    for name in ("last.ckpt", ".last.ckpt.1.part"):
+        (tmp_path / "run" / name).write_bytes(b"left")
+    assert Run(tmp_path / "run", data, Tiny, FINDER, **HERE).fit().epochs
+    names = {file.name for file in (tmp_path / "run").iterdir()}
+    assert names == {file.name for file in finished.folder.iterdir()}
 
 
 def test_a_matplotlibrc_of_the_user_does_not_spoil_the_figures(finished):

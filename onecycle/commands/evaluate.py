@@ -15,7 +15,7 @@ from onecycle.commands.options import (
     check_data,
     check_weights,
 )
-from onecycle.errors import UsageError
+from onecycle.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,6 +67,8 @@ def main(args: argparse.Namespace) -> int:
     compute = Compute.choose(args.device, PRECISION)
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean it
     model = compute.place_model(network_of(weights, args.model))
+    if any(args.out.glob("*.ckpt")):
+        raise StorageError(f"{args.out} holds a stopped training; name another folder (--out)")
     is_new = not args.out.exists()
     prepare_folder(args.out)  # before thousands of images are read
     try:

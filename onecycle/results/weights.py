@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.errors import CheckpointError, StorageError, UsageError
-from onecycle.files import write_whole
+from onecycle.files import steers, write_whole
+from onecycle.recipe import Recipe
 
 PUBLISHED = Path(__file__).parents[1] / "weights" / "custom_resnet_cifar10.safetensors"
 """The weights of the published run, which know CIFAR-10's classes."""
+LONGEST_NAME = 1000
 MOST_BYTES = 1 << 30
 """Above this nothing is read: ten classes need 26 MB in float32."""
 
@@ -81,7 +83,7 @@ def load_weights(file: str | os.PathLike) -> WeightsFile:
             "model.safetensors of a run"
         ) from error
     try:
-        data, recipe = (json.loads(about[name]) for name in ("data", "recipe"))
+        data, recipe = (_plain(about[name]) for name in ("data", "recipe"))
         fields = _check_metadata(data, recipe)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -136,7 +138,7 @@ def save_weights(
         tensors[name] = value
     try:
         about = {"data": json.dumps(dict(data)), "recipe": json.dumps(dict(recipe))}
-        _check_metadata(*map(json.loads, about.values()))
+        _check_metadata(*map(_plain, about.values()))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is not written: {type(error).__name__}: {error}") from error
     about["digest"] = _digest(tensors, about)
@@ -214,12 +216,13 @@ def _check_metadata(data: Any, recipe: Any) -> dict[str, Any]:
     classes, source = data["classes"], data["source"]
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe is {recipe!r:.60}, not a dictionary")
-    if not isinstance(source, str) or not source:
+    _check_recipe(recipe)
+    if not _is_name(source):
         raise ValueError(f"source is {source!r:.60}, not a name")
     if not (
         isinstance(classes, list)
         and classes
-        and all(isinstance(name, str) and name for name in classes)
+        and all(map(_is_name, classes))
         and len(set(classes)) == len(classes)
     ):
         raise ValueError(f"classes are {classes!r:.60}, not different names")
@@ -236,10 +239,35 @@ def _check_metadata(data: Any, recipe: Any) -> dict[str, Any]:
     return {"classes": tuple(classes), "source": source, **channels}
 
 
+def _check_recipe(recipe: dict[str, Any]) -> None:
+    known = {each.name for each in fields(Recipe)}
+    try:
+        Recipe(**{n: value for n, value in recipe.items() if n in known and value is not None})
+    except UsageError as error:
+        raise ValueError(f"recipe: {error}") from error
+
+
+def _is_name(text: Any) -> bool:
+    """A text of a line that every file, terminal and page can hold."""
+    is_short = isinstance(text, str) and 0 < len(text) <= LONGEST_NAME
+    return is_short and not any(map(steers, text))
+
+
+def _plain(text: str) -> Any:
+    """JSON without numbers that are not finite, which JSON does not have."""
+
+    def refuse(number: str) -> None:
+        raise ValueError(f"{number} is no number of JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
 def _finite(file: Path, name: str, value: Tensor) -> Tensor:
     value = value.float() if value.is_floating_point() else value
     if not torch.isfinite(value).all():
         raise CheckpointError(f"{file}: {name} holds numbers that are not finite; get it again")
+    if name.endswith("running_var") and (value < 0).any():
+        raise CheckpointError(f"{file}: {name} holds a variance below 0; get it again")
     return value
 
 

@@ -158,3 +158,10 @@ def test_damaged_weights_are_one_line_and_leave_nothing(weights, tmp_path, capsy
     assert run(damaged, tmp_path / "out") == 4
     assert "damaged" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_a_stopped_training_is_left_to_it(weights, tmp_path, capsys):
+    (tmp_path / "last.ckpt").touch()
+    assert run(weights, tmp_path, "--limit-test", "2") == 6
+    assert "stopped training" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]

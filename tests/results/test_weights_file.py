@@ -208,8 +208,14 @@ def test_what_is_no_file_of_weights_is_refused(small, damage):
         ({"data": json.dumps(DATA | {"classes": ["cat", "cat"]})}, "classes are"),
         ({"data": json.dumps(DATA | {"classes": ["cat", 3]})}, "classes are"),
         ({"data": json.dumps(DATA | {"source": None})}, "source is"),
+        ({"data": json.dumps(DATA | {"source": "\ud800"})}, "source is"),
+        ({"data": json.dumps(DATA | {"source": "x" * 5_000_000})}, "source is"),
+        ({"data": json.dumps(DATA | {"classes": ["cat", "\x1b[2Jred"]})}, "classes are"),
+        ({"data": json.dumps(DATA | {"num_test": float("nan")})}, "NaN is no number"),
+        ({"recipe": json.dumps(RECIPE | {"flip_probability": "x"})}, "flip_probability is 'x'"),
+        ({"recipe": json.dumps(RECIPE | {"lr_max": float("inf")})}, "Infinity is no number"),
         ({"data": json.dumps(DATA | {"mean": [0.5, 0.5]})}, "mean is"),
-        ({"data": json.dumps(DATA | {"mean": [0.5, 0.5, float("nan")]})}, "mean is"),
+        ({"data": json.dumps(DATA | {"mean": [0.5, 0.5, "x"]})}, "mean is"),
         ({"data": json.dumps(DATA | {"mean": [125, 122, 113]})}, "mean is"),
         ({"data": json.dumps(DATA | {"std": [0.2, 0.0, 0.2]})}, "std is"),
         ({"digest": "0" * 64}, "SHA-256"),
@@ -233,6 +239,12 @@ def test_numbers_that_are_not_finite_are_refused(small, number):
     about = {"data": json.dumps(DATA), "recipe": json.dumps(RECIPE)}
     save_file({"a": torch.ones(3), "b": torch.tensor([1.0, number])}, small, about)
     refused(small, match="b holds")
+
+
+def test_a_variance_below_0_is_refused(small):
+    about = {"data": json.dumps(DATA), "recipe": json.dumps(RECIPE)}
+    save_file({"bn.running_var": torch.tensor([1.0, -1.0])}, small, about)
+    refused(small, match="bn.running_var holds a variance below 0")
 
 
 def test_numbers_too_large_for_half_precision_are_not_written(tmp_path):
