@@ -360,8 +360,10 @@ class Run:
 
     def figures(self) -> dict[str, Figure]:
         """All figures by name, without what there is nothing for: a range test, Grad-CAM's maps."""
-        there = {"lr_finder": self.find_lr().lrs, "grad_cam": self.error_maps.layer}
-        return {name: self.figure(name) for name in FIGURES if there.get(name, True)}
+        without = set() if self.find_lr().lrs else {"lr_finder"}
+        if "grad_cam" in FIGURES and not self.error_maps.layer:
+            without.add("grad_cam")
+        return {name: self.figure(name) for name in FIGURES if name not in without}
 
     def save(self) -> Path:
         """Write the folder: report.html, results.json, tables, weights, log and figures.

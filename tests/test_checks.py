@@ -192,7 +192,7 @@ def test_logits_are_taken_out_of_what_the_network_gives(give):
     assert np.array_equal(found.probabilities, expected.probabilities)
     assert np.array_equal(found.mirrored, expected.mirrored)
     curve = losses_of_the_range_test(model, batches)
-    assert len(curve) == 20 and curve == losses_of_the_range_test(plain, batches)
+    assert len(curve) >= 20 and curve == losses_of_the_range_test(plain, batches)
 
 
 @pytest.mark.parametrize(

@@ -125,9 +125,6 @@ def join_group(device: torch.device) -> Iterator[Group]:
     if world_size == 1 or not os.environ.get("RANK"):
         yield Group(device)
         return
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise UsageError(f"{' and '.join(missing)} is not set; start the processes with torchrun")
     if device.type == "mps":
         raise UsageError("mps trains in one process only; start it without torchrun, or on cpu")
     rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0)
@@ -139,6 +136,9 @@ def join_group(device: torch.device) -> Iterator[Group]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} is not set; start the processes with torchrun")
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:

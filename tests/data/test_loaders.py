@@ -338,10 +338,11 @@ def test_processes_of_the_albumentations_path_do_not_draw_alike():
     assert len(torch.cat(draws).unique()) == 40
 
 
-def test_images_take_half_of_what_a_gpu_has_free(monkeypatch):
+def test_images_take_half_of_what_a_device_has(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
     assert fits_device(500, torch.device("cuda")) and not fits_device(501, torch.device("cuda"))
-    assert fits_device(10**15, CPU)
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 100}.get)
+    assert fits_device(500, CPU) and not fits_device(501, CPU)
 
 
 class Broken(ImageDataset):

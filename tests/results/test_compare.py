@@ -125,7 +125,10 @@ def test_a_run_without_a_table_of_errors_is_shown_without_the_test(tmp_path):
 
 
 def test_only_settings_that_differ_are_shown(tmp_path):
-    recipes = Recipe(epochs=4, weight_decay=0.1), Recipe(epochs=4, seed=3, lr_ratio=200.000001)
+    recipes = (
+        Recipe(epochs=4, weight_decay=0.1, lr_ratio=200),
+        Recipe(epochs=4, seed=3, lr_ratio=200.000001),
+    )
     one, two = (
         make_run(tmp_path / name, recipe=recipe)
         for name, recipe in zip(("one", "two"), recipes, strict=True)
@@ -133,7 +136,7 @@ def test_only_settings_that_differ_are_shown(tmp_path):
     change(two, lambda results: results["machine"]["versions"].update(torch="2.15.0"))
     rows = page_of(one, two).table("Only what differs")
     assert rows == [
-        ["setting", "one", "two"], ["lr ratio", "200.0", "200.000001"],
+        ["setting", "one", "two"], ["lr ratio", "200", "200.000001"],
         ["weight decay", "0.1", "0.4"], ["seed", "0", "3"], ["torch version", "2.14.1", "2.15.0"],
     ]  # fmt: skip
 
