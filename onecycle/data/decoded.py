@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from onecycle.data.dataset import Progress
-from onecycle.data.pictures import DECODING, read_picture
+from onecycle.data.pictures import DECODING, kinds, read_quietly, without_warnings
 from onecycle.errors import DataError
 
 AT_ONCE = 256
@@ -133,19 +133,20 @@ def _decoded(
 
     def read(number: int) -> np.ndarray:
         try:
-            return read_picture(files[number], size_px, resize=resize)
+            return read_quietly(files[number], size_px, resize)
         except DataError as error:
             unreadable[number] = str(error).removeprefix(f"{files[number]} ")
             return np.zeros((size_px, size_px, 3), np.uint8)
 
+    kinds()  # loads Pillow's readers before there are threads
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter
         for start in range(0, len(files), AT_ONCE):
-            numbers = range(start, min(start + AT_ONCE, len(files)))
-            part = []
-            for number, image in zip(numbers, pool.map(read, numbers), strict=True):
-                part.append(image)
-                if progress is not None:
-                    progress(number + 1, len(files))
+            numbers, part = range(start, min(start + AT_ONCE, len(files))), []
+            with without_warnings():
+                for number, image in zip(numbers, pool.map(read, numbers), strict=True):
+                    part.append(image)
+                    if progress is not None:
+                        progress(number + 1, len(files))
             yield np.stack(part)
 
 

@@ -13,6 +13,7 @@ import functools
 import io
 import os
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -73,14 +74,27 @@ def read_picture(
     Raises:
         DataError: it cannot be read, is not a picture, is damaged, or has over 100 megapixels.
     """
+    with without_warnings():
+        return read_quietly(file, size_px, resize)
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Inside the block Pillow says nothing about its size limit, which ours replaces, and about odd
+    metadata. Python keeps one list of filters for all threads, so it is for one thread at a time.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_quietly(file: str | os.PathLike | bytes, size_px: int, resize: str) -> np.ndarray:
+    """:func:`read_picture` in several threads, inside of :func:`without_warnings`."""
     name = "the picture" if isinstance(file, bytes) else str(file)
     formats = sorted(set(kinds().values()))
     try:
-        with warnings.catch_warnings():
-            # Warnings about Pillow's size limit, which ours replaces, and about odd metadata.
-            warnings.simplefilter("ignore")
-            with _open(_content(file), formats) as picture:
-                return np.asarray(_to_square(_to_rgb(picture, size_px), size_px, resize))
+        with _open(_content(file), formats) as picture:
+            return np.asarray(_to_square(_to_rgb(picture, size_px), size_px, resize))
     except UnidentifiedImageError as error:
         hint = ""
         if name.lower().endswith((".heic", ".heif")):

@@ -28,7 +28,7 @@ def no_decoding(monkeypatch):
     def fail(file, *_, **__):
         raise AssertionError(f"{file} is decoded")
 
-    monkeypatch.setattr(decoded, "read_picture", fail)
+    monkeypatch.setattr(decoded, "read_quietly", fail)
 
 
 def write_folder(root, classes=ANIMALS, per_class=2, suffix=".png"):
@@ -460,3 +460,10 @@ def test_a_mended_folder_loads_after_an_error(folder):
         load_folder(folder.root)
     file.write_bytes(good)
     assert np.array_equal(load_folder(folder.root)[0].data, folder.pixels["train"])
+
+
+def test_reading_in_several_threads_leaves_the_filters_of_warnings_as_they_were(tmp_path):
+    whole_folder(tmp_path / "pictures", per_class=100)
+    before = list(warnings.filters)
+    load_folder(tmp_path / "pictures")
+    assert warnings.filters == before
