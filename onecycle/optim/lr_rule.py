@@ -21,8 +21,8 @@ PEAK_OVER_CENTRE = 3.5
 """LRMAX over the centre of the valley, the same for all data.
 
 Eight sweeps of CIFAR-10 at full size (benchmarks/results/sweeps.json) have their centre at 0.00075,
-which makes LRMAX 0.0026. Of 0.0016 and 0.0032, held-out images favour 0.0032 (benchmarks/results/gpu/factorial.json); Gugger and Howard,
-"AdamW and Super-convergence is now the fastest way to train neural nets" (2018), took 0.003 for Adam
+which makes LRMAX 0.0026. Of 0.0016 and 0.0032, held-out images favour 0.0032
+(benchmarks/results/gpu/factorial.json); Gugger and Howard, "AdamW and Super-convergence is now the fastest way to train neural nets" (2018), took 0.003 for Adam
 with one cycle on CIFAR-10.
 """
 BEGINNING = 0.2
