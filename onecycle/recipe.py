@@ -17,6 +17,10 @@ PEAK_SHARE = 5 / 24
 """Where the assignment's one cycle has its peak, as a share of the epochs."""
 
 
+VAL_SHARE = 0.2
+"""Share of each class that is held out of pictures that are not split."""
+
+
 def setting(
     default: Any,
     about: str,

@@ -35,7 +35,6 @@ from onecycle.results.origin import begin, one_line
 from onecycle.results.pictures import Guess, predict_pictures
 from onecycle.run_figures import FIGURES
 from onecycle.run_folder import (
-    clear_checkpoints,
     describe_images,
     describe_run,
     finished_results,
@@ -65,7 +64,7 @@ from onecycle.run_start import (
     no_images,
     start_from_weights,
 )
-from onecycle.training.checkpoint import Checkpoint
+from onecycle.training.checkpoint import Checkpoint, discard
 from onecycle.training.compute import Compute, set_seed, tune_process
 from onecycle.training.group import Group
 from onecycle.training.inference import predict
@@ -458,7 +457,8 @@ class Run:
             return self._finished
         if results := finished_results(self):
             self._reopen(results)
-            clear_checkpoints(self)
+            if self.is_first:
+                discard(self.folder)  # what a process left that was killed after its results
             epochs = self.recipe.epochs
             self.log.show(f"already complete ({epochs} of {epochs} epochs): {self.folder}")
         return self._finished

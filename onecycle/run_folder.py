@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -67,15 +66,18 @@ def identify(run: Run) -> dict[str, Any]:
     """What decides the numbers of a run, in plain data."""
     plain = as_data(Recipe())  # a field that is added later changes nothing while it is off
     recipe = {name: v for name, v in as_data(run.recipe).items() if v != plain[name]}
-    data = {name: value for name, value in run.data.items() if name != "notes"}
     return {
         "recipe": recipe,
-        "data": data | {"sha256": [run.train.digest(), run.test.digest()]},
+        "data": _without_notes(run.data) | {"sha256": [run.train.digest(), run.test.digest()]},
         "parts": run.given,
         "start": None if run.start is None else run.start.sha256,
         "workers": run.workers if run.augment else None,
         "steps_per_epoch": len(run.train_loader),  # a large group leaves a small batch out
     }
+
+
+def _without_notes(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "notes"}
 
 
 def digest_of(identity: Mapping[str, Any]) -> str:
@@ -105,13 +107,6 @@ def finished_results(run: Run) -> dict[str, Any]:
     return results
 
 
-def clear_checkpoints(run: Run) -> None:
-    """Remove what a process left that was killed between results and the end of its checkpoint."""
-    for file in [*run.folder.glob("*.ckpt"), *run.folder.glob(".*.part")] if run.is_first else ():
-        with contextlib.suppress(OSError):  # of a folder that may not be written any more
-            file.unlink()
-
-
 def reopen(
     folder: Path, results: dict[str, Any], model: nn.Module
 ) -> tuple[History, LRFinding, list[str]]:
@@ -134,9 +129,8 @@ def stored_average(run: Run, results: Mapping[str, Any]) -> float | None:
     accuracy = results.get("evaluation", {}).get("average_accuracy")
     if accuracy is None:
         return None
-    data = {name: value for name, value in results["data"].items() if name != "notes"}
     stored = {
-        "data": data | {"sha256": run.identity["data"]["sha256"]},
+        "data": _without_notes(results["data"]) | {"sha256": run.identity["data"]["sha256"]},
         "parts": results["parts"],
         "start": results["start"] and results["start"]["sha256"],
     }

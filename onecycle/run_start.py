@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from onecycle.data.dataset import IMAGE_SIZE_PX, ImageDataset, Images
+from onecycle.data.loaders import fitting_batch_size
 from onecycle.errors import CheckpointError, UsageError
 from onecycle.modules import last_layer
 from onecycle.recipe import Recipe
@@ -21,8 +22,6 @@ NO_IMAGES = "no images"
 START_LR = 0.004
 """LRMAX for a network that starts from weights, with Adam. A range test would measure how fast the
 new last layer learns. Chosen on held-out pictures (benchmarks/results/small_sets.json)."""
-LEAST_STEPS = 8
-"""Steps per epoch that a chosen batch size leaves at least."""
 
 
 def fit_to_images(recipe: Recipe, images: ImageDataset) -> tuple[Recipe, list[str]]:
@@ -49,8 +48,7 @@ def fit_to_images(recipe: Recipe, images: ImageDataset) -> tuple[Recipe, list[st
     if recipe.cutout_size_px is None:
         chosen["cutout_size_px"] = size // 4
     if recipe.batch_size is None:
-        fitting = 1 << max(count // LEAST_STEPS, 2).bit_length() - 1  # a power of two
-        chosen["batch_size"] = batch_size = min(512, fitting)
+        chosen["batch_size"] = batch_size = min(512, fitting_batch_size(count))
         if batch_size < 512:
             steps = max(1, count // batch_size)
             reasons.append(

@@ -41,6 +41,16 @@ class Tiny(nn.Module):
         return self.head(nn.functional.adaptive_avg_pool2d(maps, 3).flatten(1))
 
 
+class Wide(Tiny):
+    """Has a first layer that Muon's preparation can whiten."""
+
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.features[0] = nn.Conv2d(3, 64, 3, stride=4)
+        self.features[1] = nn.BatchNorm2d(64)
+        self.layer3 = nn.Conv2d(64, 16, 3, stride=2)
+
+
 @pytest.fixture(scope="module")
 def data():
     train, test = load_digits()
@@ -389,13 +399,6 @@ def test_the_speedrun_prepares_the_network(data, tmp_path):
     recipe = dataclasses.replace(
         PRESETS["speedrun"], epochs=2, batch_size=24, flip_probability=0.0, alternating_flip=False
     )
-
-    class Wide(Tiny):
-        def __init__(self, classes):
-            super().__init__(classes)
-            self.features[0] = nn.Conv2d(3, 64, 3, stride=4)
-            self.features[1] = nn.BatchNorm2d(64)
-            self.layer3 = nn.Conv2d(64, 16, 3, stride=2)
 
     run = Run(tmp_path, data, Wide, recipe, **HERE)
     assert not run.model.features[0].weight.requires_grad  # whitened

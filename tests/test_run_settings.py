@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from test_run import HERE, Tiny, same, weights
+from test_run import HERE, Tiny, Wide, same, weights
 from torch import nn
 
 from onecycle import PRESETS, Recipe, Run, load_digits
@@ -133,13 +133,6 @@ def test_they_go_with_what_else_people_change(data, tmp_path, kind):
         def forward(self, output, labels):
             own = output.log_softmax(1)[torch.arange(len(labels)), labels]
             return -((1 - own.exp()) ** 2 * own).mean()
-
-    class Wide(Tiny):
-        def __init__(self, classes):
-            super().__init__(classes)
-            self.features[0] = nn.Conv2d(3, 64, 3, stride=4)
-            self.features[1] = nn.BatchNorm2d(64)
-            self.layer3 = nn.Conv2d(64, 16, 3, stride=2)
 
     fields = {name: getattr(ALL, name) for name in ("mixup", "cutmix", "clip_norm")}
     recipe, options = dataclasses.replace(ALL, class_weights="none"), {}

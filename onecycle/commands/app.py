@@ -17,8 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.commands.options import add_model, check_weights
-from onecycle.commands.predict import WEIGHTS_FILE
+from onecycle.commands.options import add_model, weights_of
 from onecycle.errors import DataError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -59,9 +58,7 @@ def check(args: argparse.Namespace) -> None:
     if not 1 <= args.port <= 65535:
         raise UsageError(f"--port is {args.port}; it must be from 1 to 65535")
     if args.weights is not None:
-        if args.weights.is_dir():
-            args.weights = args.weights / WEIGHTS_FILE
-        check_weights(args.weights)
+        args.weights = weights_of(args.weights)
     try:
         found = tuple(map(int, re.findall(r"\d+", metadata.version("gradio"))[:2]))
     except metadata.PackageNotFoundError:

@@ -10,15 +10,16 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from onecycle.errors import CheckpointError, UsageError
-from onecycle.recipe import PRESETS, Recipe, describe, read_recipe, type_of
+from onecycle.recipe import PRESETS, VAL_SHARE, Recipe, describe, read_recipe, type_of
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS_FILE = "model.safetensors"
 COMPILE_MODES = ("off", "default", "reduce-overhead")
-VAL_SHARE = 0.2
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -120,6 +121,17 @@ def check_weights(file: str | os.PathLike) -> None:
     """
     if not os.path.exists(file):
         raise CheckpointError(f"{file} does not exist; give a .safetensors file of the network")
+
+
+def weights_of(given: Path) -> Path:
+    """The file of weights that is named, by itself or by the folder of its run.
+
+    Raises:
+        CheckpointError: it is missing.
+    """
+    file = given / WEIGHTS_FILE if given.is_dir() else given
+    check_weights(file)
+    return file
 
 
 def add_model(parser: argparse.ArgumentParser, about: str) -> None:

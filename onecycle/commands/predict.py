@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecycle.commands.common import check_output, complain
-from onecycle.commands.options import add_force, add_model, check_weights
+from onecycle.commands.options import WEIGHTS_FILE, add_force, add_model, weights_of
 from onecycle.errors import DataError, UsageError
 from onecycle.files import printable, to_csv, to_json, write_file
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from onecycle.results.pictures import Guess
 
 ABOUT = "Classify pictures. Only the classes that the network was trained on can be predicted."
-WEIGHTS_FILE = "model.safetensors"
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 FIGURE_DPI = 120
 AT_ONCE = 64  # pictures read before their predictions are shown
@@ -48,12 +47,10 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"--top is {args.top}; it must be 1 or more")
     if args.figure and args.figure.suffix.lower() not in FIGURE_SUFFIXES:
         raise UsageError(f"--figure is {args.figure}; it must end in {', '.join(FIGURE_SUFFIXES)}")
-    if args.weights is None:
-        args.weights = Path(WEIGHTS_FILE) if Path(WEIGHTS_FILE).is_file() else None
-    elif args.weights.is_dir():
-        args.weights = args.weights / WEIGHTS_FILE
+    if args.weights is None and Path(WEIGHTS_FILE).is_file():
+        args.weights = Path(WEIGHTS_FILE)
     if args.weights is not None:
-        check_weights(args.weights)
+        args.weights = weights_of(args.weights)
     outputs = [file for file in (args.csv, args.json, args.figure) if file]
     for number, file in enumerate(outputs):
         inputs = [*args.pictures, *([args.weights] if args.weights else [])]

@@ -28,8 +28,8 @@ from onecycle.data.listing import (
     split_pictures,
 )
 from onecycle.errors import DataError, UsageError
+from onecycle.recipe import VAL_SHARE
 
-VAL_SHARE = 0.2
 NAMES = {"test": "test images", "val": "validation images", "whole": HELD_OUT}
 """What the images to evaluate on are called, by their part of the pictures."""
 

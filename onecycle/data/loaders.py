@@ -30,6 +30,15 @@ from onecycle.data.workers import (
 from onecycle.errors import UsageError
 
 
+def fitting_batch_size(count: int) -> int:
+    """The largest power of two that leaves eight batches per epoch; 2 or more.
+
+    Args:
+        count: training images.
+    """
+    return 1 << max(count // 8, 2).bit_length() - 1
+
+
 @dataclass
 class EpochBatches:
     """Which images are in each batch of an epoch, and which of them belong to this process.
@@ -71,8 +80,7 @@ class EpochBatches:
         if self.batch_size < least:
             raise UsageError(f"batch_size is {self.batch_size}; it must be {least} or more")
         if self.train and self.batch_size > self.count:
-            # A power of two that leaves 8 batches or more per epoch.
-            fitting = max(least, 1 << (max(self.count // 8, 1)).bit_length() - 1)
+            fitting = max(least, fitting_batch_size(self.count))
             raise UsageError(
                 f"batch_size is {self.batch_size}, more than the {self.count} training images; "
                 f"try batch_size={fitting} (--batch-size {fitting})"

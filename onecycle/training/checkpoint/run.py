@@ -203,10 +203,16 @@ class Checkpoint:
 
     def discard(self) -> None:
         """Remove the files of a run that is finished and written."""
-        for name in (PREVIOUS, LAST) if self._write else ():
-            with contextlib.suppress(OSError):  # a file that stays does no harm
-                (self.folder / name).unlink()
+        if self._write:
+            discard(self.folder)
         self._last_is_whole = False
+
+
+def discard(folder: Path) -> None:
+    """Remove the checkpoints of a run that is finished, and what a killed write left."""
+    for file in (folder / PREVIOUS, folder / LAST, *folder.glob(".*.part")):
+        with contextlib.suppress(OSError):  # a file that stays does no harm
+            file.unlink()
 
 
 class _Random:
