@@ -100,7 +100,13 @@ def finished_results(run: Run) -> dict[str, Any]:
 
     Raises:
         StorageError: the folder holds another finished run, or this one is to begin afresh.
+        UsageError: the processes of the group train different runs.
     """
+    run.compute.group.compare(
+        run.identity
+        | {"precision": run.compute.precision, "compile": run.compute.compile_mode}
+        | {"parameters": sum(parameter.numel() for parameter in run.model.parameters())}
+    )
     results = run.compute.group.same(read_results(run.folder) if run.is_first else None)
     if results and (run.resume != "auto" or not is_result_of(run, results)):
         prepare_folder(run.folder)  # says why not

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import say
+from onecycle.commands.common import complain, say
 from onecycle.commands.options import (
     add_compute,
     add_data,
@@ -26,7 +26,7 @@ from onecycle.commands.options import (
 )
 from onecycle.commands.seeds import check_seeds, own_seeds, runs_of, train_each
 from onecycle.errors import CheckpointError, RunError, UsageError, WorkerError
-from onecycle.recipe import may_be
+from onecycle.recipe import as_data, may_be
 
 if TYPE_CHECKING:
     from onecycle.data.dataset import Images
@@ -62,6 +62,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "checkpoint (%(default)s)")
     add("--save-minutes", type=float, default=10, metavar="X",
         help="minutes between checkpoints, 0: after each step (%(default)s)")
+    add("--timeout", type=float, default=60, metavar="X",
+        help="minutes that one of several processes waits for the others (%(default)s)")
     add("--tensorboard", action="store_true", help="live curves: tensorboard --logdir runs")
     # fmt: on
 
@@ -85,6 +87,8 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < math.inf:
         raise UsageError(f"--save-minutes is {args.save_minutes}; it must be 0 or more")
+    if not 0 < args.timeout < math.inf:
+        raise UsageError(f"--timeout is {args.timeout}; it must be above 0")
     if args.resume not in ("auto", "never") and not Path(args.resume).is_file():
         raise CheckpointError(
             f"--resume is {args.resume}, which is no file; give auto, never or a checkpoint"
@@ -115,15 +119,27 @@ def kept(args: argparse.Namespace) -> str:
 def main(args: argparse.Namespace) -> int:
     """Train; the exit code."""
     from onecycle.training.compute import Compute
-    from onecycle.training.group import join_group
+    from onecycle.training.joining import join_group, named_losses
 
     compute = Compute.choose(args.device, args.precision, args.compile)
-    with join_group(compute.device) as group, own_seeds(args, group):
+    timeout_s = 60 * args.timeout
+    joined = join_group(compute.device, timeout_s=timeout_s, say=complain)
+    with joined as group, own_seeds(args, group):
+        group.compare(deciding(args))
         for run in runs_of(args):
             prepare(run, group)
-        with status_file(args.out, group) as status:
+        with status_file(args.out, group) as status, named_losses(timeout_s):
             status["exit_code"] = code = train(args, group)
             return code
+
+
+def deciding(args: argparse.Namespace) -> dict[str, object]:
+    """The options that must be the same in all processes of a group, by name."""
+    names = ("model", "augmentation", "workers", "precision", "compile", "dataset", "val", "val_share",
+             "skip_unreadable", "limit_train", "limit_test", "seeds")  # fmt: skip
+    options = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    options["--resume"] = args.resume if args.resume in ("auto", "never") else "a file"
+    return as_data(args.recipe) | options
 
 
 def prepare(args: argparse.Namespace, group: Group) -> None:
@@ -161,24 +177,28 @@ def status_file(out: Path, group: Group) -> Iterator[dict]:
     if group.world_size == 1:
         yield status
         return
+
+    def write(code: int, message: str) -> None:
+        status.update(exit_code=code, message=message)
+        # If the first process is gone, another one says so.
+        mode = "w" if group.rank == 0 else "x"
+        with contextlib.suppress(OSError), open(out / STATUS_FILE, mode, encoding="utf-8") as file:
+            file.write(json.dumps(status) + "\n")
+
+    if group.watch is not None and group.rank == 0:
+        group.watch.last_words.append(write)
     try:
         yield status
-        status["message"] = ""
     except RunError as error:
-        status.update(exit_code=error.exit_code, message=str(error))
+        if group.rank == 0 or isinstance(error, WorkerError):
+            write(error.exit_code, str(error))
         raise
-    except RuntimeError as error:
-        if "gloo" not in str(error).lower() and "nccl" not in str(error).lower():
-            raise
-        reason = str(error).splitlines()[0]
-        lost = WorkerError(f"another process of the group is gone ({reason})")
-        status.update(exit_code=lost.exit_code, message=str(lost))
-        raise lost from error
-    finally:
+    except BaseException:
         if group.rank == 0:
-            with contextlib.suppress(OSError):  # a full disk was reported already
-                out.mkdir(parents=True, exist_ok=True)
-                (out / STATUS_FILE).write_text(json.dumps(status) + "\n", "utf-8")
+            write(status["exit_code"], status["message"])
+        raise
+    if group.rank == 0:
+        write(status["exit_code"], "")
 
 
 def train(args: argparse.Namespace, group: Group) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
+import inspect
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,9 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from onecycle.errors import UsageError
-
-TIMEOUT = timedelta(hours=1)
-"""How long a process waits for the others: one of them may download images or run a range test."""
+from onecycle.training.waiting import Watch
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,27 @@ class Group:
         rank: number of this process, 0..world_size - 1.
         world_size: number of processes.
         local_rank: number of this process among those of its machine.
+        watch: says when this process waits for long; None: nothing does.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    watch: Watch | None = None
+
+    def waiting(self, what: str) -> contextlib.AbstractContextManager:
+        """The block waits for the other processes, for what is named."""
+        return contextlib.nullcontext() if self.watch is None else self.watch.waiting(what)
 
     @contextlib.contextmanager
     def one_by_machine_first(self) -> Iterator[None]:
         """Run the block in one process of each machine first, then in the others."""
         if self.local_rank:
-            self.agrees(True)
+            self.agrees(True, "their images")
         yield
         if not self.local_rank:
-            self.agrees(True)
+            self.agrees(True, "their images")
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over the processes."""
@@ -55,19 +60,25 @@ class Group:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         # No broadcast of the statistics of batch norm in every step: ``align`` does it once per epoch.
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        names = inspect.signature(DistributedDataParallel.__init__).parameters
+        newer, older = "forward_sync_buffers", "broadcast_buffers"
+        options = {newer if newer in names else older: False}
+        with self.waiting("the network"):
+            return DistributedDataParallel(module, device_ids=devices, **options)
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor: Tensor, what: str = "their measurements") -> Tensor:
         """The sum of the tensor over the processes, in place; all get the same."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            with self.waiting(what):
+                dist.all_reduce(tensor)
         return tensor
 
     def align(self, model: Any) -> None:
         """Give every process the ``buffers()`` (running statistics) of process 0."""
         if self.world_size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
+            with self.waiting("the statistics of process 0"):
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, src=0)
 
     def gather(self, outputs: Tensor, labels: Tensor, loader: Any) -> tuple[Tensor, Tensor]:
         """Join the shares of all processes, in the order of the data set.
@@ -85,7 +96,8 @@ class Group:
         places = torch.as_tensor(loader.indices(), device=self.device)
         number = self.sum(torch.tensor([len(places)], device=self.device))
         width = torch.tensor([outputs.shape[1]], device=self.device)
-        dist.all_reduce(width, dist.ReduceOp.MAX)  # a process without images does not know it
+        with self.waiting("their evaluation"):
+            dist.all_reduce(width, dist.ReduceOp.MAX)  # a process without images does not know it
         # Exactly one process fills each place, so the sum joins the shares.
         all_outputs = torch.zeros(int(number), int(width), device=self.device)
         all_labels = torch.zeros(int(number), dtype=torch.int64, device=self.device)
@@ -98,57 +110,63 @@ class Group:
         """The value of process 0, in all processes: plain data."""
         values = [value]
         if self.world_size > 1:
-            dist.broadcast_object_list(values, src=0, device=self.device)
+            with self.waiting("process 0"):
+                dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
-    def agrees(self, value: bool) -> bool:
+    def agrees(self, value: bool, what: str = "their answer") -> bool:
         """Whether the value is the same in all processes; each waits here for all others."""
         # In a broadcast the source would not wait.
-        count = self.sum(torch.tensor(int(value), device=self.device))
+        count = self.sum(torch.tensor(int(value), device=self.device), what)
         return count.item() in (0, self.world_size)
 
+    def compare(self, values: Mapping[str, Any]) -> None:
+        """Refuse to go on if the processes differ; each waits here for all others.
 
-@contextlib.contextmanager
-def join_group(device: torch.device) -> Iterator[Group]:
-    """The group that ``torchrun`` started this process in, or a group of one.
+        Args:
+            values: what decides the numbers, plain data in any depth.
 
-    The processes communicate by NCCL on GPUs, and by gloo elsewhere.
+        Raises:
+            UsageError: in all processes; it names the odd one, what differs, and both values.
+        """
+        if self.world_size == 1:
+            return
+        all_values: list[Any] = [None] * self.world_size
+        with self.waiting("their options"):
+            dist.all_gather_object(all_values, _flat(values))
+        if found := odd_one(all_values):
+            raise UsageError(f"{found}; start all processes with the same options, code and images")
+
+
+def odd_one(all_values: list[dict[str, Any]]) -> str:
+    """Where the values of the processes differ first, in words; "" if nowhere.
 
     Args:
-        device: as chosen for a single process; with several GPUs each process gets its own.
-
-    Raises:
-        UsageError: this machine has more processes than GPUs, or several on mps; or a variable of
-            the launcher is missing or no number.
+        all_values: of each process by name, in the order of the ranks.
     """
-    world_size = _number("WORLD_SIZE", 1)
-    if world_size == 1 or not os.environ.get("RANK"):
-        yield Group(device)
-        return
-    if device.type == "mps":
-        raise UsageError("mps trains in one process only; start it without torchrun, or on cpu")
-    rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0)
-    if device.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise UsageError(
-                f"process {local_rank} of this machine has no GPU, there are "
-                f"{torch.cuda.device_count()}; lower --nproc-per-node"
-            )
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise UsageError(f"{' and '.join(missing)} is not set; start the processes with torchrun")
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    try:
-        yield Group(device, rank, world_size, local_rank)
-    finally:
-        dist.destroy_process_group()
+    for name in dict.fromkeys(name for values in all_values for name in values):
+        found = [values.get(name) for values in all_values]
+        texts = ["none" if value is None else json.dumps(value) for value in found]
+        (usual, count), *rest = Counter(texts).most_common()
+        if not rest:
+            continue
+        usual = texts[0] if rest[0][1] == count else usual  # as many: process 0 is right
+        odd = next(rank for rank, text in enumerate(texts) if text != usual)
+        return (
+            f"process {odd} has {name} {_short(texts[odd])}, "
+            f"process {texts.index(usual)} has {_short(usual)}"
+        )
+    return ""
 
 
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isdecimal():
-        raise UsageError(f"{name} is {text!r}; it must be a whole number, as torchrun sets it")
-    return int(text)
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _flat(values: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """Nested values by names with dots."""
+    flat = {}
+    for key, value in values.items():
+        path = f"{name}.{key}" if name else str(key)
+        flat |= _flat(value, path) if isinstance(value, Mapping) else {path: value}
+    return flat

@@ -140,7 +140,8 @@ class Step:
         # A group averages the gradients of its processes; with this factor the average is the
         # gradient of the whole batch.
         weight = share * self.compute.group.world_size
-        self.scaler.scale(loss * weight).backward()
+        with self.compute.group.waiting("their gradients"):
+            self.scaler.scale(loss * weight).backward()
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self._parameters if p.grad is not None]
         )

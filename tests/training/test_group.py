@@ -1,22 +1,30 @@
 import hashlib
 import multiprocessing
 import os
+import signal
 import socket
+import time
+from functools import partial
+from threading import Timer
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from onecycle.data.loaders import EpochBatches, ResidentLoader
 from onecycle.data.mixing import Mixing
-from onecycle.errors import UsageError
+from onecycle.errors import RunError, UsageError
+from onecycle.training import waiting
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
 from onecycle.training.criterion import WeightedCrossEntropy
-from onecycle.training.group import Group, join_group
+from onecycle.training.group import Group, odd_one
 from onecycle.training.inference import predict
+from onecycle.training.joining import join_group, named_losses
 from onecycle.training.loop import fit
+from onecycle.training.signals import catch_signals
 
 CPU = torch.device("cpu")
 
@@ -71,13 +79,27 @@ def losses(history):
     ]
 
 
-def together(rank, port, folder, die_at):
-    """What each of the two processes does; it leaves what it found in a file."""
+def launched(rank, port, **other):
+    """What a launcher sets."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **other,
     }  # fmt: skip
     torch.set_num_threads(1)
+
+
+def said_by(call):
+    """The error of a call, in words."""
+    try:
+        call()
+    except RunError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def together(rank, port, folder, die_at):
+    """What each of the two processes does; it leaves what it found in a file."""
+    launched(rank, port)
     with join_group(CPU) as group:
         if die_at is not None:
             asked = iter(range(100))
@@ -119,16 +141,20 @@ def together(rank, port, folder, die_at):
             "second machine came first": was_done,
             "agree": [group.agrees(rank < least) for least in (0, 1, 2)],
             "said by the first": group.same(f"process {rank}"),
+            "compared": [
+                said_by(partial(group.compare, values))
+                for values in ({"recipe": {"seed": 0}}, {"recipe": {"seed": rank}, "data": "same"})
+            ],
         }
         torch.save(found, folder / f"{rank}.pt")
 
 
-def start(folder, die_at=None):
+def start(folder, die_at=None, target=together):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spawn = multiprocessing.get_context("spawn")
-    both = [spawn.Process(target=together, args=(rank, port, folder, die_at)) for rank in (0, 1)]
+    both = [spawn.Process(target=target, args=(rank, port, folder, die_at)) for rank in (0, 1)]
     for process in both:
         process.start()
     for process in both:
@@ -180,6 +206,12 @@ def test_processes_of_a_machine_wait_for_its_first(found):
     assert all(each["second machine came first"] for each in found)
 
 
+def test_processes_know_in_what_they_differ(found):
+    said = "UsageError: process 1 has recipe.seed 1, process 0 has 0; start all processes"
+    for each in found:
+        assert each["compared"][0] == "" and each["compared"][1].startswith(said)
+
+
 def test_processes_know_whether_they_agree(found):
     assert [each["agree"] for each in found] == [[True, False, True]] * 2
 
@@ -212,6 +244,91 @@ def test_shares_of_the_processes_are_all_images_once(world_size):
 def test_when_one_process_dies_the_other_ends_too(tmp_path):
     first, second = start(tmp_path, die_at=2)
     assert second == 9 and first not in (0, None, -9)  # it ended by itself, with an error
+
+
+def wait_for(file, most_s):
+    end = time.monotonic() + most_s
+    while not file.exists() and time.monotonic() < end:
+        os.sched_yield()
+
+
+def waits(rank, port, folder, signal_number):
+    """The second process never comes to where the first one waits, until that one is ended."""
+    launched(rank, port)
+    waiting.GRACE_S = waiting.SAID_AFTER_S = 0.4
+    said = []
+    with join_group(CPU, timeout_s=60 if signal_number else 1.0, say=said.append) as group:
+        if rank == 1:
+            wait_for(folder / "ended", 30)
+            return
+        note = lambda *words: (folder / "ended").write_text(repr((words, said)))  # noqa: E731
+        group.watch.last_words.append(note)
+        if signal_number:
+            Timer(0.5, lambda: os.kill(os.getpid(), signal_number)).start()
+        with catch_signals():
+            note(said_by(lambda: lost(lambda: group.sum(torch.ones(1)))))
+
+
+def lost(call):
+    with named_losses(1.0):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGTERM, 143, "ended by SIGTERM"), (signal.SIGINT, 130, "ended by SIGINT"),
+     (None, 0, "WorkerError: another process of the group is gone (no sign of it")],
+)  # fmt: skip
+def test_a_process_that_waits_says_so_and_can_be_stopped(tmp_path, number, code, said):
+    assert start(tmp_path, number, target=waits)[0] == code
+    noted = (tmp_path / "ended").read_text()
+    assert said in noted and "waiting for the other processes (their measurements)" in noted
+
+
+def comes_twice(rank, port, folder, _):
+    launched(0, port, TORCHELASTIC_USE_AGENT_STORE="True")
+    found = said_by(lambda: join_group(CPU, timeout_s=5.0).__enter__())
+    (folder / f"{rank}").write_text(found)
+
+
+def test_two_processes_of_one_rank_are_refused(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    spawn = multiprocessing.get_context("spawn")
+    both = [spawn.Process(target=comes_twice, args=(n, port, tmp_path, None)) for n in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    said = sorted((tmp_path / name).read_text() for name in "01")
+    assert said[0].startswith("UsageError: two processes have RANK 0")
+    assert said[1].startswith("WorkerError: process 1 of 2 did not come")
+    assert store.check(["onecycle/0/about 0"])
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for name, value in {
+            "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(taken.getsockname()[1]),
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UsageError, match="MASTER_PORT .* in use"), join_group(CPU):
+            pass
+
+
+def test_the_odd_process_is_the_one_that_differs_from_most():
+    values = [{"seed": 1}, {"seed": 0}, {"seed": 0}]
+    assert odd_one(values) == "process 0 has seed 1, process 1 has 0"
+    assert (
+        odd_one([{"seed": 0}, {"seed": 0, "--val": 3}])
+        == "process 1 has --val 3, process 0 has none"
+    )
+    assert odd_one([{"a": [1.0, None]}, {"a": [1.0, None]}]) == ""
 
 
 def test_without_torchrun_there_is_a_group_of_one(monkeypatch):
@@ -247,6 +364,16 @@ def test_several_processes_on_mps_are_refused(monkeypatch):
         ({"WORLD_SIZE": "x", "RANK": "0"}, "WORLD_SIZE is 'x'"),
         ({"WORLD_SIZE": "2", "RANK": "-1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is '-1'"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR and MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE is 0; it must be 1 or more"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2; it must be from 0 to 1"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "99999"},
+            "MASTER_PORT is 99999; it must be from 1 to 65535",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a..b", "MASTER_PORT": "1"},
+            "MASTER_ADDR is 'a..b', which is not known here",
+        ),
     ],
 )
 def test_variables_of_the_launcher_that_make_no_sense_are_named(monkeypatch, variables, said):
