@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,19 +132,21 @@ class Group:
         """
         if self.world_size == 1:
             return
-        all_values: list[Any] = [None] * self.world_size
+        own, everyone = (socket.gethostname(), _flat(values)), [None] * self.world_size
         with self.waiting("their options"):
-            dist.all_gather_object(all_values, _flat(values))
-        if found := odd_one(all_values):
+            dist.all_gather_object(everyone, own)
+        if found := odd_one(*zip(*everyone)):
             raise UsageError(f"{found}; start all processes with the same options, code and images")
 
 
-def odd_one(all_values: list[dict[str, Any]]) -> str:
+def odd_one(hosts: Sequence[str], all_values: Sequence[Mapping[str, Any]]) -> str:
     """Where the values of the processes differ first, in words; "" if nowhere.
 
     Args:
-        all_values: of each process by name, in the order of the ranks.
+        hosts: the machine of each process, in the order of the ranks.
+        all_values: what each process has, by name.
     """
+    on = [f" on {host}" if len(set(hosts)) > 1 else "" for host in hosts]
     for name in dict.fromkeys(name for values in all_values for name in values):
         found = [values.get(name) for values in all_values]
         texts = ["none" if value is None else json.dumps(value) for value in found]
@@ -152,9 +155,10 @@ def odd_one(all_values: list[dict[str, Any]]) -> str:
             continue
         usual = texts[0] if rest[0][1] == count else usual  # as many: process 0 is right
         odd = next(rank for rank, text in enumerate(texts) if text != usual)
+        other = texts.index(usual)
         return (
-            f"process {odd} has {name} {_short(texts[odd])}, "
-            f"process {texts.index(usual)} has {_short(usual)}"
+            f"process {odd}{on[odd]} has {name} {_short(texts[odd])}, "
+            f"process {other}{on[other]} has {_short(usual)}"
         )
     return ""
 

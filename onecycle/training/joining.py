@@ -165,8 +165,9 @@ def _meet(
                 f"processes {first} and {other} on {place[0]} have the same LOCAL_RANK {place[1]}; "
                 "number those of a machine from 0"
             )
+    hosts = [each["host"] for each in about]
     compared = [*_versions(), "device"]
-    if found := odd_one([{name: each[name] for name in compared} for each in about]):
+    if found := odd_one(hosts, [{name: each[name] for name in compared} for each in about]):
         raise UsageError(f"{found}; it must be the same for all processes")
     return store
 

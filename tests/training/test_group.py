@@ -276,7 +276,7 @@ def lost(call):
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGTERM, 143, "ended by SIGTERM"), (signal.SIGINT, 130, "ended by SIGINT"),
+    [(signal.SIGTERM, 143, "ended by SIGTERM"),
      (None, 0, "WorkerError: another process of the group is gone (no sign of it")],
 )  # fmt: skip
 def test_a_process_that_waits_says_so_and_can_be_stopped(tmp_path, number, code, said):
@@ -321,14 +321,17 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
             pass
 
 
-def test_the_odd_process_is_the_one_that_differs_from_most():
-    values = [{"seed": 1}, {"seed": 0}, {"seed": 0}]
-    assert odd_one(values) == "process 0 has seed 1, process 1 has 0"
-    assert (
-        odd_one([{"seed": 0}, {"seed": 0, "--val": 3}])
-        == "process 1 has --val 3, process 0 has none"
-    )
-    assert odd_one([{"a": [1.0, None]}, {"a": [1.0, None]}]) == ""
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([{"seed": 1}, {"seed": 0}, {"seed": 0}], "process 0 on a has seed 1, process 1 on b has 0"),
+        ([{"seed": 0}, {"seed": 0}, {"--val": 3, "seed": 0}],
+         "process 2 on b has --val 3, process 0 on a has none"),
+        ([{"a": [1.0, None]}] * 3, ""),
+    ],
+)  # fmt: skip
+def test_the_odd_process_is_the_one_that_differs_from_most(values, said):
+    assert odd_one(["a", "b", "b"], values) == said
 
 
 def test_without_torchrun_there_is_a_group_of_one(monkeypatch):
