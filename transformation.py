@@ -1,7 +1,7 @@
 """The assignment's augmentation as albumentations pipelines, which take one image.
 
 ``get_train_batch_transform`` and ``get_test_batch_transform`` do the same for whole batches on the
-device; they are in ``onecycle.data.augmentation`` and can be imported from here too.
+device; they are in ``onecycle.data.batches`` and can be imported from here too.
 """
 
 from __future__ import annotations
@@ -10,13 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onecycle.data.augmentation import (
-    CUTOUT_SIZE_PX,
-    get_test_batch_transform,
-    get_train_batch_transform,
-    padding_px,
-    to_bytes,
-)
+from onecycle.data.augmentation import CUTOUT_SIZE_PX, padding_px, to_bytes
+from onecycle.data.batches import get_test_batch_transform, get_train_batch_transform
 from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD, IMAGE_SIZE_PX
 
 if TYPE_CHECKING:

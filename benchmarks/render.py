@@ -114,20 +114,12 @@ def render_gpu_headline(gpu: Path = GPU) -> str:
     )
 
 
-def render_range_test(file: Path = CPU / "range_test.json") -> str:
-    """Markdown: what the range test finds over seeds; what is not measured has its command."""
-    result = load(file)
+def render_one(name: str, folder: Path = CPU) -> str:
+    """Markdown: machine and table of one results file; what is not measured has its command."""
+    result = load(folder / f"{name}.json")
     if result is None:
-        return "Not yet measured: `benchmarks/range_test.py`."
-    return f"{machine_of(result)}\n\n{TABLES['range_test'](result)}"
-
-
-def render_small_sets(file: Path = CPU / "small_sets.json") -> str:
-    """Markdown: small sets of pictures from both starts; what is not measured has its command."""
-    result = load(file)
-    if result is None:
-        return "Not yet measured: `benchmarks/small_sets.py`."
-    return f"{machine_of(result)}\n\n{TABLES['small_sets'](result)}"
+        return f"Not yet measured: `benchmarks/{name}.py`."
+    return f"{machine_of(result)}\n\n{TABLES[name](result)}"
 
 
 def _say_step(result: dict[str, Any]) -> str:

@@ -167,6 +167,38 @@ def render_small_sets(result: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+SCALE_COLUMNS = {
+    "open_seconds": ("seconds to open", 1, ",.2f"),
+    "images_per_s": ("images/s", 1, ",.0f"),
+    "seconds": ("seconds", 1, ",.2f"),
+    "report_bytes": ("report, MB", 1e-6, ",.1f"),
+    "memory_bytes": ("memory, MB", 1e-6, ",.0f"),
+}
+"""Of a point of ``scale.py``: what it is called, in which unit and form."""
+
+
+def render_scale(result: dict[str, Any]) -> str:
+    parts = []
+    for axis in dict.fromkeys(run["axis"] for run in result["runs"]):
+        own = [run for run in result["runs"] if run["axis"] == axis]
+        columns = {name: as_ for name, as_ in SCALE_COLUMNS.items() if name in own[0]}
+        rows = [
+            [f"`{run['value']}`" if axis == "start" else f"{run['value']:,}",
+             *(f"{run[name] * unit:{form}}" for name, (_, unit, form) in columns.items())]
+            for run in own
+        ]  # fmt: skip
+        slopes = result["summary"].get(axis, {})
+        if slopes:
+            rows.append([
+                "slope at the end",
+                *(f"{slopes[name]['slope']:+.2f}" if name in slopes else "" for name in columns),
+            ])  # fmt: skip
+        parts.append(
+            table([axis.replace("_", " "), *(head for head, _, _ in columns.values())], rows)
+        )
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "input": render_input,
     "step": render_step,
@@ -176,6 +208,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "references": render_references,
     "range_test": render_range_test,
     "small_sets": render_small_sets,
+    "scale": render_scale,
 }
 
 

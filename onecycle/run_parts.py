@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from onecycle.checks import check_classes
-from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
+from onecycle.data.batches import get_test_batch_transform, get_train_batch_transform
 from onecycle.data.dataset import ImageDataset, Images
 from onecycle.data.folder import NAMES
 from onecycle.data.loaders import ResidentLoader, SeededLoader, fits_device, get_loader

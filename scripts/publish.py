@@ -213,8 +213,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed": render.render_speed,
     "faults": lambda: render_faults(FAULTS),
     "benchmarks": render.render_benchmarks,
-    "range_test": render.render_range_test,
-    "small_sets": render.render_small_sets,
+    "range_test": lambda: render.render_one("range_test"),
+    "small_sets": lambda: render.render_one("small_sets"),
+    "scale": lambda: render.render_one("scale"),
 }
 
 

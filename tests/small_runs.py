@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
+from onecycle.data.batches import get_test_batch_transform, get_train_batch_transform
 from onecycle.data.loaders import ResidentLoader
 from onecycle.records import History
 from onecycle.training import checkpoint

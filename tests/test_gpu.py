@@ -18,9 +18,9 @@ from onecycle.data.augmentation import (
     CIFAR10_STD,
     augment_pixels,
     draw_augmentation,
-    get_test_batch_transform,
     pad_images,
 )
+from onecycle.data.batches import get_test_batch_transform
 from onecycle.data.loaders import ResidentLoader
 from onecycle.errors import DivergedError, UsageError
 from onecycle.training.compute import Compute, get_compile_mode, set_seed, to_device

@@ -112,7 +112,7 @@ def evaluate(
     compute: Compute,
 ) -> None:
     """Print the accuracy and write the folder."""
-    from onecycle.data.augmentation import get_test_batch_transform
+    from onecycle.data.batches import get_test_batch_transform
     from onecycle.data.loaders import ResidentLoader, fits_device
     from onecycle.results.evaluation import evaluate_predictions
     from onecycle.results.folder import write_evaluation

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -43,12 +42,12 @@ def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constan
     Raises:
         UsageError: the images are of another shape or type.
     """
-    sides = 2 * (padding_px(_check_images(images)),)
+    sides = 2 * (padding_px(check_images(images)),)
     border = ((0, 0), sides, sides, (0, 0))
     return torch.from_numpy(np.pad(images, border, mode=mode)).to(device)
 
 
-def _check_images(images: np.ndarray) -> int:
+def check_images(images: np.ndarray) -> int:
     """Their height and width."""
     if images.dtype != np.uint8 or not is_square(images.shape):
         raise UsageError(
@@ -179,143 +178,3 @@ def augment_pixels(
     columns = draws.hole_left[:, None, None] + side
     images[torch.arange(len(indices), device=padded.device)[:, None, None], rows, columns] = fill
     return images
-
-
-class BatchNormalize:
-    """(B, S, S, 3) uint8 images to (B, 3, S, S) float32 ones in channels_last order.
-
-    Args:
-        mu: mean of each of the three channels, 0..1.
-        sigma: standard deviation of each of the three channels, 0..1.
-        device: of the images.
-        size_px: S, height and width of the images.
-
-    Attributes:
-        fill: (3,) uint8, the mean in 0..255: the colour of the hole.
-    """
-
-    def __init__(
-        self,
-        mu: Sequence[float],
-        sigma: Sequence[float],
-        device: torch.device,
-        size_px: int = IMAGE_SIZE_PX,
-    ) -> None:
-        mean, std = np.array(mu), np.array(sigma)
-        # One factor and one summand per byte of an image: three alone would be a loop of three.
-        area = size_px**2
-        self._scale = torch.tensor(np.tile(1 / (255 * std), area), dtype=torch.float32).to(device)
-        self._shift = torch.tensor(np.tile(-mean / std, area), dtype=torch.float32).to(device)
-        self.fill = torch.tensor(to_bytes(mu), dtype=torch.uint8).to(device)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The normalised images, a new tensor."""
-        values = images.flatten(1).float().mul_(self._scale).add_(self._shift)
-        return values.view(images.shape).permute(0, 3, 1, 2)
-
-
-def get_train_batch_transform(
-    images: np.ndarray,
-    mu: Sequence[float],
-    sigma: Sequence[float],
-    *,
-    device: torch.device,
-    seed: int = 0,
-    flip_probability: float = 0.5,
-    alternating_flip: bool = False,
-    cutout_size_px: int = CUTOUT_SIZE_PX,
-    padding: str = "constant",
-    resident: bool = True,
-) -> Callable[[Tensor, int], Tensor]:
-    """The training augmentation for whole batches of images that are kept on the device.
-
-    It does what the albumentations pipeline ``transformation.get_train_aug_transform`` does.
-
-    Args:
-        images: (N, S, S, 3) uint8, S of 8 or more; a padded copy goes to the device.
-        mu: mean of each of the three channels, 0..1.
-        sigma: standard deviation of each of the three channels, 0..1.
-        device: of the images and the results.
-        seed: 0 or more.
-        flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
-        alternating_flip: flip in every second epoch instead; ``flip_probability`` is ignored.
-        cutout_size_px: height and width of the hole, 0..S; 0 for none.
-        padding: "constant" for a black border, "reflect" for the image mirrored at its edge.
-        resident: keep all images on the device. If they do not fit there, each batch is sent on
-            its own, which is slower and gives the same.
-
-    Returns:
-        ``transform(indices, epoch)``, which takes (B,) int64 image indices on the device and the
-        number of the epoch, and gives (B, 3, S, S) float32 in channels_last order.
-
-    Raises:
-        UsageError: a number is out of its range, or the images are of another shape or type.
-    """
-    size = _check_images(images)
-    if not 0 <= flip_probability <= 1:
-        raise UsageError(f"flip_probability is {flip_probability}; it must be from 0 to 1")
-    if not 0 <= cutout_size_px <= size:
-        raise UsageError(f"cutout_size_px is {cutout_size_px}; it must be from 0 to {size}")
-    padded = pad_images(images, device, mode=padding) if resident else None
-    normalize = BatchNormalize(mu, sigma, device, size)
-
-    @lru_cache(maxsize=1)
-    def draws_of(epoch: int) -> Tensor:
-        # For all images at once: on a GPU 50 kernel launches per epoch instead of per batch.
-        draws = draw_augmentation(
-            seed, epoch, torch.arange(len(images), device=device),
-            flip_probability=flip_probability, alternating_flip=alternating_flip,
-            cutout_size_px=cutout_size_px, size_px=size,
-        )  # fmt: skip
-        return torch.stack([draws.top, draws.left, draws.flip, draws.hole_top, draws.hole_left])
-
-    def transform(indices: Tensor, epoch: int) -> Tensor:
-        top, left, flip, hole_top, hole_left = draws_of(epoch)[:, indices]
-        draws = Draws(top, left, flip.bool(), hole_top, hole_left)
-        borders, places = padded, indices
-        if borders is None:
-            borders = pad_images(images[indices.cpu().numpy()], device, mode=padding)
-            places = torch.arange(len(indices), device=device)
-        return normalize(
-            augment_pixels(
-                borders, places, draws, normalize.fill,
-                cutout_size_px=cutout_size_px, size_px=size,
-            )
-        )  # fmt: skip
-
-    return transform
-
-
-def get_test_batch_transform(
-    images: np.ndarray,
-    mu: Sequence[float],
-    sigma: Sequence[float],
-    *,
-    device: torch.device,
-    resident: bool = True,
-) -> Callable[[Tensor, int], Tensor]:
-    """The test transform for whole batches: it normalises and does nothing else.
-
-    Args:
-        images: (N, S, S, 3) uint8, S of 8 or more; a copy goes to the device.
-        mu: mean of each of the three channels, 0..1.
-        sigma: standard deviation of each of the three channels, 0..1.
-        device: of the images and the results.
-        resident: see :func:`get_train_batch_transform`.
-
-    Returns:
-        ``transform(indices, epoch)``, as of :func:`get_train_batch_transform`.
-
-    Raises:
-        UsageError: the images are of another shape or type.
-    """
-    normalize = BatchNormalize(mu, sigma, device, _check_images(images))
-    if resident and device.type != "cpu":
-        on_device = torch.tensor(images, device=device)
-        return lambda indices, epoch: normalize(on_device[indices])
-
-    def transform(indices: Tensor, epoch: int) -> Tensor:
-        # Some at a time, so that images on the disk need not fit the memory.
-        return normalize(torch.from_numpy(images[indices.cpu().numpy()]).to(device))
-
-    return transform

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from onecycle.data.workers import (
     checked_batches,
     collate,
     name_worker_errors,
+    read_ahead,
     seed_transform,
     seed_worker,
     worker_error,
@@ -143,7 +145,7 @@ class _Epochs:
 
 
 class ResidentLoader(_Epochs):
-    """Batches of images that are kept and augmented on the device.
+    """Batches of images that are kept and augmented on the device, or read ahead and sent there.
 
     Args:
         transform: ``transform(indices, epoch)``, which takes (B,) int64 image indices on the
@@ -178,10 +180,16 @@ class ResidentLoader(_Epochs):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, start = self.batches.epoch, self.batches.start
-        order = self.batches.order().to(self.device)  # the only copy per epoch
+        order = self.batches.order()
         self.batches.set_epoch(epoch + 1)
-        for batch, share in enumerate(self.batches.shares(order)):
-            if batch >= start:
+        on_device = self.batches.shares(order.to(self.device))  # the only copy per epoch
+        shares = islice(on_device, start, None)
+        if fetch := getattr(self.transform, "fetch", None):
+            ahead = read_ahead(fetch, islice(self.batches.shares(order), start, None))
+            for share, pixels in zip(shares, ahead):
+                yield self.transform(share, epoch, pixels), self.labels[share]
+        else:
+            for share in shares:
                 yield self.transform(share, epoch), self.labels[share]
 
 

@@ -1,4 +1,4 @@
-"""Worker processes of a loader: their seeds, and clear errors if one dies, hangs or fails."""
+"""Threads that read ahead, and worker processes: their seeds, clear errors if one dies, hangs or fails."""
 
 from __future__ import annotations
 
@@ -6,13 +6,31 @@ import itertools
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from onecycle.errors import DataError, WorkerError
+
+AHEAD = 4
+"""Batches that are read before they are asked for, each by a thread of its own."""
+
+
+def read_ahead(fetch: Callable[[Tensor], Tensor], shares: Iterator[Tensor]) -> Iterator[Tensor]:
+    """``fetch`` of each share, in their order, by threads that are up to ``AHEAD`` shares ahead."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        running = deque(pool.submit(fetch, share) for share in itertools.islice(shares, AHEAD))
+        try:
+            while running:
+                yield running.popleft().result()
+                running.extend(pool.submit(fetch, share) for share in itertools.islice(shares, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def checked_batches(iterator: Iterator, epoch: int, start: int) -> Iterator:

@@ -25,7 +25,7 @@ def test_it_goes_on_with_the_seeds_that_are_missing(tmp_path, capsys):
     found = [run["lr_max"] for run in second["runs"] if run["lr_max"]]
     assert (row["seeds"], row["refused"]) == (2, 2 - len(found))
     assert "| 1,437: digits | 1 x 40 | 64 | 2 |" in capsys.readouterr().out
-    assert "1,437: digits" in render.render_range_test(file)
+    assert "1,437: digits" in render.render_one("range_test", file.parent)
 
 
 def test_the_spread_is_of_the_seeds_that_have_an_answer():

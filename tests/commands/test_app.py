@@ -11,7 +11,7 @@ from PIL import Image
 from models import CustomResNet
 from onecycle import commands
 from onecycle.commands import app
-from onecycle.data.augmentation import get_test_batch_transform
+from onecycle.data.batches import get_test_batch_transform
 from onecycle.data.pictures import read_picture
 from onecycle.errors import DataError, StorageError
 from onecycle.results.grad_cam import grad_cam

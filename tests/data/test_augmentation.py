@@ -6,13 +6,15 @@ import torch
 from scipy.stats import binom, chi2_contingency, chisquare
 
 from onecycle.data.augmentation import (
-    BatchNormalize,
     Draws,
     augment_pixels,
     draw_augmentation,
+    pad_images,
+)
+from onecycle.data.batches import (
+    BatchNormalize,
     get_test_batch_transform,
     get_train_batch_transform,
-    pad_images,
 )
 from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from onecycle.errors import UsageError

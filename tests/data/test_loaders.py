@@ -2,6 +2,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import albumentations as A
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from onecycle.data.augmentation import get_train_batch_transform
+from onecycle.data.batches import get_train_batch_transform
 from onecycle.data.dataset import ImageDataset
 from onecycle.data.loaders import (
     EpochBatches,
@@ -19,6 +20,7 @@ from onecycle.data.loaders import (
     fits_device,
     get_loader,
 )
+from onecycle.data.workers import AHEAD
 from onecycle.errors import DataError, UsageError, WorkerError
 from transformation import get_train_aug_transform
 
@@ -312,15 +314,22 @@ def test_distributed_evaluation_can_place_its_rows():
 
 def test_an_image_does_not_depend_on_batch_size_process_or_resumption():
     images = dataset().data
-    transform = get_train_batch_transform(images, (0.5,) * 3, (0.25,) * 3, device=CPU, seed=5)
+    kept, sent = (
+        get_train_batch_transform(
+            images, (0.5,) * 3, (0.25,) * 3, device=CPU, seed=5, resident=resident
+        )
+        for resident in (True, False)
+    )
 
-    def by_index(start=0, **options):
+    def by_index(start=0, transform=kept, **options):
         loader = ResidentLoader(transform, np.arange(40), device=CPU, train=True, **options)
         loader.set_epoch(2, start)
         return {int(i): image for batch, labels in loader for image, i in zip(batch, labels)}
 
     expected = by_index(batch_size=40)
     for found in (
+        by_index(transform=sent, batch_size=7),
+        by_index(transform=sent, start=2, batch_size=8),
         by_index(batch_size=7),
         by_index(start=2, batch_size=8),
         by_index(batch_size=20, rank=1, world_size=2),
@@ -328,6 +337,35 @@ def test_an_image_does_not_depend_on_batch_size_process_or_resumption():
     ):
         assert found
         assert all(torch.equal(image, expected[i]) for i, image in found.items())
+
+
+def test_images_that_are_not_kept_are_read_a_few_batches_ahead_and_no_further():
+    asked = []
+
+    def fetch(indices):
+        asked.append(indices)
+        if set(indices.tolist()) & lost:
+            raise OSError("the disk is gone")
+        return indices
+
+    def transform(indices, epoch, fetched):
+        assert torch.equal(indices, fetched)
+        return fetched[:, None]
+
+    transform.fetch = fetch
+    loader = ResidentLoader(transform, np.arange(40), 4, device=CPU, train=True)
+    lost, before = set(), threading.active_count()
+    batches = iter(loader)
+    next(batches)
+    batches.close()  # as a training that is stopped
+    assert len(asked) <= AHEAD and threading.active_count() == before
+    lost = {int(loader.indices()[30])}
+    seen = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for images, labels in loader:
+            assert torch.equal(images[:, 0], labels)
+            seen.append(labels)
+    assert len(seen) == 7
 
 
 def test_processes_of_the_albumentations_path_do_not_draw_alike():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import CustomResNet
-from onecycle.data.augmentation import get_test_batch_transform, get_train_batch_transform
+from onecycle.data.batches import get_test_batch_transform, get_train_batch_transform
 from onecycle.data.dataset import get_stats
 from onecycle.data.digits import load_digits
 from onecycle.data.loaders import ResidentLoader
