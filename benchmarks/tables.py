@@ -138,6 +138,7 @@ def render_range_test(result: dict[str, Any]) -> str:
     rows = []
     for name, row in result["summary"].items():
         of, cells = result["settings"]["sets"][name], []
+        threads = {run["threads"] for run in result["runs"] if run["set"] == name}
         for rate in ("lr_max", "lr_min"):
             found = row.get(rate)
             cells.append(
@@ -146,10 +147,10 @@ def render_range_test(result: dict[str, Any]) -> str:
             )  # fmt: skip
         rows.append([
             f"{of['num_train']:,}: {of['images']}", f"{of['sweeps']} x {of['steps']}",
-            of["batch_size"], row["seeds"], row["refused"], *cells,
+            of["batch_size"], row["seeds"], row["refused"], *cells, *threads,
         ])  # fmt: skip
     head = ["Training images", "sweeps x steps", "batch", "seeds", "without an answer",
-            "LRMAX (range, largest / smallest)", "LRMIN"]  # fmt: skip
+            "LRMAX (range, largest / smallest)", "LRMIN", "threads"]  # fmt: skip
     return table(head, rows)
 
 
