@@ -169,10 +169,11 @@ def opened(content):
     return torch.load(stream, weights_only=True)
 
 
-def in_child(function, *, number=signal.SIGKILL, after_s=None):
+def in_child(function, *, number=signal.SIGKILL, after_s=None, deadline_s=None):
     """The status of a forked child that runs the function: what it returned, None being 0.
 
-    A child that is not done ``after_s`` seconds after the fork gets the signal.
+    A child that is not done ``after_s`` seconds after the fork gets the signal; one that is not done
+    ``deadline_s`` after it is killed.
     """
     pid = os.fork()
     if pid == 0:
@@ -182,6 +183,12 @@ def in_child(function, *, number=signal.SIGKILL, after_s=None):
         except BaseException as error:  # noqa: BLE001
             print(repr(error), flush=True)
             os._exit(99)
+    end = time.monotonic() + (deadline_s or 0)
+    while deadline_s and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(0.01)
     if after_s is not None:
         time.sleep(after_s)
         os.kill(pid, number)  # one that is done is there until it is waited for

@@ -68,7 +68,8 @@ def decode(
     if found is not None:
         return found
     unreadable: dict[int, str] = {}
-    images = _decoded(files, size_px, resize, unreadable, progress)
+    passing: set[int] = set()
+    images = _decoded(files, size_px, resize, unreadable, progress, passing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
@@ -78,7 +79,8 @@ def decode(
             kept.with_suffix(".json").unlink(missing_ok=True)
             os.replace(part, kept)
             about = {"state": state, "checksum": checksum, "unreadable": unreadable}
-            kept.with_suffix(".json").write_text(json.dumps(about), "utf-8")
+            if not passing:  # else the pictures are tried again at the next start
+                kept.with_suffix(".json").write_text(json.dumps(about), "utf-8")
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -89,7 +91,7 @@ def decode(
             stacklevel=4,
         )
         unreadable = {}
-        images = _decoded(files, size_px, resize, unreadable, progress)
+        images = _decoded(files, size_px, resize, unreadable, progress, passing)
         return np.concatenate(list(images)), unreadable
     return np.load(kept, mmap_mode="r"), unreadable
 
@@ -128,13 +130,19 @@ def _decoded(
     resize: str,
     unreadable: dict[int, str],
     progress: Progress | None,
+    passing: set[int],
 ) -> Iterator[np.ndarray]:
-    """The images in parts; what cannot be read is added to ``unreadable``."""
+    """The images in parts; what cannot be read is added to ``unreadable``.
+
+    What the system refused, not the content, may be readable the next time: it is in ``passing``.
+    """
 
     def read(number: int) -> np.ndarray:
         try:
             return read_quietly(files[number], size_px, resize)
         except DataError as error:
+            if getattr(error.__cause__, "errno", None) is not None:
+                passing.add(number)
             unreadable[number] = str(error).removeprefix(f"{files[number]} ")
             return np.zeros((size_px, size_px, 3), np.uint8)
 

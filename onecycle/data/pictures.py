@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 
@@ -112,7 +113,8 @@ def read_quietly(file: str | os.PathLike | bytes, size_px: int, resize: str) -> 
 def _content(file: str | os.PathLike | bytes) -> str | os.PathLike | io.BytesIO:
     if isinstance(file, bytes):
         return io.BytesIO(file)
-    if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
+    mode = os.stat(file).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ValueError("it is no file")  # a pipe would be waited for, for ever
     return file
 

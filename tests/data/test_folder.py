@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import unicodedata
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onecycle.data import decoded
+from onecycle.data import decoded, pictures
 from onecycle.data.dataset import HELD_OUT
 from onecycle.data.folder import load_folder, load_test_folder
 from onecycle.errors import DataError, UsageError
@@ -435,6 +436,23 @@ def test_all_unreadable_pictures_are_named_at_once_and_can_be_left_out(tmp_path)
         assert len(train) + len(test) == 15 and not set(damaged) & {*train.files, *test.files}
         assert len(train.skipped) == 15
         assert {line.partition(" ")[0] for line in train.skipped} == set(damaged)
+
+
+def test_what_the_disk_refuses_once_is_read_at_the_next_start(tmp_path, monkeypatch):
+    write_folder(tmp_path)
+    real, refused = pictures._open, []
+
+    def fails_once(file, formats):
+        if str(file).endswith("train/cat/000.png") and not refused:
+            refused.append(file)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, formats)
+
+    monkeypatch.setattr(pictures, "_open", fails_once)
+    with pytest.raises(DataError, match=r"cat/000\.png .*Input/output error"):
+        load_folder(tmp_path)
+    train, test = load_folder(tmp_path)
+    assert refused and len(train) == len(test) == 6
 
 
 def test_a_class_without_a_readable_picture_is_refused(tmp_path):

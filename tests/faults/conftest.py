@@ -15,7 +15,9 @@ import torch
 
 from onecycle.training.compute import Compute
 
-SUITES = ("kills", "signals", "mutations", "command_lines", "not_finite", "evaluation", "footprint")
+SUITES = (
+    "kills", "signals", "calls", "mutations", "command_lines", "not_finite", "evaluation", "footprint",
+)  # fmt: skip
 FOUND = pytest.StashKey[dict]()
 
 
