@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def is_result_of(run: Run, results: dict[str, Any]) -> bool:
         return False
     if "identity" in results:
         return results["identity"] == digest_of(run.identity)
-    stored = results.get("data") or {}  # from before there were digests
+    stored = results["data"]  # from before there were digests
     return may_be(results["recipe"], run.recipe) and stored.items() <= run.data.items()
 
 
@@ -116,25 +117,23 @@ def reopen(
         CheckpointError: a file is missing, damaged or another network's.
     """
     history, lines = read_history(folder, results)
-    try:
-        finding = LRFinding(**{"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: results.json has no learning rate ({error})") from error
+    stored = {"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"]
+    finding = LRFinding(**{each.name: stored[each.name] for each in fields(LRFinding)})
     load_into(model, folder / "model.safetensors")
     return history, finding, lines
 
 
 def stored_average(run: Run, results: Mapping[str, Any]) -> float | None:
     """Accuracy of the average of the weights, 0..1, if it is of the images that this run has."""
-    accuracy = results.get("evaluation", {}).get("average_accuracy")
+    accuracy = results["evaluation"].get("average_accuracy")
     if accuracy is None:
         return None
     stored = {
         "data": _without_notes(results["data"]) | {"sha256": run.identity["data"]["sha256"]},
-        "parts": results["parts"],
-        "start": results["start"] and results["start"]["sha256"],
+        "parts": results.get("parts"),
+        "start": results["start"]["sha256"] if results.get("start") else None,
     }
-    return accuracy if digest_of(run.identity | stored) == results["identity"] else None
+    return accuracy if digest_of(run.identity | stored) == results.get("identity") else None
 
 
 def write_folder(run: Run, evaluation: Evaluation) -> None:
