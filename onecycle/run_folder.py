@@ -19,6 +19,7 @@ from onecycle.recipe import Recipe, as_data, may_be
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.folder import (
+    ORIGIN,
     own_folder,
     prepare_folder,
     read_history,
@@ -29,10 +30,17 @@ from onecycle.results.folder import (
 from onecycle.results.origin import one_line
 from onecycle.results.report import build_report
 from onecycle.results.weights import load_into, save_weights
+from onecycle.schema import Misfit, Number, check, of_record
 from onecycle.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from onecycle.run import Run
+
+NOTES = {
+    "rates?": of_record(LRFinding) | {"lr_max": Number(0), "lr_min": Number(0)},
+    "run?": ORIGIN,
+}
+"""What a checkpoint keeps of a run besides its parts."""
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -182,6 +190,14 @@ def open_checkpoint(run: Run) -> Checkpoint:
         write=run.is_first,
     )
     resumed = checkpoint.load(run.resume)
+    if resumed:
+        try:
+            check(checkpoint.notes, NOTES, "notes")
+        except Misfit as error:
+            raise CheckpointError(
+                f"{checkpoint.source} does not fit: {error}; name another file, or start again "
+                "without resuming"
+            ) from error
     if not run.compute.group.agrees(resumed):
         raise CheckpointError(
             f"not all processes see the checkpoint in {run.folder}: "

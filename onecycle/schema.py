@@ -101,6 +101,20 @@ class Named:
     kind: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Anything:
+    """A value of one type, whatever it holds."""
+
+    type: type
+
+    def __str__(self) -> str:
+        return f"a {self.type.__name__}"
+
+    def holds(self, value: Any) -> bool:
+        """Whether it is one."""
+        return isinstance(value, self.type)
+
+
 def of_record(record: type) -> dict[str, Any]:
     """The table of a dataclass of measurements: types from its hints, bounds from its names."""
     return {name: _of_field(name, hint) for name, hint in get_type_hints(record).items()}

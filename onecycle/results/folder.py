@@ -57,6 +57,11 @@ RESULTS = {
     "images_sha256?": Maybe(Many(Text(), least=2, most=2)),
 }  # fmt: skip
 """What each ``results.json`` has; a question mark: unless an older version wrote it."""
+ORIGIN = {
+    **{f"{name}?": Maybe(Text()) for name in ("name", "author", "date", "commit")},
+    "seconds?": Number(0), "parameters?": COUNT,
+}  # fmt: skip
+"""What a run says of itself."""
 TRAINING = {
     "history": Many(EPOCH, least=1),
     "final": {name: EPOCH[name] for name in ("epoch", "test_loss", "test_accuracy", "train_accuracy")},
@@ -65,10 +70,7 @@ TRAINING = {
         **{f"{name}?": Many(Maybe(Number())) for name in ("lrs", "losses", "smoothed")},
     },
     "seconds": Named(Number(0)),
-    "run?": {
-        **{f"{name}?": Maybe(Text()) for name in ("name", "author", "date", "commit")},
-        "seconds?": Number(0), "parameters?": COUNT,
-    },
+    "run?": ORIGIN,
     "parts?": Named(Text()),
     "start?": Maybe({"sha256": Text()}),
     "identity?": Text(),
