@@ -51,7 +51,7 @@ def edited(value, draw):
         elif way == 1 and isinstance(box, list):
             box.append(box[path[-1]])
         else:
-            box[path[-1]] = draw.choice(NASTY)
+            box[path[-1]] = copy.deepcopy(draw.choice(NASTY))
     return value
 
 
@@ -103,11 +103,13 @@ def checkpoint_edited(content, draw):
             box = box[key]
             continue
         if isinstance(box[key], torch.Tensor):
-            box[key] = draw.choice([None, torch.zeros(3), box[key].double() + 1, box[key][..., :1]])
+            box[key] = draw.choice(
+                [None, torch.zeros(3), box[key].double() + 1, box[key].reshape(-1)[:1]]
+            )
         elif draw.random() < 0.2:
             del box[key]
         else:
-            box[key] = draw.choice(NASTY)
+            box[key] = copy.deepcopy(draw.choice(NASTY))
         break
     return small_runs.sealed(state)
 
