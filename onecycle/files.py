@@ -216,7 +216,8 @@ def _open_locked(file: Path) -> int:
     except ImportError:
         raise _Unsupported("no flock here") from None
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        # Of a link, the file that it leads to would be emptied.
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

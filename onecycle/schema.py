@@ -213,7 +213,7 @@ def shown(value: Any) -> str:
     try:
         text = printable(repr(value[: SHOWN + 1] if isinstance(value, str) else value)[: SHOWN + 1])
     except (ValueError, RecursionError):  # a number of thousands of digits, or a deep nest
-        text = f"a {type(value).__name__} that is too large to show"
+        text = f"too large to show ({type(value).__name__})"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
 
 

@@ -248,3 +248,11 @@ def test_a_file_is_read_up_to_its_bound(tmp_path):
     if os.path.exists("/proc/version"):  # whose size is said to be 0
         with pytest.raises(OSError, match="more than 4"):
             read_regular("/proc/version", most=4)
+
+
+def test_a_lock_that_is_a_link_does_not_empty_what_it_leads_to(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".lock").symlink_to("mine")
+    with pytest.raises(StorageError), lock_folder(tmp_path):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"

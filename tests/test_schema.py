@@ -26,7 +26,7 @@ def test_what_fits_is_taken_with_names_of_later_versions():
         ({"rows": []}, "rows is"),
         ({"rows": {}}, "rows is"),
         ({"rows": [EPOCH, EPOCH | {"train_accuracy": "x"}]}, "rows row 2.train_accuracy is 'x'"),
-        ({"rows": [EPOCH | {"epoch": 10**5000}]}, "rows row 1.epoch is a int that is too large"),
+        ({"rows": [EPOCH | {"epoch": 10**5000}]}, "rows row 1.epoch is too large to show"),
         ({"rows": [EPOCH | {"train_seconds": -1}]}, "rows row 1.train_seconds is -1"),
         ({"rows": [{"epoch": 1}]}, "rows row 1.lr is missing"),
     ],
