@@ -25,14 +25,12 @@ from onecycle.recipe import Recipe, as_data, stored_recipe
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation, evaluate_predictions
 from onecycle.results.figures.style import own_style
-from onecycle.results.folder import (
-    own_folder,
-    read_results,
-)
+from onecycle.results.folder import own_folder
 from onecycle.results.grad_cam import NO_LAYER, ErrorMaps, explain_errors
 from onecycle.results.networks import CUSTOM_RESNET, find_model
 from onecycle.results.origin import begin, one_line
 from onecycle.results.pictures import Guess, predict_pictures
+from onecycle.results.reading import read_results
 from onecycle.run_figures import FIGURES
 from onecycle.run_folder import (
     describe_images,

@@ -19,15 +19,13 @@ from onecycle.recipe import Recipe, as_data, may_be
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.folder import (
-    ORIGIN,
     own_folder,
     prepare_folder,
-    read_history,
-    read_results,
     results_of,
     write_run,
 )
 from onecycle.results.origin import one_line
+from onecycle.results.reading import ORIGIN, read_history, read_results
 from onecycle.results.report import build_report
 from onecycle.results.weights import load_into, save_weights
 from onecycle.schema import Misfit, Number, check, of_record

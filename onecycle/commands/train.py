@@ -136,8 +136,8 @@ def prepare(args: argparse.Namespace, group: Group) -> None:
         RESULTS_FILE,
         own_folder,
         prepare_folder,
-        read_results,
     )
+    from onecycle.results.reading import read_results
 
     is_first = group.rank == 0
     if is_first and (args.out / RESULTS_FILE).exists():

@@ -11,7 +11,7 @@ from onecycle import commands
 from onecycle.commands import images
 from onecycle.commands.seeds import parse_seeds
 from onecycle.errors import UsageError
-from onecycle.results.folder import read_results
+from onecycle.results.reading import read_results
 
 SEEDS = ["--seeds", "0-1,5"]
 

@@ -17,7 +17,7 @@ from onecycle import Run, load_digits
 from onecycle.errors import RunError
 from onecycle.recipe import read_recipe
 from onecycle.results.compare.runs import read_runs
-from onecycle.results.folder import read_history, read_results
+from onecycle.results.reading import read_history, read_results
 from onecycle.results.weights import load_weights
 from onecycle.training.checkpoint import LAST
 

@@ -23,12 +23,12 @@ from onecycle.results.evaluation import evaluate_predictions
 from onecycle.results.folder import (
     own_folder,
     prepare_folder,
-    read_history,
     results_of,
     write_evaluation,
     write_run,
 )
-from onecycle.results.folder import read_results as folder_results
+from onecycle.results.reading import read_history
+from onecycle.results.reading import read_results as folder_results
 from onecycle.results.weights import save_weights
 from onecycle.training.compute import Compute, to_device
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from onecycle.errors import CheckpointError, UsageError
 from onecycle.files import read_regular
 from onecycle.recipe import with_later_fields
-from onecycle.results.folder import read_results
+from onecycle.results.reading import read_results
 from onecycle.schema import COUNT, SHARE, Misfit, Text, parse_row
 
 from .chance import mcnemar
