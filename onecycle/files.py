@@ -9,16 +9,63 @@ import io
 import json
 import os
 import socket
+import stat
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from onecycle.errors import StorageError
 
 LOCK_FILE = ".lock"
+MOST_TEXT_BYTES = 1 << 28
+"""Above this no table, log or JSON is read: that of 100,000 epochs has a tenth of it."""
+_BINARY = getattr(os, "O_BINARY", 0)
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
+
+
+@contextlib.contextmanager
+def open_regular(file: str | os.PathLike, most: int = MOST_TEXT_BYTES) -> Iterator[BinaryIO]:
+    """A file to read from, never a pipe or a device, which might wait for ever or never end.
+
+    Args:
+        file: may be a link.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it is missing, no regular file, too large, or cannot be read; ``strerror`` says it.
+    """
+    try:  # a pipe without a writer is opened at once
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    except ValueError as error:  # a name with a zero in it
+        raise OSError(errno.EINVAL, str(error), os.fspath(file)) from error
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe, a device or the like, and no file")
+        if status.st_size > most:
+            found = f"it has {status.st_size:,} bytes, and {most:,} at most are read"
+            raise OSError(errno.EFBIG, found)
+        with open(descriptor, "rb", closefd=False) as stream:
+            yield stream
+    finally:
+        os.close(descriptor)
+
+
+def read_regular(file: str | os.PathLike, most: int = MOST_TEXT_BYTES) -> bytes:
+    """The content of a file; see :func:`open_regular`.
+
+    Raises:
+        OSError: as there.
+    """
+    with open_regular(file, most) as stream:
+        content = stream.read(most + 1)  # one of a size that is not known may have more
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes")
+    return content
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -169,7 +216,8 @@ def _open_locked(file: Path) -> int:
     except ImportError:
         raise _Unsupported("no flock here") from None
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        # Of a link, the file that it leads to would be emptied.
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,8 +250,10 @@ def _is_still(file: Path, descriptor: int) -> bool:
 
 def _refusal(file: Path) -> str:
     try:
-        owner = json.loads(file.read_text())
-        who = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        owner = json.loads(read_regular(file, most=10_000))
+        who = "process {pid:.20} on {host:.100} since {since:.40}".format(
+            **{name: str(owner[name]) for name in ("pid", "host", "since")}
+        )
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         who = "another process"
     return f"{file.parent} is in use by {who}: wait for it, stop it, or use another folder (--out)"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import textwrap
+import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from onecycle.errors import UsageError
+from onecycle.files import read_regular
+from onecycle.schema import parse_json, shown
 
 PEAK_SHARE = 5 / 24
 """Where the assignment's one cycle has its peak, as a share of the epochs."""
@@ -204,7 +205,7 @@ Recipe.__doc__ += "\n    Args:\n" + "".join(
 def _is_inside(value: float, limits: Mapping[str, Any]) -> bool:
     low, high = limits["low"], limits["high"]  # NaN is never inside
     is_inside = low < value < high if limits["open"] else low <= value <= high
-    return is_inside and value < math.inf
+    return is_inside and value <= sys.float_info.max
 
 
 def _check(name: str, value: Any, types: tuple[Any, bool], limits: Mapping[str, Any]) -> None:
@@ -220,10 +221,10 @@ def _check(name: str, value: Any, types: tuple[Any, bool], limits: Mapping[str, 
         is_right = isinstance(value, int if kind is int else (int, float))
         is_right &= not isinstance(value, bool)  # which Python takes for 0 or 1
     if not is_right:
-        shown = textwrap.shorten(repr(value), 60, placeholder=" ...")
-        raise UsageError(f"{name} is {shown}; it must be {allowed}")
+        raise UsageError(f"{name} is {shown(value)}; it must be {allowed}")
     if kind in (int, float) and not _is_inside(value, limits):
-        raise UsageError(f"{name} is {value}; it must be {bounds(limits)}")
+        allowed = bounds(limits) or "a finite number"
+        raise UsageError(f"{name} is {shown(value)}; it must be {allowed}")
 
 
 def as_data(recipe: Recipe) -> dict[str, Any]:
@@ -262,16 +263,25 @@ def read_recipe(file: str | os.PathLike, base: Recipe = Recipe()) -> Recipe:  # 
     """
     file = Path(file)
     stored = _read_mapping(file)
-    if isinstance(stored.get("recipe"), dict):
-        stored = with_later_fields(stored["recipe"])
+    try:
+        if isinstance(stored.get("recipe"), dict):
+            return stored_recipe(stored["recipe"])
+        return stored_recipe(asdict(base) | stored)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+
+
+def stored_recipe(stored: Mapping[str, Any]) -> Recipe:
+    """The recipe of plain data that :func:`as_data` gave, with what an older version left out.
+
+    Raises:
+        UsageError: a field is unknown or has a value that it may not have.
+    """
     names = [each.name for each in fields(Recipe)]
     for name in stored:
         if name not in names:
-            raise UsageError(f"{file} has {name!r}, which no recipe has; it has {', '.join(names)}")
-    try:
-        recipe = replace(base, **stored)
-    except UsageError as error:
-        raise UsageError(f"{file}: {error}") from error
+            raise UsageError(f"{shown(name)} is no field of a recipe, which has {', '.join(names)}")
+    recipe = Recipe(**with_later_fields(stored))
     # What as_data filled in: the peak moves with the epochs again.
     follows = recipe.epochs is not None and recipe.peak == recipe.epochs * PEAK_SHARE
     return replace(recipe, peak_epoch=None) if follows else recipe
@@ -280,18 +290,19 @@ def read_recipe(file: str | os.PathLike, base: Recipe = Recipe()) -> Recipe:  # 
 def _read_mapping(file: Path) -> dict[str, Any]:
     import tomllib  # here, since most commands read no recipe
 
+    is_toml = file.suffix.lower() == ".toml"
     try:
-        text = file.read_text("utf-8")
-        content = tomllib.loads(text) if file.suffix.lower() == ".toml" else json.loads(text)
+        content = read_regular(file)
+        found = tomllib.loads(content.decode()) if is_toml else parse_json(content)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # also of the encoding
-        kind = "TOML" if file.suffix.lower() == ".toml" else "JSON (a TOML file ends in .toml)"
-        said = " ".join(str(error).split())
+        kind = "TOML" if is_toml else "JSON (a TOML file ends in .toml)"
+        said = " ".join(str(error).split())[:200]
         raise UsageError(f"the recipe {file} is not {kind}: {said}") from error
-    if not isinstance(content, dict):
+    if not isinstance(found, dict):
         raise UsageError(f'the recipe {file} must have fields, such as {{"epochs": 24}}')
-    return content
+    return found
 
 
 PRESETS = {

@@ -21,18 +21,16 @@ from onecycle.data.pictures import read_picture
 from onecycle.errors import CheckpointError, DivergedError, RangeTestError, UsageError
 from onecycle.modules import freeze_idle_biases, model_summary
 from onecycle.optim.lr_rule import LRFinding
-from onecycle.recipe import Recipe, as_data, read_recipe
+from onecycle.recipe import Recipe, as_data, stored_recipe
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation, evaluate_predictions
 from onecycle.results.figures.style import own_style
-from onecycle.results.folder import (
-    own_folder,
-    read_results,
-)
+from onecycle.results.folder import own_folder
 from onecycle.results.grad_cam import NO_LAYER, ErrorMaps, explain_errors
 from onecycle.results.networks import CUSTOM_RESNET, find_model
 from onecycle.results.origin import begin, one_line
 from onecycle.results.pictures import Guess, predict_pictures
+from onecycle.results.reading import read_results
 from onecycle.run_figures import FIGURES
 from onecycle.run_folder import (
     describe_images,
@@ -214,8 +212,7 @@ class Run:
         results = read_results(folder)
         if "history" not in results:
             raise CheckpointError(f"{folder} holds no finished run; name the folder of one")
-        recipe = read_recipe(Path(folder) / "results.json")
-        stored = results["data"]
+        recipe, stored = stored_recipe(results["recipe"]), results["data"]
         train, test = data or no_images(stored, recipe)
         data = train.with_stats(stored["mean"], stored["std"]), test
         model = model or find_model(stored.get("model") or CUSTOM_RESNET)
@@ -467,8 +464,7 @@ class Run:
         self.history, self._finding, self.log.lines = reopen(self.folder, results, self.model)
         self.extras["kept"] = None  # they were not trained here
         self.stored_average = stored_average(self, results)
-        stored = results.get("run")
-        self.origin = (stored if isinstance(stored, dict) else {}) | self.origin
+        self.origin = results.get("run", {}) | self.origin
         self._finished = True
 
     def loader(self, *, train: bool, shared: bool) -> Any:

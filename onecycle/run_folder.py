@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,24 @@ from onecycle.results.evaluation import Evaluation
 from onecycle.results.folder import (
     own_folder,
     prepare_folder,
-    read_history,
-    read_results,
     results_of,
     write_run,
 )
 from onecycle.results.origin import one_line
+from onecycle.results.reading import ORIGIN, read_history, read_results
 from onecycle.results.report import build_report
 from onecycle.results.weights import load_into, save_weights
+from onecycle.schema import Misfit, Number, check, of_record
 from onecycle.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from onecycle.run import Run
+
+NOTES = {
+    "rates?": of_record(LRFinding) | {"lr_max": Number(0), "lr_min": Number(0)},
+    "run?": ORIGIN,
+}
+"""What a checkpoint keeps of a run besides its parts."""
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -91,7 +98,7 @@ def is_result_of(run: Run, results: dict[str, Any]) -> bool:
         return False
     if "identity" in results:
         return results["identity"] == digest_of(run.identity)
-    stored = results.get("data") or {}  # from before there were digests
+    stored = results["data"]  # from before there were digests
     return may_be(results["recipe"], run.recipe) and stored.items() <= run.data.items()
 
 
@@ -122,25 +129,23 @@ def reopen(
         CheckpointError: a file is missing, damaged or another network's.
     """
     history, lines = read_history(folder, results)
-    try:
-        finding = LRFinding(**{"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: results.json has no learning rate ({error})") from error
+    stored = {"lrs": [], "losses": [], "smoothed": []} | results["learning_rate"]
+    finding = LRFinding(**{each.name: stored[each.name] for each in fields(LRFinding)})
     load_into(model, folder / "model.safetensors")
     return history, finding, lines
 
 
 def stored_average(run: Run, results: Mapping[str, Any]) -> float | None:
     """Accuracy of the average of the weights, 0..1, if it is of the images that this run has."""
-    accuracy = results.get("evaluation", {}).get("average_accuracy")
+    accuracy = results["evaluation"].get("average_accuracy")
     if accuracy is None:
         return None
     stored = {
         "data": _without_notes(results["data"]) | {"sha256": run.identity["data"]["sha256"]},
-        "parts": results["parts"],
-        "start": results["start"] and results["start"]["sha256"],
+        "parts": results.get("parts"),
+        "start": results["start"]["sha256"] if results.get("start") else None,
     }
-    return accuracy if digest_of(run.identity | stored) == results["identity"] else None
+    return accuracy if digest_of(run.identity | stored) == results.get("identity") else None
 
 
 def write_folder(run: Run, evaluation: Evaluation) -> None:
@@ -189,6 +194,14 @@ def open_checkpoint(run: Run) -> Checkpoint:
         write=run.is_first,
     )
     resumed = checkpoint.load(run.resume)
+    if resumed:
+        try:
+            check(checkpoint.notes, NOTES, "notes")
+        except Misfit as error:
+            raise CheckpointError(
+                f"{checkpoint.source} does not fit: {error}; name another file, or start again "
+                "without resuming"
+            ) from error
     if not run.compute.group.agrees(resumed):
         raise CheckpointError(
             f"not all processes see the checkpoint in {run.folder}: "

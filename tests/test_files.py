@@ -14,6 +14,7 @@ from onecycle.errors import StorageError
 from onecycle.files import (
     lock_folder,
     printable,
+    read_regular,
     sync,
     to_csv,
     to_json,
@@ -230,3 +231,28 @@ def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path):
     write_file(tmp_path / "pipe", b"content")
     assert reader.communicate(timeout=60)[0] == b"content"
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda file: os.symlink("/dev/zero", file)])
+def test_what_is_no_file_is_refused_at_once(tmp_path, make):
+    make(tmp_path / "it")
+    with pytest.raises(OSError):
+        read_regular(tmp_path / "it")
+
+
+def test_a_file_is_read_up_to_its_bound(tmp_path):
+    (tmp_path / "it").write_bytes(b"12345")
+    assert read_regular(tmp_path / "it", most=5) == b"12345"
+    with pytest.raises(OSError, match="4 at most"):
+        read_regular(tmp_path / "it", most=4)
+    if os.path.exists("/proc/version"):  # whose size is said to be 0
+        with pytest.raises(OSError, match="more than 4"):
+            read_regular("/proc/version", most=4)
+
+
+def test_a_lock_that_is_a_link_does_not_empty_what_it_leads_to(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".lock").symlink_to("mine")
+    with pytest.raises(StorageError), lock_folder(tmp_path):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"

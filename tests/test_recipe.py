@@ -199,7 +199,7 @@ def test_fields_that_a_file_does_not_name_are_those_of_the_base(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("r.toml", b"epoch = 3", "has 'epoch', which no recipe has; it has epochs, peak_epoch,"),
+        ("r.toml", b"epoch = 3", "'epoch' is no field of a recipe, which has epochs, peak_epoch,"),
         ("r.toml", b"epochs = '3'", "epochs is '3'; it must be a whole number"),
         ("r.toml", b"epochs = 2000000", "epochs is 2000000; it must be from 1 to 100000"),
         ("r.toml", b"epochs = 3\npeak_epoch = 5", "peak_epoch is 5; it must be above 0 and below epochs"),

@@ -206,7 +206,7 @@ def test_damaged_files_of_a_finished_run_are_one_clear_error(finished, data, tmp
     for name in ("results.json", "steps.csv", "log.txt", "model.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
     (tmp_path / "steps.csv").write_text("step,lr,loss\n0,high,2.3\n")
-    with pytest.raises(CheckpointError, match="not whole"):
+    with pytest.raises(CheckpointError, match="steps.csv cannot be read: row 1.lr is 'high'"):
         Run(tmp_path, data, Tiny, FINDER, **HERE).fit()
 
 

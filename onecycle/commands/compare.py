@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onecycle.commands.common import check_output
 from onecycle.errors import StorageError, UsageError
-from onecycle.files import write_file
+from onecycle.files import open_regular, write_file
 
 ABOUT = (
     "Compare finished runs on one page. It shows their accuracies with intervals, what differs in "
@@ -46,7 +46,7 @@ def check_page(file: Path) -> None:
         StorageError: it is something else, or cannot be read.
     """
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             is_ours = _MARK in stream.read(_HEAD_BYTES)
     except FileNotFoundError:
         return

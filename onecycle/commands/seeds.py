@@ -121,7 +121,7 @@ def train_each(
 
 def summarise(runs: list[argparse.Namespace]) -> dict[str, Any]:
     """Accuracy and loss after the last epoch over finished runs, in plain data."""
-    from onecycle.results.folder import read_results
+    from onecycle.results.reading import read_results
 
     found = {run.recipe.seed: read_results(run.out)["evaluation"] for run in runs}
     accuracies = {seed: evaluation["accuracy"] for seed, evaluation in found.items()}

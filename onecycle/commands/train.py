@@ -152,14 +152,12 @@ def prepare(args: argparse.Namespace, group: Group) -> None:
         RESULTS_FILE,
         own_folder,
         prepare_folder,
-        read_results,
     )
+    from onecycle.results.reading import read_results
 
     is_first = group.rank == 0
     if is_first and (args.out / RESULTS_FILE).exists():
-        stored = read_results(args.out).get("recipe")
-        same = isinstance(stored, dict) and may_be(stored, args.recipe)
-        if args.resume != "auto" or not same:
+        if args.resume != "auto" or not may_be(read_results(args.out)["recipe"], args.recipe):
             prepare_folder(args.out)  # says why not
     with own_folder(args.out, is_first=is_first):
         if is_first:

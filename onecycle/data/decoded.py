@@ -19,6 +19,8 @@ import numpy as np
 from onecycle.data.dataset import Progress
 from onecycle.data.pictures import DECODING, kinds, read_quietly, without_warnings
 from onecycle.errors import DataError
+from onecycle.files import open_regular, read_regular
+from onecycle.schema import parse_json
 
 AT_ONCE = 256
 """Pictures that are decoded before they are written."""
@@ -114,8 +116,9 @@ def _state(files: Sequence[Path]) -> str:
 
 def _read(kept: Path, state: str, shape: tuple) -> tuple[np.ndarray, dict[int, str]] | None:
     try:
-        about = json.loads(kept.with_suffix(".json").read_text("utf-8"))
-        images = np.load(kept, mmap_mode="r", allow_pickle=False)
+        about = parse_json(read_regular(kept.with_suffix(".json")))
+        with open_regular(kept, most=sys.maxsize):  # a pipe would wait for ever
+            images = np.load(kept, mmap_mode="r", allow_pickle=False)
         is_same = about["state"] == state and about["checksum"] == _checksum(images)
         if not is_same or images.shape != shape or images.dtype != np.uint8:
             return None

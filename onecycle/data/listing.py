@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import unicodedata
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from onecycle.data.pictures import is_picture_name
 from onecycle.errors import DataError
+from onecycle.files import read_regular
 
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
@@ -140,11 +142,13 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _from_csv(file: Path) -> Listing:
     try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
+        with io.StringIO(read_regular(file).decode("utf-8-sig"), newline="") as stream:
             rows = csv.DictReader(stream, dialect=_dialect(stream.read(4096)))
             stream.seek(0)
             columns = {name.strip().lower(): name for name in rows.fieldnames or () if name}
             table = list(rows)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}; name a CSV file") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} is no CSV file in UTF-8: {error}") from error
     of_file = next((columns[name] for name in FILE_COLUMNS if name in columns), None)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
-import json
 import os
 import tempfile
 import warnings
@@ -18,9 +16,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from onecycle.errors import CheckpointError, StorageError
+from onecycle.errors import StorageError
 from onecycle.files import lock_folder, to_csv, to_json, write_whole
-from onecycle.records import EpochRecord, History, StepRecord
+from onecycle.records import History
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.figures.style import own_style
 from onecycle.results.weights import without_wrappers
@@ -78,50 +76,6 @@ def own_folder(folder: Path, *, is_first: bool = True) -> Iterator[str | None]:
     finally:
         if is_new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def read_results(folder: str | os.PathLike) -> dict[str, Any]:
-    """What a finished run left in its folder, or nothing.
-
-    Raises:
-        CheckpointError: there is a ``results.json`` that is none.
-    """
-    file = Path(folder) / RESULTS_FILE
-    try:
-        results = dict(json.loads(file.read_text("utf-8")))
-        if not isinstance(results.get("recipe"), dict):
-            raise ValueError("no recipe")
-        return results
-    except FileNotFoundError:
-        return {}
-    except NotADirectoryError:  # which is refused where the folder is made
-        return {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it holds no results of a run"
-        raise CheckpointError(
-            f"{file} cannot be read: {reason}; remove it, or name another folder"
-        ) from error
-
-
-def read_history(folder: Path, results: Mapping[str, Any]) -> tuple[History, list[str]]:
-    """What :func:`write_run` wrote of a training: its records and the lines of its log.
-
-    Raises:
-        CheckpointError: a file is missing or is not what it was written as.
-    """
-    try:
-        epochs = [EpochRecord(**row) for row in results["history"]]
-        with open(folder / "steps.csv", newline="", encoding="utf-8") as stream:
-            steps = [
-                StepRecord(int(row["step"]), float(row["lr"]), float(row["loss"]))
-                for row in csv.DictReader(stream)
-            ]
-        log = (folder / "log.txt").read_text("utf-8").splitlines()
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} is not whole ({type(error).__name__}: {error}); train again in another folder"
-        ) from error
-    return History(epochs, steps), log
 
 
 def results_of(

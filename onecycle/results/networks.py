@@ -66,13 +66,26 @@ def _custom_resnet() -> type[nn.Module]:
 
 def _own(name: str) -> Callable[[int], nn.Module]:
     module, _, function = name.partition(":")
+    if module.partition(".")[0] in sys.stdlib_module_names:  # a file of weights may name anything
+        raise UsageError(f"--model {name} is of Python itself; name a network, such as resnet18")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"--model {name} is not found: {error}") from error
-    return lambda classes: found(classes)
+
+    def make(classes: int) -> nn.Module:
+        try:
+            model = found(classes)
+        except Exception as error:  # of code that is not ours
+            said = " ".join(str(error).split())[:200]
+            raise UsageError(f"--model {name} fails: {type(error).__name__}: {said}") from error
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"--model {name} gives a {type(model).__name__}, and no network")
+        return model
+
+    return make
 
 
 def _of_torchvision(name: str) -> Callable[[int], nn.Module]:

@@ -14,14 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.errors import CheckpointError, StorageError, UsageError
-from onecycle.files import steers, write_whole
+from onecycle.files import read_regular, write_whole
 from onecycle.recipe import Recipe
+from onecycle.schema import (
+    NAME,
+    PLAIN,
+    SHARE,
+    Many,
+    Maybe,
+    Misfit,
+    Named,
+    Number,
+    Text,
+    check,
+    parse_json,
+)
 
 PUBLISHED = Path(__file__).parents[1] / "weights" / "custom_resnet_cifar10.safetensors"
 """The weights of the published run, which know CIFAR-10's classes."""
-LONGEST_NAME = 1000
 MOST_BYTES = 1 << 30
 """Above this nothing is read: ten classes need 26 MB in float32."""
+IMAGES = {
+    "source": NAME,
+    "classes": Many(NAME, least=1, most=100_000, different=True),
+    "mean": Many(SHARE, least=3, most=3),
+    "std": Many(Number(1e-6, 1), least=3, most=3),
+    "model?": Maybe(NAME),
+}
+"""What results and weights say of the images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,28 +86,28 @@ def load_weights(file: str | os.PathLike) -> WeightsFile:
     file = Path(file)
     library = _safetensors()
     try:
-        size = file.stat().st_size
-        content = file.read_bytes() if size <= MOST_BYTES else b""
+        content = read_regular(file, MOST_BYTES)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-    if size > MOST_BYTES:
-        raise CheckpointError(f"{file} has {size:,} bytes; weights have {MOST_BYTES:,} at most")
+        raise CheckpointError(
+            f"{file} cannot be read: {error.strerror}; give the model.safetensors of a run"
+        ) from error
     try:
         stored = library.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         about = header.get("__metadata__") or {}
     except Exception as error:  # whatever the library raises, of its own types and of Python's
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
             f"{file} is damaged or no safetensors file ({reason}); get it again, or give the "
             "model.safetensors of a run"
         ) from error
     try:
-        data, recipe = (_plain(about[name]) for name in ("data", "recipe"))
+        check(about, {"data": Text(MOST_BYTES), "recipe": Text(MOST_BYTES)})
+        data, recipe = (parse_json(about[name]) for name in ("data", "recipe"))
         fields = _check_metadata(data, recipe)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except Misfit as error:
         raise CheckpointError(
-            f"{file} does not say what it was trained on ({type(error).__name__}: {error}); "
+            f"{file} does not say what it was trained on ({error}); "
             "make it with scripts/publish.py or save_weights"
         ) from error
     if about.get("digest", digest := _digest(stored, about)) != digest:
@@ -138,8 +158,8 @@ def save_weights(
         tensors[name] = value
     try:
         about = {"data": json.dumps(dict(data)), "recipe": json.dumps(dict(recipe))}
-        _check_metadata(*map(_plain, about.values()))
-    except (KeyError, TypeError, ValueError) as error:
+        _check_metadata(*map(parse_json, about.values()))
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is not written: {type(error).__name__}: {error}") from error
     about["digest"] = _digest(tensors, about)
     content = _sort_header(library.save(tensors, metadata=about))
@@ -213,53 +233,18 @@ def _describe(tensor: tuple | None) -> str:
 
 
 def _check_metadata(data: Any, recipe: Any) -> dict[str, Any]:
-    classes, source = data["classes"], data["source"]
-    if not isinstance(recipe, dict):
-        raise ValueError(f"recipe is {recipe!r:.60}, not a dictionary")
-    _check_recipe(recipe)
-    if not _is_name(source):
-        raise ValueError(f"source is {source!r:.60}, not a name")
-    if not (
-        isinstance(classes, list)
-        and classes
-        and all(map(_is_name, classes))
-        and len(set(classes)) == len(classes)
-    ):
-        raise ValueError(f"classes are {classes!r:.60}, not different names")
-    channels = {}
-    for name, lowest in (("mean", 0.0), ("std", 1e-6)):
-        numbers = data[name]
-        if not (
-            isinstance(numbers, list)
-            and len(numbers) == 3
-            and all(type(x) in (int, float) and lowest <= x <= 1 for x in numbers)
-        ):
-            raise ValueError(f"{name} is {numbers!r:.60}, not three numbers of {lowest:g}..1")
-        channels[name] = tuple(map(float, numbers))
-    return {"classes": tuple(classes), "source": source, **channels}
-
-
-def _check_recipe(recipe: dict[str, Any]) -> None:
+    check(data, IMAGES)
+    check(recipe, Named(PLAIN), "recipe")
     known = {each.name for each in fields(Recipe)}
     try:
         Recipe(**{n: value for n, value in recipe.items() if n in known and value is not None})
     except UsageError as error:
-        raise ValueError(f"recipe: {error}") from error
-
-
-def _is_name(text: Any) -> bool:
-    """A text of a line that every file, terminal and page can hold."""
-    is_short = isinstance(text, str) and 0 < len(text) <= LONGEST_NAME
-    return is_short and not any(map(steers, text))
-
-
-def _plain(text: str) -> Any:
-    """JSON without numbers that are not finite, which JSON does not have."""
-
-    def refuse(number: str) -> None:
-        raise ValueError(f"{number} is no number of JSON")
-
-    return json.loads(text, parse_constant=refuse)
+        raise Misfit(f"recipe: {error}") from error
+    return {
+        "classes": tuple(data["classes"]),
+        "source": data["source"],
+        **{name: tuple(map(float, data[name])) for name in ("mean", "std")},
+    }
 
 
 def _finite(file: Path, name: str, value: Tensor) -> Tensor:

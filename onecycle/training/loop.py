@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from onecycle.outputs import names_images
 from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.checkpoint import Checkpoint
+from onecycle.training.checkpoint.consistency import contradictions
 from onecycle.training.compute import Compute
 from onecycle.training.inference import (
     Stopped,
@@ -122,7 +124,11 @@ def fit(
     training = _Training(step, train_loader, test_loader, epochs, checkpoint, callbacks, stop)
     training.mixing = mixing
     if checkpoint is not None:
-        checkpoint.restore(training.parts)
+        agree = partial(
+            contradictions, parts=training.parts, epochs=epochs, num_steps=len(train_loader),
+            per_epoch=per_epoch,
+        )  # fmt: skip
+        checkpoint.restore(training.parts, agree)
     replace_infinity(scheduler)
     check_scheduler(
         scheduler, per_epoch=per_epoch, evaluated=test_loader is not None, epochs=epochs,

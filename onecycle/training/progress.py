@@ -11,7 +11,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from onecycle.files import printable
 from onecycle.records import EpochRecord, StepRecord
+from onecycle.schema import Many, Text, check
 
 LINE_S = 60.0
 """Seconds between two lines where no bar can be drawn."""
@@ -185,6 +187,7 @@ class TrainingLog:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the lines by those of ``state_dict``, and show them if they are new here."""
+        check(state, {"lines": Many(Text()), "last": Text()}, "log")
         before = self.lines
         self.lines, self._last = list(state["lines"]), state["last"]
         if self.lines[: len(before)] != before or not before:
@@ -193,8 +196,8 @@ class TrainingLog:
     def show(self, *lines: str) -> None:
         """Show lines that are no part of the log."""
         self.close()
-        for line in lines:
-            print(line, file=self._stream or sys.stdout, flush=True)
+        for line in "\n".join(lines).split("\n") if lines else ():  # a table is one line of the log
+            print(printable(line), file=self._stream or sys.stdout, flush=True)
 
     def write(self, line: str = "") -> None:
         """Write a line, and keep it for the log file."""

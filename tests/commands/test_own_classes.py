@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from onecycle import commands
+from onecycle.errors import UsageError
+from onecycle.results.networks import find_model
 from onecycle.results.weights import save_weights
 
 SHAPES = {"круг": "ellipse", "四角": "rectangle", "Ödland": None}
@@ -146,3 +148,9 @@ def test_another_network_at_another_size_is_trained_evaluated_and_asked(
         sys.modules.pop("my_nets")
         assert commands.main(["predict", str(own / "test"), "--weights", "run"]) == 2
         assert "--model my_nets:small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["os:abort", "torch:zeros", "torch:add"])
+def test_a_name_of_something_else_than_a_network_is_refused(name):
+    with pytest.raises(UsageError, match=name):  # a file of weights may name anything
+        find_model(name)(2)

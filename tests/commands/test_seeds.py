@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import statistics
 
@@ -10,7 +11,7 @@ from onecycle import commands
 from onecycle.commands import images
 from onecycle.commands.seeds import parse_seeds
 from onecycle.errors import UsageError
-from onecycle.results.folder import read_results
+from onecycle.results.reading import read_results
 
 SEEDS = ["--seeds", "0-1,5"]
 
@@ -130,7 +131,7 @@ def test_other_seeds_are_refused(text, said):
 def test_what_does_not_go_with_seeds_is_one_line(whole, tmp_path, capsys, words, code, said):
     (tmp_path / "file").touch()
     (tmp_path / "seed-0").mkdir()
-    (tmp_path / "seed-0/results.json").write_text('{"recipe": {}}')
+    shutil.copy(whole / "seed-0/results.json", tmp_path / "seed-0")
     words = [word.format(folder=tmp_path) for word in words]
     out = [] if "--out" in words else ["--out", str(tmp_path / "new")]
     assert commands.main([*WORDS, *SEEDS, *words, *out]) == code

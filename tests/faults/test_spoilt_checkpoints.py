@@ -128,6 +128,9 @@ def test_without_its_digest_a_checkpoint_fails_the_mutations(trials, tmp_path, m
         def __init__(self, content=b""):
             pass
 
+        def update(self, content):
+            pass
+
         def digest(self):
             return bytes(32)
 

@@ -220,14 +220,14 @@ def test_results_from_before_runs_had_names_still_open(tmp_path):
     [
         (lambda results: results.pop("history"), "an evaluation and no training"),
         (lambda results: results.pop("recipe"), "no results of a run"),
-        (lambda results: results.pop("evaluation"), "is not whole"),
-        (lambda results: results.update(learning_rate=None), "is not whole"),
-        (lambda results: results["history"].append(3), "is not whole"),
-        (lambda results: results["evaluation"].update(errors=7), "errors.csv has 1 images of 7"),
-        (lambda results: results["evaluation"].update(errors=70), "70 errors of 60 images"),
-        (lambda results: results["evaluation"].update(images=math.inf), "is not whole"),
-        (lambda results: results.update(run="mine"), "is not whole"),
-        (lambda results: results["run"].update(seconds="long"), "is not whole"),
+        (lambda results: results.pop("evaluation"), "evaluation is missing"),
+        (lambda results: results.update(learning_rate=None), "learning_rate is None"),
+        (lambda results: results["history"].append(3), "history row 5 is 3"),
+        (lambda results: results["evaluation"].update(errors=7), "7 errors in 60 images"),
+        (lambda results: results["evaluation"].update(errors=70), "70 errors in 60 images"),
+        (lambda results: results["evaluation"].update(images=math.inf), "Infinity is no number"),
+        (lambda results: results.update(run="mine"), "run is 'mine'"),
+        (lambda results: results["run"].update(seconds="long"), "run.seconds is 'long'"),
     ],
 )
 def test_a_folder_that_holds_no_whole_run_is_named(tmp_path, edit, said):
@@ -241,7 +241,7 @@ def test_a_folder_that_holds_no_whole_run_is_named(tmp_path, edit, said):
 def test_a_table_of_errors_that_is_none_is_named(tmp_path):
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two", wrong=[3])
     (two / "errors.csv").write_bytes(b"\xff\x00")
-    with pytest.raises(CheckpointError, match="two is not whole"):
+    with pytest.raises(CheckpointError, match="two/errors.csv has 0 images"):
         compare([one, two])
 
 

@@ -23,12 +23,12 @@ from onecycle.results.evaluation import evaluate_predictions
 from onecycle.results.folder import (
     own_folder,
     prepare_folder,
-    read_history,
     results_of,
     write_evaluation,
     write_run,
 )
-from onecycle.results.folder import read_results as folder_results
+from onecycle.results.reading import read_history
+from onecycle.results.reading import read_results as folder_results
 from onecycle.results.weights import save_weights
 from onecycle.training.compute import Compute, to_device
 
@@ -49,7 +49,7 @@ EPOCHS = [
     ),
     LAST_EPOCH,
 ]  # fmt: skip
-STEPS = [StepRecord(step=step, lr=0.1 / (step + 3), loss=2 / (step + 7)) for step in range(5)]
+STEPS = [StepRecord(step=step, lr=0.1 / (step + 3), loss=2 / (step + 7)) for step in range(6)]
 LOG = ["CIFAR-10 · 50,000 images", "", "a table\nof two rows"]
 
 
@@ -234,7 +234,7 @@ def test_steps_are_unrounded_and_numbered_from_zero(tmp_path, arguments):
     write_run(tmp_path, **arguments)
     names, rows = read_csv(tmp_path / "steps.csv")
     assert names == ["step", "lr", "loss"]
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
     assert rows == [dataclasses.asdict(step) for step in STEPS]
 
 

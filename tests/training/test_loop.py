@@ -243,7 +243,7 @@ class Memory:
     def __init__(self, state=None):
         self.state, self.saves = state, []
 
-    def restore(self, parts):
+    def restore(self, parts, agree):
         if self.state is not None:
             for name, part in parts.items():
                 part.load_state_dict(copy.deepcopy(self.state[name]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onecycle.errors import CheckpointError, UsageError
+from onecycle.files import read_regular
 from onecycle.recipe import with_later_fields
-from onecycle.results.folder import read_results
+from onecycle.results.reading import read_results
+from onecycle.schema import COUNT, SHARE, Misfit, Text, parse_row
 
 from .chance import mcnemar
 
 LONGEST_LABEL = 36
+ERROR = {"index": COUNT, "true": Text(), "predicted": Text(), "probability_predicted": SHARE}
 CURVES = ("test_accuracy", "train_accuracy", "test_loss", "train_loss", "lr")
 
 
@@ -91,59 +95,46 @@ def _read_run(folder: Path) -> FinishedRun:
         raise CheckpointError(
             f"{folder} holds an evaluation and no training; name the folder of a training"
         )
-    try:
-        return _parsed(folder, results, _read_errors(folder))
-    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} is not whole ({type(error).__name__}: {error}); "
-            "train again in another folder"
-        ) from error
+    return _parsed(folder, results, _read_errors(folder))
 
 
 def _parsed(
     folder: Path, results: Mapping[str, Any], errors: dict[int, ImageError] | None
 ) -> FinishedRun:
     origin, data, evaluation = results.get("run", {}), results["data"], results["evaluation"]
-    name = str(origin.get("name") or folder.resolve().name)
+    name = origin.get("name") or folder.resolve().name
     classes = {
-        str(score["name"]): (_number(score["recall"]), int(score["support"]))
-        for score in evaluation["classes"]
+        score["name"]: (score["recall"], score["support"]) for score in evaluation["classes"]
     }
-    images, wrong = int(evaluation["images"]), int(evaluation["errors"])
-    if not 0 <= wrong <= images > 0:
-        raise ValueError(f"{wrong} errors of {images} images")
-    if errors is not None and len(errors) != wrong:
-        raise ValueError(f"errors.csv has {len(errors)} images of {wrong}")
-    digests = results.get("images_sha256")
-    parameters = origin.get("parameters")
+    if errors is not None and len(errors) != evaluation["errors"]:
+        raise CheckpointError(
+            f"{folder}/errors.csv has {len(errors)} images; results.json has {evaluation['errors']} "
+            "errors; remove the table, or train again in another folder"
+        )
     return FinishedRun(
         folder=folder,
         label=_shortened(name),
         about={
             "name": name,
-            "date": str(origin["date"]) if origin.get("date") else None,
-            "seconds": _number(origin.get("seconds", results.get("seconds", {}).get("train"))),
-            "parameters": None if parameters is None else int(parameters),
+            "date": origin.get("date"),
+            "seconds": origin.get("seconds", results.get("seconds", {}).get("train")),
+            "parameters": origin.get("parameters"),
         },
         settings=_settings(results, origin),
-        curves={key: [_number(row.get(key)) for row in results["history"]] for key in CURVES},
-        accuracy=float(evaluation["accuracy"]),
-        loss=float(evaluation["loss"]),
-        images=images,
-        wrong=wrong,
-        lr_max=float(results["learning_rate"]["lr_max"]),
+        curves={key: [row[key] for row in results["history"]] for key in CURVES},
+        accuracy=evaluation["accuracy"],
+        loss=evaluation["loss"],
+        images=evaluation["images"],
+        wrong=evaluation["errors"],
+        lr_max=results["learning_rate"]["lr_max"],
         classes=classes,
         source=(
-            data["source"], data["evaluated_on"], data["num_test"],
+            data["source"], data.get("evaluated_on"), data.get("num_test"),
             *((name, support) for name, (_, support) in classes.items()),
         ),
-        digest=digests and str(digests[1]),
+        digest=(results.get("images_sha256") or [None, None])[1],
         errors=errors,
     )  # fmt: skip
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _settings(results: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,19 +153,25 @@ def _settings(results: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str
 
 
 def _read_errors(folder: Path) -> dict[int, ImageError] | None:
+    file = folder / "errors.csv"
     try:
-        with open(folder / "errors.csv", newline="", encoding="utf-8", errors="replace") as stream:
-            return {
-                int(row["index"]): ImageError(
-                    row.get("file") or row["index"], row["true"], row["predicted"],
-                    float(row["probability_predicted"]),
-                )
-                for row in csv.DictReader(stream)
-            }  # fmt: skip
+        text = read_regular(file).decode("utf-8", "replace")
+        rows = enumerate(csv.DictReader(io.StringIO(text, newline="")), 1)
+        return dict(_error_of(row, f"row {number}") for number, row in rows)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise CheckpointError(f"{folder}/errors.csv cannot be read: {error.strerror}") from error
+    except (OSError, Misfit, csv.Error) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}; "
+            "remove it, or train again in another folder"
+        ) from error
+
+
+def _error_of(row: Mapping[str, Any], place: str) -> tuple[int, ImageError]:
+    cells = parse_row(row, ERROR, place)
+    name = row.get("file") or row["index"]
+    rest = (cells[each] for each in ("true", "predicted", "probability_predicted"))
+    return cells["index"], ImageError(name, *rest)
 
 
 def _shortened(name: str) -> str:

@@ -17,11 +17,16 @@ from typing import Any
 import torch
 
 from onecycle.errors import CheckpointError, StorageError
-from onecycle.files import sync
+from onecycle.files import open_regular, sync
+from onecycle.schema import DEEPEST, NAME, PLAIN, Anything, Misfit, Named, check
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _MAGIC = b"\x89RunCkp1"  # ends in the version of the format
-_KEYS = {"identity", "environment", "notes", "kinds", "parts"}
+MOST_BYTES = 1 << 36
+BOXES = (dict, list, tuple)
+_PLAIN = Named(PLAIN)
+STATE = {"identity": _PLAIN, "environment": _PLAIN, "notes": _PLAIN, "kinds": Named(NAME)}
+STATE["parts"] = Named(Anything(dict))
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -34,22 +39,57 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged or of another kind.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, MOST_BYTES) as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise CheckpointError(f"{path} is not a checkpoint of this program")
-            digest, payload = file.read(hashlib.sha256().digest_size), file.read()
+            digest = file.read(hashlib.sha256().digest_size)
+            if (
+                hashlib.file_digest(file, hashlib.sha256).digest() != digest
+            ):  # before it fills the memory
+                raise CheckpointError(f"{path} is damaged: its SHA-256 does not match")
+            file.seek(len(_MAGIC) + len(digest))
+            payload = file.read()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    if hashlib.sha256(payload).digest() != digest:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 does not match")
     stream = io.BytesIO(payload)
     try:
         state = torch.load(stream, weights_only=True)
-        if state.keys() != _KEYS:
-            raise KeyError(*state)
+        _check_size(state, len(payload))
+        check(state, STATE)
     except Exception as error:  # damaged and hostile content raises a dozen types
-        raise CheckpointError(f"{path} holds something else than the state of a run") from error
+        said = f": {error}" if isinstance(error, Misfit) else ""
+        raise CheckpointError(
+            f"{path} holds something else than the state of a run{said}"
+        ) from error
     return state
+
+
+def _check_size(state: Any, most: int) -> None:
+    """Refuse what unfolds to more than its file: nests, lists in themselves, strided tensors.
+
+    Raises:
+        Misfit: as said.
+    """
+    level, found = [state], 0
+    for _ in range(DEEPEST):
+        found += len(level)
+        if found > most:
+            break
+        for each in level:
+            if isinstance(each, torch.Tensor) and (
+                each.layout == torch.strided  # others fit no part
+                and each.numel() * each.element_size() > each.untyped_storage().nbytes()
+            ):
+                raise Misfit("a tensor has more values than the file")
+        boxes = [
+            list(x.values()) if isinstance(x, dict) else x for x in level if isinstance(x, BOXES)
+        ]
+        if not boxes:
+            return
+        if sum(map(len, boxes)) > most:
+            break
+        level = [each for box in boxes for each in box]
+    raise Misfit(f"it is nested more than {DEEPEST} deep, or has more values than the file")
 
 
 def write_state(folder: Path, state: dict[str, Any], *, keep_last: bool) -> None:

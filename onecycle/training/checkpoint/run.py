@@ -8,7 +8,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,13 @@ import numpy as np
 import torch
 
 from onecycle.errors import CheckpointError, DivergedError
+from onecycle.files import printable
+from onecycle.schema import Number, check
 
 from .file import LAST, PREVIOUS, read_state, write_state
 from .state import compare, first, for_this_machine, kinds, misfits, plain
+
+MOST_SAID = 1000
 
 
 class Checkpoint:
@@ -120,7 +124,9 @@ class Checkpoint:
             )
         return False
 
-    def restore(self, parts: Mapping[str, Any]) -> None:
+    def restore(
+        self, parts: Mapping[str, Any], agree: Callable[[Mapping], Iterable[str]] | None = None
+    ) -> None:
         """Load the state into the parts, the extras and the random generators.
 
         Everything is compared before the first tensor is copied, and if something fails, nothing
@@ -129,10 +135,11 @@ class Checkpoint:
 
         Args:
             parts: by name, with ``state_dict`` and ``load_state_dict``; the same as were saved.
+            agree: gives each reason why the states of the parts, by name, do not go together.
 
         Raises:
-            CheckpointError: names, shapes or types differ, or a number is not finite; or as ``load``
-                says.
+            CheckpointError: names, shapes or types differ, a number is not finite, or the parts are
+                not of one moment; or as ``load`` says.
         """
         if self._to_load:  # a start from nothing would replace it
             self.load()
@@ -146,6 +153,8 @@ class Checkpoint:
             if found := first(misfits(state, parts, before)):
                 raise ValueError(found)
             plain(state["parts"])
+            if found := first(agree(state["parts"]) if agree else ()):
+                raise ValueError(found)
             for name, part in parts.items():
                 if state["parts"][name] or not before[name]:  # else it was switched off there
                     touched[name] = part
@@ -153,7 +162,11 @@ class Checkpoint:
         except Exception as error:
             for name, part in touched.items():
                 part.load_state_dict(before[name])
-            raise CheckpointError(f"{self.source} does not fit: {error}") from error
+            said = " ".join(printable(error).split())[:MOST_SAID]
+            raise CheckpointError(
+                f"{self.source} does not fit: {said}; name another file, or start again without "
+                "resuming"
+            ) from error
         self._loaded = None
 
     @property
@@ -230,9 +243,10 @@ class _Random:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         version, words, gauss = state["python"]
-        kind, keys, *rest = state["numpy"]
+        kind, keys, position, *rest = state["numpy"]
+        check(position, Number(0, len(keys), whole=True), "random.numpy position")  # numpy does not
         random.setstate((version, tuple(words.tolist()), gauss))
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))
         torch.set_rng_state(state["torch"])
         if state["cuda"] is not None and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(state["cuda"])

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onecycle.files import printable
+from onecycle.schema import LONGEST_NAME, shown
+
 
 def misfits(
     state: dict[str, Any], parts: Mapping[str, Any], current: Mapping[str, Any]
@@ -25,6 +28,9 @@ def misfits(
         part, there = parts[name], state["parts"][name]
         if isinstance(part, nn.Module):
             yield from compare(name, there, current[name])
+            for key, value in there.items():
+                if key.endswith("running_var") and isinstance(value, Tensor) and (value < 0).any():
+                    yield f"{name}.{key} holds a variance below 0"
         elif isinstance(part, torch.optim.Optimizer):
             parameters = [p for group in part.param_groups for p in group["params"]]
             for index, values in there["state"].items():
@@ -64,7 +70,7 @@ def compare(name: str, there: Any, here: Any) -> Iterator[str]:
     """
     if isinstance(there, dict) and isinstance(here, dict):
         for key in {**here, **there}:
-            path = f"{name}.{key}" if name else str(key)
+            path = printable(f"{name}.{key}" if name else str(key))[:LONGEST_NAME]
             if key in here and key in there:
                 yield from compare(path, there[key], here[key])
             else:
@@ -74,7 +80,7 @@ def compare(name: str, there: Any, here: Any) -> Iterator[str]:
         if forms[0] != forms[1] or there.layout != torch.strided:
             yield f"{name} is {forms[0]} in the file and {forms[1]} here"
     elif isinstance(here, Tensor) != isinstance(there, Tensor) or here != there:
-        yield f"{name} is {there!r} in the file and {here!r} here"
+        yield f"{name} is {shown(there)} in the file and {shown(here)} here"
 
 
 def first(found: Iterable[str]) -> str:
