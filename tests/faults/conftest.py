@@ -16,7 +16,8 @@ import torch
 from onecycle.training.compute import Compute
 
 SUITES = (
-    "kills", "signals", "calls", "mutations", "command_lines", "not_finite", "evaluation", "footprint",
+    "kills", "signals", "calls", "mutations", "edits", "pictures", "command_lines", "not_finite",
+    "evaluation", "footprint",
 )  # fmt: skip
 FOUND = pytest.StashKey[dict]()
 
@@ -88,7 +89,9 @@ def keep(item, suite, begun):
     found = suite.counts | {"failures": suite.failures}
     found["seconds"] = round(time.perf_counter() - begun, 1)
     name = item.function.__name__.removeprefix("test_")
-    item.config.stash.setdefault(FOUND, {})[name] = found
+    before = item.config.stash.setdefault(FOUND, {}).setdefault(name, {})
+    for key, value in found.items():  # a suite of several cases adds them up
+        before[key] = before[key] + value if key in before else value
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -22,7 +22,7 @@ from onecycle.data.loaders import ResidentLoader
 from onecycle.results.grad_cam import ErrorMaps
 from onecycle.training.checkpoint import run as checkpoint_run
 from onecycle.training.progress import TrainingLog
-from onecycle.training.signals import Signals
+from onecycle.training.signals import STOPPING, Signals
 
 COMMAND = [
     "train", "--dataset", "digits", "--epochs", "4", "--batch-size", "16", "--limit-train", "320",
@@ -77,9 +77,10 @@ def command_line(out, events):
     os.dup2(said, 1)
     os.dup2(said, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.write(file, b"m")
     code = commands.main([*COMMAND, "--out", str(out)])
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     return code
 
@@ -107,7 +108,7 @@ def after_the_signal(happened):
 
 
 def test_signals(trials, tmp_path):
-    """SIGTERM or SIGINT at random moments of the real command line."""
+    """Each signal that asks to stop, at random moments of the real command line."""
     draw, noted, steps, saves = random.Random(0), Counter(), [0], [0]
     status, _ = start(tmp_path / "whole")
     assert status == 0, (tmp_path / "whole.txt").read_text()[-500:]
@@ -119,7 +120,7 @@ def test_signals(trials, tmp_path):
             trials.failures.append(f"only {done} signals came in the training: {dict(noted)}")
             break
         out = tmp_path / f"run {noted.total()}"
-        number = draw.choice([signal.SIGTERM, signal.SIGINT])
+        number = draw.choice(STOPPING)
         after_s = draw.uniform(0.1 * whole_s, whole_s)
         status, happened = start(out, number=number, after_s=after_s)
         about = f"{out.name}, {number.name} after {after_s:.3f} s ({happened})"
@@ -130,7 +131,7 @@ def test_signals(trials, tmp_path):
             continue
         in_training = "!" in happened
         noted["in the training" if in_training else "beside it"] += 1
-        # Beside the training SIGTERM simply ends it, which a shell calls 143 as well.
+        # Beside the training a signal simply ends it, for which a shell has the same code.
         code = status if in_training or status >= 0 else 128 - status
         if code != 128 + number:
             trials.failures.append(f"{about}: exit code {code}")
