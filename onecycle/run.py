@@ -291,7 +291,8 @@ class Run:
                 raise DivergedError(f"{error}; {kept}") from error
         if self.is_complete and self.extras["kept"]:
             self.extras["kept"].apply()
-        self.stopped_by = None if self.is_complete else signals.received
+        if not self.is_complete:  # by a signal to any process of the group
+            self.stopped_by = self.compute.group.most(signals.received or 0) or None
         return self.history
 
     def evaluate(self) -> Evaluation:

@@ -180,8 +180,11 @@ def status_file(out: Path, group: Group) -> Iterator[dict]:
         status.update(exit_code=code, message=message)
         # If the first process is gone, another one says so.
         mode = "w" if group.rank == 0 else "x"
-        with contextlib.suppress(OSError), open(out / STATUS_FILE, mode, encoding="utf-8") as file:
-            file.write(json.dumps(status) + "\n")
+        with contextlib.suppress(OSError):  # a full disk was reported already
+            if group.rank == 0:  # a folder without a checkpoint is removed again
+                out.mkdir(parents=True, exist_ok=True)
+            with open(out / STATUS_FILE, mode, encoding="utf-8") as file:
+                file.write(json.dumps(status) + "\n")
 
     if group.watch is not None and group.rank == 0:
         group.watch.last_words.append(write)

@@ -96,11 +96,9 @@ class Group:
             return outputs, labels
         places = torch.as_tensor(loader.indices(), device=self.device)
         number = self.sum(torch.tensor([len(places)], device=self.device))
-        width = torch.tensor([outputs.shape[1]], device=self.device)
-        with self.waiting("their evaluation"):
-            dist.all_reduce(width, dist.ReduceOp.MAX)  # a process without images does not know it
+        width = self.most(outputs.shape[1])  # a process without images does not know it
         # Exactly one process fills each place, so the sum joins the shares.
-        all_outputs = torch.zeros(int(number), int(width), device=self.device)
+        all_outputs = torch.zeros(int(number), width, device=self.device)
         all_labels = torch.zeros(int(number), dtype=torch.int64, device=self.device)
         if len(places):
             all_outputs[places] = outputs.to(self.device)
@@ -114,6 +112,14 @@ class Group:
             with self.waiting("process 0"):
                 dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+    def most(self, number: int) -> int:
+        """The largest number of all processes."""
+        largest = torch.tensor([number], device=self.device)
+        if self.world_size > 1:
+            with self.waiting("their numbers"):
+                dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def agrees(self, value: bool, what: str = "their answer") -> bool:
         """Whether the value is the same in all processes; each waits here for all others."""

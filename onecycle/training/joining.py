@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -104,10 +105,12 @@ def named_losses(timeout_s: float) -> Iterator[None]:
     except RuntimeError as error:
         text = str(error)
         if not isinstance(error, dist.DistError) and not any(
-            name in text.lower() for name in ("gloo", "nccl", "store")
+            name in text.lower() for name in ("gloo", "nccl", "tcpstore")
         ):
             raise
-        reason = text.splitlines()[0]
+        reason = re.sub(r"^\[.*?\] *", "", text.splitlines()[0]).partition(". ")[
+            0
+        ]  # without the place
         if "timed out" in text.lower():
             reason = f"no sign of it for {timeout_s / 60:.4g} min, --timeout; {reason}"
         raise WorkerError(f"another process of the group is gone ({reason})") from error

@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from onecycle.training.signals import STOPPING
 
 SAID_AFTER_S = 30.0
 """How long a process waits before it says so."""
-GRACE_S = 10.0
+GRACE_S = 30.0
 """How long after a signal a process may compute or wait without noticing it."""
 SECOND_GRACE_S = 1.0
 
@@ -94,7 +93,7 @@ class Watch:
 
     def _watch(self, read: int, ended: threading.Event) -> None:
         seen: list[int] = []
-        deadline, place = None, None
+        deadline, wait = None, None
         while not ended.is_set():
             if select.select([read], [], [], 0.2)[0]:
                 got = [number for number in os.read(read, 64) if number in STOPPING]
@@ -102,12 +101,12 @@ class Watch:
                     continue
                 seen += got
                 grace = GRACE_S if len(seen) == 1 else SECOND_GRACE_S
-                deadline, place = time.monotonic() + grace, _place()
+                deadline, wait = time.monotonic() + grace, self._wait
             self.tell()
             if deadline is None or time.monotonic() < deadline:
                 continue
-            if _place() != place or ended.is_set():  # it has noticed, and acts on it
-                deadline = None
+            if self._wait is None or self._wait is not wait:  # it goes on, and notices the signal
+                deadline, wait = time.monotonic() + grace, self._wait
                 continue
             name = signal.Signals(seen[-1]).name
             self._end(128 + seen[-1], f"ended by {name} while it waited for the other processes")
@@ -117,9 +116,3 @@ class Watch:
             speak(code, reason)
         self._say(reason)
         os._exit(code)
-
-
-def _place() -> tuple[int, int]:
-    """Where the main thread is."""
-    frame = sys._current_frames()[threading.main_thread().ident]
-    return id(frame), frame.f_lasti

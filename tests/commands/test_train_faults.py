@@ -169,7 +169,7 @@ def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, monkeypatch, t
 
 def test_a_group_that_has_fewer_steps_an_epoch_does_not_go_on(tiny, monkeypatch, tmp_path, capsys):
     class Two(Group):
-        def sum(self, tensor):
+        def sum(self, tensor, *what):
             return 2 * tensor
 
         def same(self, value):
