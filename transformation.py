@@ -29,6 +29,7 @@ def get_train_aug_transform(
     *,
     flip_probability: float = 0.5,
     size_px: int = IMAGE_SIZE_PX,
+    padding: str = "constant",
 ) -> A.Compose:
     """RandomCrop 32x32 after padding by 4 black pixels, FlipLR, CutOut of one 8x8 hole, normalise.
 
@@ -42,6 +43,7 @@ def get_train_aug_transform(
         sigma: standard deviation of each of the three channels, 0..1.
         flip_probability: 0..1; 0 if mirroring changes what an image shows, as with digits.
         size_px: S, height and width of the images.
+        padding: "constant" for a black border, "reflect" for the image mirrored at its edge.
 
     Returns:
         A pipeline: ``pipeline(image=...)["image"]`` takes (S, S, 3) uint8 and gives
@@ -60,7 +62,7 @@ def get_train_aug_transform(
             A.PadIfNeeded(
                 min_height=padded,
                 min_width=padded,
-                border_mode=cv2.BORDER_CONSTANT,
+                border_mode=cv2.BORDER_REFLECT_101 if padding == "reflect" else cv2.BORDER_CONSTANT,
                 fill=0,
             ),
             A.RandomCrop(size_px, size_px),

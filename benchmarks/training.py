@@ -20,7 +20,7 @@ from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import PRESETS, Recipe
 from onecycle.records import History
 from onecycle.run import Run
-from onecycle.run_parts import choose_rates, one_cycle_of, range_test
+from onecycle.run_parts import choose_rates, one_cycle_of, range_test, set_peak
 from onecycle.training.compute import Compute, set_seed
 from onecycle.training.inference import predict
 from onecycle.training.loop import fit
@@ -82,7 +82,9 @@ def make_run(
     augment = None
     if kind != "batched":
         normal = images[0].mean, images[0].std
-        augment = get_train_aug_transform(*normal, flip_probability=recipe.flip_probability)
+        augment = get_train_aug_transform(
+            *normal, flip_probability=recipe.flip_probability, padding=recipe.padding
+        )
     return Run(
         "unwritten", images, CustomResNet, recipe, augment=augment, workers=workers,
         device=compute.device.type, precision=compute.precision,
@@ -108,6 +110,7 @@ def fit_run(
             part of a training is no result.
     """
     rates, epochs = choose_rates(run.recipe, found), run.recipe.epochs
+    set_peak(run.optimizer, run.recipe, rates.lr_max)
     scheduler = one_cycle_of(run.optimizer, run.recipe, rates, len(run.train_loader))
     set_seed(run.recipe.seed)
     history = fit(
@@ -126,6 +129,7 @@ def graph_of(recipe: Recipe) -> tuple[Any, ...]:
     mixes = bool(recipe.mixup or recipe.cutmix)
     return (
         recipe.label_smoothing, recipe.class_weights, mixes, recipe.optimizer, recipe.batch_size,
+        recipe.bn_groups,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onecycle.outputs import first_scores
@@ -139,6 +140,55 @@ def last_layer(model: nn.Module) -> str | None:
 
 
 _GIVE_CLASSES = (nn.Linear, nn.Conv2d)
+
+
+@torch.no_grad()
+def scale_head(model: nn.Module, factor: float) -> None:
+    """Multiply the last layer's weights and biases, in place."""
+    head = last_layer(model)
+    for name, parameter in model.named_parameters():
+        if head is not None and name.startswith(f"{head}."):
+            parameter.mul_(factor)
+
+
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that normalises each of ``groups`` parts of a batch on its own, in training.
+
+    The running statistics follow the mean of the parts'. A batch that the number of groups does not
+    divide is one part.
+
+    Source:
+        Hoffer, Hubara and Soudry, "Train longer, generalize better" (2017): ghost batch norm.
+    """
+
+    groups = 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) as it comes, normalised."""
+        if not self.training or self.groups == 1 or len(images) % self.groups:
+            return super().forward(images)
+        parts, statistics = [], []
+        for part in images.chunk(self.groups):
+            own = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+            # With momentum 1 they are this part's.
+            parts.append(F.batch_norm(part, *own, self.weight, self.bias, True, 1.0, self.eps))
+            statistics.append(torch.stack(own))
+        mean, var = torch.stack(statistics).mean(0)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+        self.num_batches_tracked.add_(1)
+        return torch.cat(parts)
+
+
+def group_batch_norm(model: nn.Module, groups: int) -> None:
+    """Let every batch norm of a network be a :class:`GroupedBatchNorm2d`, in place.
+
+    Names, shapes and evaluation stay the same. What keeps no running statistics is left out.
+    """
+    for layer in model.modules() if groups > 1 else ():
+        if type(layer) is nn.BatchNorm2d and layer.track_running_stats and layer.momentum:
+            layer.__class__ = GroupedBatchNorm2d
+            layer.groups = groups
 
 
 @contextlib.contextmanager

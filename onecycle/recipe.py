@@ -126,6 +126,22 @@ class Recipe:
     body_rate: float = setting(
         1.0, "learning rate of all layers but the last, as a share of the last one's",
         low=0, high=1, open=False)
+    head_rate: float = setting(
+        1.0, "rate of the last layer as a share; its first weights are times it, its decay divided "
+        "by it, as if the scores were times it (Page 2019)", low=0.001, high=1)
+    vector_rate: float = setting(
+        1.0, "learning rate of biases and of batch norm's scales as a share of the others'",
+        low=0, high=100)
+    vector_decay: bool = setting(False, "decay biases and batch norm's scales too")
+    decay_per_step: float | None = setting(
+        None, "decay of a step at the peak, in place of weight_decay: it does not follow the range "
+        "test (LRMAX * weight_decay)", low=0, high=1, open=True)
+    start: Literal["default", "whitened"] = setting(
+        "default", "first weights: PyTorch's, or a first layer that whitens patches and identities "
+        "in the others (Page 2019, Jordan 2024)")
+    bn_groups: int = setting(
+        1, "parts of a batch that batch norm normalises on their own, in training; a batch that they "
+        "do not divide is one part (Hoffer et al. 2017)", low=1, high=1024)
     optimizer: Literal["adam", "muon"] = setting(
         "adam", "the assignment's Adam, or Muon with an initialisation of its own")
     seed: int = setting(
@@ -153,12 +169,26 @@ class Recipe:
                 f"weight_decay is {self.weight_decay}; it must be 0 with optimizer muon, "
                 "which has no decay"
             )
+        for name in _ADAM_ALONE if self.optimizer != "adam" else ():
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}; it goes with optimizer adam alone, leave it out"
+                )
+        if self.decay_per_step is not None and not self.weight_decay:
+            raise UsageError(
+                f"weight_decay is {self.weight_decay} and decay_per_step {self.decay_per_step}; "
+                "leave out weight_decay, which is replaced"
+            )
         if self.keep == "average" and not self.average_steps:
             raise UsageError(
                 "keep is average; average_steps must be 1 or more then, such as an epoch's steps"
             )
 
 
+_ADAM_ALONE = (
+    "body_rate", "head_rate", "vector_rate", "vector_decay", "decay_per_step", "start",
+)  # fmt: skip
+"""Fields that the other optimizer has ways of its own for."""
 _BELOW = {
     "peak_epoch": "epochs",
     "lr_min": "lr_max",

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from onecycle.data.dataset import Images
 from onecycle.data.pictures import read_picture
 from onecycle.errors import CheckpointError, DivergedError, RangeTestError, UsageError
-from onecycle.modules import freeze_idle_biases, model_summary
+from onecycle.modules import freeze_idle_biases, group_batch_norm, model_summary
 from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import Recipe, as_data, stored_recipe
 from onecycle.records import History
@@ -53,6 +53,7 @@ from onecycle.run_parts import (
     names_of,
     new_rates,
     one_cycle_of,
+    set_peak,
 )
 from onecycle.run_start import (
     check_images,
@@ -177,6 +178,7 @@ class Run:
         self.total_steps = check_steps(recipe.epochs * len(self.train_loader))
         self.model = self.compute.place_model(network)
         freeze_idle_biases(self.model)
+        group_batch_norm(self.model, recipe.bn_groups)
         if optimizer is not None:
             self.optimizer = optimizer(self.model, recipe)
         else:
@@ -263,8 +265,7 @@ class Run:
             return self.history
         finding = self.find_lr()
         if self._scheduler is None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = finding.lr_max  # for a schedule that scales it
+            set_peak(self.optimizer, self.recipe, finding.lr_max)
             self._scheduler = self._make_scheduler(
                 self.optimizer, self.recipe, finding, len(self.train_loader)
             )

@@ -16,10 +16,11 @@ from onecycle.data.folder import NAMES
 from onecycle.data.loaders import ResidentLoader, SeededLoader, fits_device, get_loader
 from onecycle.data.mixing import Mixing
 from onecycle.errors import RangeTestError, UsageError
+from onecycle.modules import scale_head
 from onecycle.optim.adam import get_optimizer
 from onecycle.optim.lr_finder import find_lr, usual_rates
 from onecycle.optim.lr_rule import LRFinding
-from onecycle.optim.muon import get_speedrun_optimizer, prepare_network
+from onecycle.optim.muon import get_speedrun_optimizer, prepare_network, whiten_network
 from onecycle.optim.schedule import one_cycle
 from onecycle.recipe import Recipe
 from onecycle.results.evaluation import Evaluation
@@ -113,12 +114,16 @@ def make_extras(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
 def _adam(
     model: nn.Module, recipe: Recipe, train: ImageDataset, compute: Compute
 ) -> torch.optim.Optimizer:
+    if recipe.start == "whitened":
+        whiten_network(model, train.data, train.mean, train.std)
+    if recipe.head_rate != 1:
+        scale_head(model, recipe.head_rate)
+    shares = ("weight_decay", "body_rate", "head_rate", "vector_rate", "vector_decay")
     return get_optimizer(
         model,
         lr=recipe.finder_start_lr,
-        weight_decay=recipe.weight_decay,
         betas=(recipe.beta1, recipe.beta2),
-        body_rate=recipe.body_rate,
+        **{name: getattr(recipe, name) for name in shares},
     )
 
 
@@ -136,6 +141,14 @@ def _muon(
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": _adam, "muon": _muon}
 """The recipe's optimizers; each may prepare the network, in place."""
+
+
+def set_peak(optimizer: torch.optim.Optimizer, recipe: Recipe, lr_max: float) -> None:
+    """Tell an optimizer of LRMAX: its rate, for a schedule that scales it, and a decay by steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr_max
+        if recipe.decay_per_step is not None:  # what a group has is a share of the recipe's
+            group["weight_decay"] *= recipe.decay_per_step / (lr_max * recipe.weight_decay)
 
 
 USUAL_RATIO = 200.0

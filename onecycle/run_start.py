@@ -118,6 +118,8 @@ def start_from_weights(
         return None
     if recipe.optimizer == "muon":
         raise UsageError("optimizer muon initialises the network itself; leave out init (--init)")
+    if recipe.start != "default":
+        raise UsageError(f"start is {recipe.start}, and init names weights; leave out one of them")
     weights = load_weights(init if is_asked else PUBLISHED)
     state, taken = model.state_dict(), dict(weights.state_dict)
     if weights.classes != tuple(images.classes):
@@ -162,4 +164,5 @@ def check_steps(total: int) -> int:
 def _published_helps(images: ImageDataset, recipe: Recipe) -> bool:
     own_pictures = images.files is not None and not images.source.startswith("CIFAR-10")
     is_there = PUBLISHED.exists() and importlib.util.find_spec("safetensors") is not None
-    return own_pictures and is_there and recipe.optimizer == "adam"
+    fresh = recipe.optimizer != "adam" or recipe.start != "default"
+    return own_pictures and is_there and not fresh

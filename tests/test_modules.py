@@ -7,7 +7,7 @@ from torch import nn
 
 from models import CustomResNet
 from onecycle.errors import UsageError
-from onecycle.modules import eval_mode, freeze_idle_biases, model_summary
+from onecycle.modules import eval_mode, freeze_idle_biases, group_batch_norm, model_summary
 from onecycle.outputs import probabilities
 
 
@@ -256,3 +256,23 @@ def test_a_summary_of_images_that_the_network_does_not_take_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
     with pytest.raises(UsageError, match=r"does not take images of \(3, 16, 16\): mat1 and mat2"):
         model_summary(model, (3, 16, 16))
+
+
+def test_groups_of_batch_norm_are_batches_of_their_own():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    grouped = copy.deepcopy(plain)
+    group_batch_norm(grouped, 3)
+    images = torch.randn(12, 3, 8, 8)
+    found, expected, means, variances = grouped(images), [], [], []
+    for part in images.chunk(3):
+        each = copy.deepcopy(plain)
+        expected.append(each(part))
+        means.append(each[1].running_mean), variances.append(each[1].running_var)
+    torch.testing.assert_close(found, torch.cat(expected))
+    torch.testing.assert_close(grouped[1].running_mean, torch.stack(means).mean(0))
+    torch.testing.assert_close(grouped[1].running_var, torch.stack(variances).mean(0))
+    assert grouped.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(grouped(images[:11]), copy.deepcopy(plain)(images[:11]))
+    plain.load_state_dict(grouped.state_dict())
+    assert torch.equal(grouped.eval()(images), plain.eval()(images))

@@ -8,6 +8,7 @@ import pytest
 from onecycle.errors import UsageError
 from onecycle.recipe import (
     PRESETS,
+    TYPES,
     Recipe,
     as_data,
     describe,
@@ -18,9 +19,8 @@ from onecycle.recipe import (
 from onecycle.run_parts import finder_plan
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ("padding", "resize", "optimizer", "alternating_flip", "class_weights", "keep",
-         "lr_fallback")  # fmt: skip
-NUMBERS = [f.name for f in dataclasses.fields(Recipe) if f.name not in WORDS]
+NUMERIC = {name for name, (kind, _) in TYPES.items() if kind in (int, float)}
+NUMBERS = [f.name for f in dataclasses.fields(Recipe) if f.name in NUMERIC]
 
 
 def test_the_assignments_numbers():
@@ -58,7 +58,7 @@ def test_digits_are_not_mirrored_and_stay_small():
         ("finder_steps", 19), ("finder_sweeps", 0), ("weight_decay", -1), ("weight_decay", math.nan), ("beta1", 1),
         ("beta2", -0.1), ("beta1_at_peak", 0.91), ("label_smoothing", 1), ("flip_probability", 1.1),
         ("seed", -1), ("seed", 2**32), ("cutout_size_px", -1), ("image_size", 7), ("body_rate", 1.1),
-        ("mixup", -0.1), ("cutmix", 101), ("average_steps", -1), ("average_steps", 2_000_000),
+        ("head_rate", 0), ("vector_rate", -1), ("bn_groups", 0), ("decay_per_step", 0), ("mixup", -0.1), ("cutmix", 101), ("average_steps", -1), ("average_steps", 2_000_000),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_by_name_value_and_range(field, value):

@@ -56,6 +56,54 @@ def test_a_stopped_run_resumes_to_the_same_bits_with_all_of_them(data, tmp_path,
     assert same(weights(again), weights(whole))
 
 
+LEVERS = [
+    {"head_rate": 0.125}, {"vector_rate": 0.25}, {"vector_decay": True}, {"decay_per_step": 0.002},
+    {"start": "whitened"}, {"bn_groups": 4},
+]  # fmt: skip
+
+
+class Filters(nn.Sequential):
+    """A network with filters enough to whiten, and batch norm."""
+
+    def __init__(self, classes):
+        super().__init__(
+            nn.Conv2d(3, 32, 3, stride=4), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 8, 3),
+            nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+            nn.Linear(32, classes),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", LEVERS, ids=str)
+def test_levers_change_the_training_and_are_resumed_to_the_same_bits(data, tmp_path, setting):
+    def fitted(name, recipe, **options):
+        run = Run(tmp_path / name, data, Filters, recipe, **HERE, **options)
+        run.fit()
+        return run
+
+    recipe = dataclasses.replace(PLAIN, **setting)
+    whole = fitted("whole", recipe)
+    assert not same(weights(whole), weights(fitted("plain", PLAIN)))
+    fitted("part", recipe, callbacks=[Stop(7)])
+    assert same(weights(fitted("part", recipe)), weights(whole))
+
+
+def test_the_decay_of_a_step_does_not_follow_the_learning_rate(data, tmp_path):
+    decays = []
+    for name, lr_max in (("one", 0.01), ("two", 0.02)):
+        recipe = dataclasses.replace(PLAIN, lr_max=lr_max, decay_per_step=0.001, head_rate=0.5)
+        run = Run(tmp_path / name, data, Filters, recipe, **HERE)
+        run.fit()
+        groups = run.optimizer.param_groups
+        decays.append([lr_max * group["weight_decay"] * group["lr_scale"] for group in groups])
+    assert decays[0] == pytest.approx([0.001, 0, 0.001, 0]) == decays[1]
+
+
+@pytest.mark.parametrize("field", ["head_rate", "vector_rate", "body_rate", "decay_per_step"])
+def test_the_rates_of_adam_are_refused_with_muon(field):
+    with pytest.raises(UsageError, match=f"{field} is 0.5; it goes with optimizer adam alone"):
+        dataclasses.replace(PRESETS["speedrun"], **{field: 0.5})
+
+
 @pytest.mark.parametrize(
     "setting",
     [{"class_weights": "auto"}, {"mixup": 0.4}, {"cutmix": 1.0}, {"clip_norm": 0.1}],

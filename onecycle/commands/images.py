@@ -82,5 +82,5 @@ def make_augmentation(
 
     return get_train_aug_transform(
         images.mean, images.std,
-        flip_probability=recipe.flip_probability, size_px=images.size_px,
+        flip_probability=recipe.flip_probability, size_px=images.size_px, padding=recipe.padding,
     )  # fmt: skip

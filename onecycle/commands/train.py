@@ -40,7 +40,7 @@ ABOUT = (
     "Ctrl-C saves a checkpoint; the same command with the same --out resumes."
 )
 STATUS_FILE = "status.json"
-ONLY_BATCHED = {"alternating_flip": (False,), "cutout_size_px": (None, 8), "padding": ("constant",)}
+ONLY_BATCHED = {"alternating_flip": (False,), "cutout_size_px": (None, 8)}
 """What the albumentations pipeline, which is the assignment's, does of some fields of the recipe."""
 
 

@@ -56,15 +56,7 @@ def prepare_network(
         Page, "How to Train Your ResNet 8: Bag of Tricks" (2019): whitening, frozen scales, scaled
         output. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024): identities.
     """
-    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    device = convolutions[0].weight.device
-    # From everywhere: those of a folder are in the order of their classes.
-    some = images[:: -(-len(images) // WHITENING_IMAGES)]
-    pixels = torch.tensor(some, device=device).permute(0, 3, 1, 2) / 255
-    shift, scale = (torch.tensor(three, device=device).view(3, 1, 1) for three in (mean, std))
-    whiten_(convolutions[0], (pixels - shift) / scale)
-    for layer in convolutions[1:]:
-        dirac_(layer)
+    whiten_network(model, images, mean, std).requires_grad_(False)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.zeros_(layer.bias).requires_grad_(False)
@@ -77,9 +69,40 @@ def prepare_network(
                 layer.bias.mul_(output_scale)
 
 
+def whiten_network(
+    model: nn.Module, images: np.ndarray, mean: Sequence[float], std: Sequence[float]
+) -> nn.Parameter:
+    """Let the first convolution whiten patches and the others start as identities, in place.
+
+    Args:
+        model: with convolutions, on any device.
+        images: (N, H, W, 3) uint8 training images; 2,000 at most are used.
+        mean: of each channel, 0..1, as the network's input is normalised.
+        std: of each channel, 0..1.
+
+    Returns:
+        The filters of the first convolution.
+
+    Raises:
+        UsageError: there is no convolution, or the first has too few filters, see :func:`whiten_`.
+    """
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    if not convolutions:
+        raise UsageError("the network has no convolution to whiten patches; leave out start")
+    device = convolutions[0].weight.device
+    # From everywhere: those of a folder are in the order of their classes.
+    some = images[:: -(-len(images) // WHITENING_IMAGES)]
+    pixels = torch.tensor(some, device=device).permute(0, 3, 1, 2) / 255
+    shift, scale = (torch.tensor(three, device=device).view(3, 1, 1) for three in (mean, std))
+    whiten_(convolutions[0], (pixels - shift) / scale)
+    for layer in convolutions[1:]:
+        dirac_(layer)
+    return convolutions[0].weight
+
+
 @torch.no_grad()
 def whiten_(layer: nn.Conv2d, images: Tensor) -> None:
-    """Freeze a layer, in place, with filters whose outputs are uncorrelated and have variance 1.
+    """Give a layer filters, in place, whose outputs are uncorrelated and have variance 1.
 
     The first filters are the eigenvectors of the patches' covariance, divided by the square roots
     of their eigenvalues. The next ones are the same with the opposite sign, because ReLU would
@@ -107,7 +130,6 @@ def whiten_(layer: nn.Conv2d, images: Tensor) -> None:
     white = (vectors / (values + 1e-6).sqrt()).T.flip(0).view(size, *shape)
     both = torch.cat([white, -white])[:filters]
     layer.weight[: len(both)] = both.to(layer.weight)
-    layer.weight.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from scipy.stats import chi2_contingency, chisquare
 
 import transformation
+from onecycle.data.augmentation import pad_images
 from onecycle.data.batches import get_test_batch_transform, get_train_batch_transform
 from onecycle.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from transformation import get_test_aug_transform, get_train_aug_transform
@@ -172,3 +173,10 @@ def test_the_batched_transforms_can_be_imported_beside_the_pipelines():
     assert transformation.get_train_batch_transform is get_train_batch_transform
     assert transformation.get_test_batch_transform is get_test_batch_transform
     assert (transformation.CIFAR10_MEAN, transformation.CIFAR10_STD) == (CIFAR10_MEAN, CIFAR10_STD)
+
+
+def test_a_reflected_border_is_that_of_the_batches():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    pad = get_train_aug_transform(MEAN, CIFAR10_STD, padding="reflect").transforms[0]
+    expected = pad_images(image[None], torch.device("cpu"), mode="reflect")[0]
+    np.testing.assert_array_equal(pad(image=image)["image"], expected)
