@@ -18,6 +18,7 @@ from typing import Any
 from onecycle.errors import StorageError
 
 LOCK_FILE = ".lock"
+WEIGHTS_FILE = "model.safetensors"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
@@ -54,6 +55,11 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of mounted drives without fsync
             raise
+
+
+def weights_file(given: str | os.PathLike) -> Path:
+    """The file of weights that is named, by itself or by the folder of its run."""
+    return Path(given, WEIGHTS_FILE) if os.path.isdir(given) else Path(given)
 
 
 def write_file(file: Path, content: bytes) -> None:

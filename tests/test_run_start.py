@@ -125,10 +125,9 @@ def test_a_run_trains_on_from_another_ones_weights(tmp_path):
     data = arrays(24).hold_out(8)
     first = Run(tmp_path / "first", data, Tiny, QUICK, **HERE)
     first.save()
-    file = first.folder / "model.safetensors"
     for classes, kept in ((("a", "b"), True), (("b", "a"), False), (("a", "b", "c"), False)):
         others = arrays(24, classes=classes).hold_out(8)
-        second = Run(tmp_path / "second", others, Tiny, QUICK, init=file, **HERE)
+        second = Run(tmp_path / "second", others, Tiny, QUICK, init=first.folder, **HERE)
         old, new = first.model.state_dict(), second.model.state_dict()
         assert torch.equal(old["body.0.weight"], new["body.0.weight"])
         same_head = old["head.weight"].shape == new["head.weight"].shape
