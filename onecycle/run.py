@@ -44,15 +44,20 @@ from onecycle.run_folder import (
     stored_average,
     write_folder,
 )
+from onecycle.run_given import (
+    check_given,
+    check_maker,
+    check_step_scheduler,
+    make,
+    names_of,
+)
 from onecycle.run_parts import (
     OPTIMIZERS,
     accuracy_of_average,
-    check_step_scheduler,
     log_accuracy,
     make_criterion,
     make_extras,
     make_loader,
-    names_of,
     new_rates,
     one_cycle_of,
 )
@@ -125,7 +130,7 @@ class Run:
         *,
         init: str | os.PathLike = "auto",
         optimizer: MakeOptimizer | None = None,
-        criterion: nn.Module | None = None,
+        criterion: nn.Module | Callable | None = None,
         augment: Callable | None = None,
         workers: int = 0,
         scheduler: MakeScheduler | None = None,
@@ -141,7 +146,7 @@ class Run:
         author: str | None = None,
     ) -> None:
         self.folder, self.callbacks = Path(folder), list(callbacks)
-        self.train, self.test = data
+        self.train, self.test = check_given(data, recipe)
         recipe, reasons = fit_to_images(recipe, self.train)
         self.recipe = recipe
         self.compute = Compute.choose(device, precision, compile, group)
@@ -151,6 +156,7 @@ class Run:
         self.augment, self.workers = augment, workers
         self._make_scheduler, self._scheduler = scheduler or one_cycle_of, None
         self.step_scheduler = step_scheduler
+        check_maker("scheduler", self._make_scheduler, None, recipe, None, 1)
         check_step_scheduler(scheduler, step_scheduler)
         self._finding: LRFinding | None = None
         self.refused: LRFinding | None = None  # a range test's curve that says nothing
@@ -166,9 +172,12 @@ class Run:
         tune_process()
         set_seed(recipe.seed)
         criterion = make_criterion(recipe, self.train, criterion)
-        self.criterion = criterion.to(self.compute.device)  # it may have weights of classes
-        network = model if isinstance(model, nn.Module) else model(len(self.train.classes))
-        self.start = start_from_weights(network, init, self.train, recipe)
+        if isinstance(criterion, nn.Module):  # it may have weights of classes
+            criterion = criterion.to(self.compute.device)
+        self.criterion = criterion
+        if not isinstance(model, nn.Module):
+            model = make("model", model, len(self.train.classes))
+        self.start = start_from_weights(model, init, self.train, recipe)
         if self.start is not None:
             reasons.append(in_words(self.start))
             if augment is None:  # else it normalises as it likes, and so must the test images
@@ -177,10 +186,10 @@ class Run:
         self.train_loader = self.loader(train=True, shared=True)
         self.test_loader = self.loader(train=False, shared=True)
         self.total_steps = check_steps(recipe.epochs * len(self.train_loader))
-        self.model = self.compute.place_model(network)
+        self.model = self.compute.place_model(model)
         freeze_idle_biases(self.model)
         if optimizer is not None:
-            self.optimizer = optimizer(self.model, recipe)
+            self.optimizer = make("optimizer", optimizer, self.model, recipe)
         else:
             own = OPTIMIZERS[recipe.optimizer]
             self.optimizer = own(self.model, recipe, self.train, self.compute)
@@ -216,9 +225,9 @@ class Run:
             raise CheckpointError(f"{folder} holds no finished run; name the folder of one")
         recipe = read_recipe(Path(folder) / "results.json")
         stored = results["data"]
-        train, test = data or no_images(stored, recipe)
+        train, test = no_images(stored, recipe) if data is None else check_given(data, recipe)
         data = train.with_stats(stored["mean"], stored["std"]), test
-        model = model or find_model(stored.get("model") or CUSTOM_RESNET)
+        model = model or find_model(stored.get("model") or CUSTOM_RESNET, folder)
         run = cls(folder, data, model, recipe, init="none", **options)
         run._reopen(results)
         return run
@@ -268,8 +277,13 @@ class Run:
         if self._scheduler is None:
             for group in self.optimizer.param_groups:
                 group["lr"] = finding.lr_max  # for a schedule that scales it
-            self._scheduler = self._make_scheduler(
-                self.optimizer, self.recipe, finding, len(self.train_loader)
+            self._scheduler = make(
+                "scheduler",
+                self._make_scheduler,
+                self.optimizer,
+                self.recipe,
+                finding,
+                len(self.train_loader),
             )
         set_seed(self.recipe.seed)  # whatever was drawn since; a checkpoint brings its own state
         listeners = [self.log, *self.callbacks] if self.is_first else []

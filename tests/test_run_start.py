@@ -202,6 +202,8 @@ def test_networks_are_found_by_name(tmp_path, monkeypatch):
     for name in ("resnet0", "my_networks:gone", "gone:small", "a:b:c", "raft_large"):
         with pytest.raises(UsageError, match=name.partition(":")[0]):
             find_model(name)
+    with pytest.raises(UsageError, match="did you mean .*efficientnet_b0"):
+        find_model("efficientnet_0")
     assert last_layer(network) == "fc" and last_layer(Tiny(2)) == "head"
     assert last_layer(nn.ReLU()) is None
 
