@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from onecycle.data.dataset import Images
 from onecycle.data.pictures import read_picture
 from onecycle.errors import CheckpointError, DivergedError, RangeTestError, UsageError
-from onecycle.modules import freeze_idle_biases, model_summary
+from onecycle.modules import check_maker, freeze_idle_biases, make, model_summary
 from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import Recipe, as_data, read_recipe
 from onecycle.records import History
@@ -46,9 +46,7 @@ from onecycle.run_folder import (
 )
 from onecycle.run_given import (
     check_given,
-    check_maker,
     check_step_scheduler,
-    make,
     names_of,
 )
 from onecycle.run_parts import (

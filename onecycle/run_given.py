@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,22 +9,9 @@ from torch import nn
 
 from onecycle.data.dataset import ImageDataset, Images
 from onecycle.errors import UsageError
+from onecycle.modules import in_words, name_of
 from onecycle.recipe import Recipe
 from onecycle.training.stepping import is_per_epoch
-
-MADE = {
-    "model": ("forward", "lambda classes: Net(classes); or a network, such as Net()"),
-    "optimizer": (
-        "param_groups",
-        "lambda model, recipe: torch.optim.SGD(model.parameters(), lr=0.1)",
-    ),
-    "scheduler": (
-        "step",
-        "lambda optimizer, recipe, finding, steps_per_epoch: "
-        "torch.optim.lr_scheduler.StepLR(optimizer, steps_per_epoch)",
-    ),
-}
-"""What each part has that a given function makes, and an example of such a function."""
 
 
 def check_given(data: Any, recipe: Any) -> Images:
@@ -49,52 +35,6 @@ def check_given(data: Any, recipe: Any) -> Images:
     return parts[0], parts[1]
 
 
-def check_maker(part: str, function: Any, *arguments: Any) -> None:
-    """Refuse what cannot be called to make a part of a run; it is not called.
-
-    Args:
-        part: a name of ``MADE``.
-        function: as it was given.
-        arguments: as many as ``Run`` calls it with.
-
-    Raises:
-        UsageError: it is no function of these arguments.
-    """
-    expected = f"give a function, such as {MADE[part][1]}"
-    if not callable(function) or hasattr(function, "state_dict") and part != "model":
-        raise UsageError(f"{part} is {_in_words(function)}; {expected}")
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError as error:
-        raise UsageError(
-            f"{part} is {_in_words(function)}, which does not take what it is called with "
-            f"({error}); {expected}"
-        ) from error
-    except ValueError:  # of a built-in function the arguments are not known
-        pass
-
-
-def make(part: str, function: Any, *arguments: Any) -> Any:
-    """A part of a run, made by the function that was given for it.
-
-    Args:
-        part: a name of ``MADE``.
-        function: as it was given; its own errors stay as they are.
-        arguments: what it is called with.
-
-    Raises:
-        UsageError: it is no function of these arguments, or makes something else.
-    """
-    check_maker(part, function, *arguments)
-    made, (has, example) = function(*arguments), MADE[part]
-    is_part = hasattr(made, has) and not isinstance(made, type)
-    if not is_part and not (made is None and part == "scheduler"):
-        raise UsageError(
-            f"{part} {name_of(function)} gives {_in_words(made)}; give a function, such as {example}"
-        )
-    return made
-
-
 def check_criterion(given: Any) -> nn.Module | Callable:
     """The loss that was given, if it is one.
 
@@ -103,7 +43,7 @@ def check_criterion(given: Any) -> nn.Module | Callable:
     """
     if isinstance(given, type) or not callable(given):
         raise UsageError(
-            f"criterion is {_in_words(given)}; give a loss of (output, labels), such as "
+            f"criterion is {in_words(given)}; give a loss of (output, labels), such as "
             "nn.CrossEntropyLoss()"
         )
     return given
@@ -125,20 +65,3 @@ def check_step_scheduler(scheduler: Callable | None, step_scheduler: str) -> Non
 def names_of(**given: Any) -> dict[str, str]:
     """What is given in place of the recipe's parts, by name; what is None is left out."""
     return {part: name_of(value) for part, value in given.items() if value is not None}
-
-
-def name_of(given: Any) -> str:
-    """What a network, a function or an augmentation is called where its name must do."""
-    if isinstance(given, str):
-        return given
-    if hasattr(given, "__name__"):  # a class or a function
-        return given.__name__
-    package = type(given).__module__.partition(".")[0]
-    return package if package in ("albumentations", "torchvision") else type(given).__name__
-
-
-def _in_words(given: Any) -> str:
-    if given is None or isinstance(given, (str, int, float)):
-        return repr(given)[:60]
-    kind = "the class " if isinstance(given, type) else "" if callable(given) else "of type "
-    return kind + name_of(given)

@@ -196,12 +196,16 @@ def test_networks_are_found_by_name(tmp_path, monkeypatch):
     assert type(network).__name__ == "ResNet" and network.fc.out_features == 7
     (tmp_path / "my_networks.py").write_text(
         "from torch import nn\ndef small(classes):\n    return nn.Linear(3, classes)\n"
+        "def none(classes):\n    pass\ndef more(classes, width):\n    pass\nbuilt, three = small(2), 3\n"
     )
     monkeypatch.chdir(tmp_path)
     assert find_model("my_networks:small")(5).out_features == 5
     for name in ("resnet0", "my_networks:gone", "gone:small", "a:b:c", "raft_large"):
         with pytest.raises(UsageError, match=name.partition(":")[0]):
             find_model(name)
+    for name in ("none", "more", "built", "three"):
+        with pytest.raises(UsageError, match="^model .*lambda classes"):
+            find_model(f"my_networks:{name}")(5)
     with pytest.raises(UsageError, match="did you mean .*efficientnet_b0"):
         find_model("efficientnet_0")
     assert last_layer(network) == "fc" and last_layer(Tiny(2)) == "head"

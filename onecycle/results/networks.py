@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import nn
 
 from onecycle.errors import UsageError
+from onecycle.modules import make
 from onecycle.results.weights import WeightsFile, load_into
 
 CUSTOM_RESNET = "CustomResNet"
@@ -75,7 +76,7 @@ def _own(name: str) -> Callable[[int], nn.Module]:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"--model {name} is not found: {error}") from error
-    return lambda classes: found(classes)
+    return lambda classes: make("model", found, classes)
 
 
 def _of_torchvision(name: str, of: str | os.PathLike) -> Callable[[int], nn.Module]:
