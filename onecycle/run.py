@@ -97,8 +97,8 @@ class Run:
             for your own pictures. If its classes are others, the last layer is new. The images are
             then normalised as those that it was trained on.
         optimizer: gives an optimizer for (model, recipe). None: the recipe's.
-        criterion: loss of (output, labels), a mean over the batch. None: cross-entropy with the
-            recipe's label smoothing.
+        criterion: loss of (output, labels), a module or a function: a mean over the batch. None:
+            cross-entropy with the recipe's label smoothing.
         augment: gives a (3, H, W) float tensor for a (H, W, 3) uint8 image: a torchvision transform
             or an albumentations pipeline. None: the recipe's crop, flip and cut-out, on the device.
         workers: processes that load images for ``augment``.
