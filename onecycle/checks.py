@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onecycle.errors import DataError, UsageError
+from onecycle.errors import DataError, RunError, UsageError
 from onecycle.modules import eval_mode
 from onecycle.outputs import first_scores, gives_probabilities
 
@@ -76,6 +77,56 @@ def check_first_batch(
                 "leave its last softmax out, or use log-softmax (nn.LogSoftmax(dim=1))"
             )
     check_labels(labels, scores.shape[1], soft=True)
+
+
+@contextlib.contextmanager
+def names_loss(
+    model: nn.Module,
+    criterion: Callable,
+    batch: Sequence[Tensor],
+    autocast: contextlib.AbstractContextManager | None = None,
+) -> Iterator[None]:
+    """Inside the block, which trains on the first batch, an error of the loss says what it is.
+
+    Only then the loss is called once more: it may count its calls, or draw random numbers.
+
+    Args:
+        model: see :func:`check_first_batch`.
+        criterion: the loss of (output, labels).
+        batch: images and labels, read after an error.
+        autocast: see :func:`check_first_batch`.
+
+    Raises:
+        UsageError: the loss does not take scores and labels, or gives something else than one
+            number.
+    """
+    try:
+        yield
+    except (RunError, torch.OutOfMemoryError):
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if batch:
+            with _probing(model, batch[0], autocast) as (model, few):
+                _check_loss(criterion, first_scores(model, few), batch[1][:PROBED], error)
+        raise
+
+
+def _check_loss(criterion: Callable, scores: Tensor, labels: Tensor, first: Exception) -> None:
+    expected = "expected a mean over the batch of (N, K) scores and their (N,) class indices"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were shown before
+            loss = criterion(scores, labels)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"the loss does not take scores {tuple(scores.shape)} and labels "
+            f"{tuple(labels.shape)}: {reason}; {expected}"
+        ) from first
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise UsageError(
+            f"the loss is {_in_words(loss)}; {expected}, such as reduction='mean' gives"
+        ) from first
 
 
 def check_classes(

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from onecycle.errors import StorageError
 
 LOCK_FILE = ".lock"
+WEIGHTS_FILE = "model.safetensors"
 MOST_TEXT_BYTES = 1 << 28
 """Above this no table, log or JSON is read: that of 100,000 epochs has a tenth of it."""
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -101,6 +102,11 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of mounted drives without fsync
             raise
+
+
+def weights_file(given: str | os.PathLike) -> Path:
+    """The file of weights that is named, by itself or by the folder of its run."""
+    return Path(given, WEIGHTS_FILE) if os.path.isdir(given) else Path(given)
 
 
 def write_file(file: Path, content: bytes) -> None:

@@ -1,9 +1,10 @@
-"""Helpers for any network."""
+"""Helpers for any network, and for the functions that make it and its optimizer."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import itertools
 import re
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onecycle.errors import UsageError
 from onecycle.outputs import first_scores
 
 
@@ -207,3 +209,87 @@ def _in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+MADE = {
+    "model": ("forward", "lambda classes: Net(classes)"),
+    "optimizer": (
+        "param_groups",
+        "lambda model, recipe: torch.optim.SGD(model.parameters(), lr=0.1)",
+    ),
+    "scheduler": (
+        "step",
+        "lambda optimizer, recipe, finding, steps_per_epoch: "
+        "torch.optim.lr_scheduler.StepLR(optimizer, steps_per_epoch)",
+    ),
+}
+"""What each part has that a given function makes, and an example of such a function."""
+
+
+def check_maker(part: str, function: Any, *arguments: Any) -> None:
+    """Refuse what cannot be called to make a part of a run; it is not called.
+
+    Args:
+        part: a name of ``MADE``.
+        function: as it was given.
+        arguments: as many as ``Run`` calls it with.
+
+    Raises:
+        UsageError: it is no function of these arguments.
+    """
+    expected = f"give a function, such as {MADE[part][1]}"
+    is_made = (
+        isinstance(function, nn.Module) if part == "model" else hasattr(function, "state_dict")
+    )
+    if not callable(function) or is_made:
+        raise UsageError(f"{part} is {in_words(function)}; {expected}")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise UsageError(
+            f"{part} is {in_words(function)}, which does not take what it is called with "
+            f"({error}); {expected}"
+        ) from error
+    except ValueError:  # of a built-in function the arguments are not known
+        pass
+
+
+def make(part: str, function: Any, *arguments: Any) -> Any:
+    """A part of a run, made by the function that was given for it.
+
+    Args:
+        part: a name of ``MADE``.
+        function: as it was given; its own errors stay as they are.
+        arguments: what it is called with.
+
+    Raises:
+        UsageError: it is no function of these arguments, or makes something else.
+    """
+    check_maker(part, function, *arguments)
+    made, (has, example) = function(*arguments), MADE[part]
+    is_part = hasattr(made, has) and not isinstance(made, type)
+    if not is_part and not (made is None and part == "scheduler"):
+        raise UsageError(
+            f"{part} {name_of(function)} gives something {in_words(made)}; give a function, such as {example}"
+        )
+    return made
+
+
+def name_of(given: Any) -> str:
+    """What a network, a function or an augmentation is called where its name must do."""
+    if isinstance(given, str):
+        return given
+    if hasattr(given, "__name__"):  # a class or a function
+        return given.__name__
+    package = type(given).__module__.partition(".")[0]
+    return package if package in ("albumentations", "torchvision") else type(given).__name__
+
+
+def in_words(given: Any) -> str:
+    """What was given where something else is expected."""
+    if given is None or isinstance(given, (str, int, float)):
+        return repr(given)[:60]
+    kind = "of type "
+    if hasattr(given, "__name__"):
+        kind = "the class " if isinstance(given, type) else ""
+    return kind + name_of(given)

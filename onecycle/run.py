@@ -19,7 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from onecycle.data.dataset import Images
 from onecycle.data.pictures import read_picture
 from onecycle.errors import CheckpointError, DivergedError, RangeTestError, UsageError
-from onecycle.modules import freeze_idle_biases, group_batch_norm, model_summary
+from onecycle.modules import (
+    check_maker,
+    freeze_idle_biases,
+    group_batch_norm,
+    make,
+    model_summary,
+)
 from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import Recipe, as_data, stored_recipe
 from onecycle.records import History
@@ -42,15 +48,18 @@ from onecycle.run_folder import (
     stored_average,
     write_folder,
 )
+from onecycle.run_given import (
+    check_given,
+    check_step_scheduler,
+    names_of,
+)
 from onecycle.run_parts import (
     OPTIMIZERS,
     accuracy_of_average,
-    check_step_scheduler,
     log_accuracy,
     make_criterion,
     make_extras,
     make_loader,
-    names_of,
     new_rates,
     one_cycle_of,
     set_peak,
@@ -93,8 +102,8 @@ class Run:
             for your own pictures. If its classes are others, the last layer is new. The images are
             then normalised as those that it was trained on.
         optimizer: gives an optimizer for (model, recipe). None: the recipe's.
-        criterion: loss of (output, labels), a mean over the batch. None: cross-entropy with the
-            recipe's label smoothing.
+        criterion: loss of (output, labels), a module or a function: a mean over the batch. None:
+            cross-entropy with the recipe's label smoothing.
         augment: gives a (3, H, W) float tensor for a (H, W, 3) uint8 image: a torchvision transform
             or an albumentations pipeline. None: the recipe's crop, flip and cut-out, on the device.
         workers: processes that load images for ``augment``.
@@ -124,7 +133,7 @@ class Run:
         *,
         init: str | os.PathLike = "auto",
         optimizer: MakeOptimizer | None = None,
-        criterion: nn.Module | None = None,
+        criterion: nn.Module | Callable | None = None,
         augment: Callable | None = None,
         workers: int = 0,
         scheduler: MakeScheduler | None = None,
@@ -140,7 +149,7 @@ class Run:
         author: str | None = None,
     ) -> None:
         self.folder, self.callbacks = Path(folder), list(callbacks)
-        self.train, self.test = data
+        self.train, self.test = check_given(data, recipe)
         recipe, reasons = fit_to_images(recipe, self.train)
         self.recipe = recipe
         self.compute = Compute.choose(device, precision, compile, group)
@@ -150,6 +159,7 @@ class Run:
         self.augment, self.workers = augment, workers
         self._make_scheduler, self._scheduler = scheduler or one_cycle_of, None
         self.step_scheduler = step_scheduler
+        check_maker("scheduler", self._make_scheduler, None, recipe, None, 1)
         check_step_scheduler(scheduler, step_scheduler)
         self._finding: LRFinding | None = None
         self.refused: LRFinding | None = None  # a range test's curve that says nothing
@@ -165,9 +175,12 @@ class Run:
         tune_process()
         set_seed(recipe.seed)
         criterion = make_criterion(recipe, self.train, criterion)
-        self.criterion = criterion.to(self.compute.device)  # it may have weights of classes
-        network = model if isinstance(model, nn.Module) else model(len(self.train.classes))
-        self.start = start_from_weights(network, init, self.train, recipe)
+        if isinstance(criterion, nn.Module):  # it may have weights of classes
+            criterion = criterion.to(self.compute.device)
+        self.criterion = criterion
+        if not isinstance(model, nn.Module):
+            model = make("model", model, len(self.train.classes))
+        self.start = start_from_weights(model, init, self.train, recipe)
         if self.start is not None:
             reasons.append(in_words(self.start))
             if augment is None:  # else it normalises as it likes, and so must the test images
@@ -176,11 +189,11 @@ class Run:
         self.train_loader = self.loader(train=True, shared=True)
         self.test_loader = self.loader(train=False, shared=True)
         self.total_steps = check_steps(recipe.epochs * len(self.train_loader))
-        self.model = self.compute.place_model(network)
+        self.model = self.compute.place_model(model)
         freeze_idle_biases(self.model)
         group_batch_norm(self.model, recipe.bn_groups)
         if optimizer is not None:
-            self.optimizer = optimizer(self.model, recipe)
+            self.optimizer = make("optimizer", optimizer, self.model, recipe)
         else:
             own = OPTIMIZERS[recipe.optimizer]
             self.optimizer = own(self.model, recipe, self.train, self.compute)
@@ -215,9 +228,9 @@ class Run:
         if "history" not in results:
             raise CheckpointError(f"{folder} holds no finished run; name the folder of one")
         recipe, stored = stored_recipe(results["recipe"]), results["data"]
-        train, test = data or no_images(stored, recipe)
+        train, test = no_images(stored, recipe) if data is None else check_given(data, recipe)
         data = train.with_stats(stored["mean"], stored["std"]), test
-        model = model or find_model(stored.get("model") or CUSTOM_RESNET)
+        model = model or find_model(stored.get("model") or CUSTOM_RESNET, folder)
         run = cls(folder, data, model, recipe, init="none", **options)
         run._reopen(results)
         return run
@@ -266,8 +279,13 @@ class Run:
         finding = self.find_lr()
         if self._scheduler is None:
             set_peak(self.optimizer, self.recipe, finding.lr_max)
-            self._scheduler = self._make_scheduler(
-                self.optimizer, self.recipe, finding, len(self.train_loader)
+            self._scheduler = make(
+                "scheduler",
+                self._make_scheduler,
+                self.optimizer,
+                self.recipe,
+                finding,
+                len(self.train_loader),
             )
         set_seed(self.recipe.seed)  # whatever was drawn since; a checkpoint brings its own state
         listeners = [self.log, *self.callbacks] if self.is_first else []

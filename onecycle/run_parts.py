@@ -27,13 +27,13 @@ from onecycle.results.evaluation import Evaluation
 from onecycle.results.folder import own_folder
 from onecycle.results.report.words import kept_words
 from onecycle.run_folder import describe_run
+from onecycle.run_given import check_criterion
 from onecycle.run_start import START_LR
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
 from onecycle.training.criterion import WeightedCrossEntropy
 from onecycle.training.inference import evaluate
 from onecycle.training.progress import progress_bar
-from onecycle.training.stepping import is_per_epoch
 
 if TYPE_CHECKING:
     from onecycle.run import Run
@@ -80,11 +80,11 @@ def make_loader(
     return ResidentLoader(transform, images.targets, recipe.batch_size, **options)
 
 
-def make_criterion(recipe: Recipe, train: ImageDataset, given: nn.Module | None) -> nn.Module:
+def make_criterion(recipe: Recipe, train: ImageDataset, given: Any) -> nn.Module | Callable:
     """The loss to minimise: the one that is given, or the recipe's.
 
     Raises:
-        UsageError: a loss is given, and the recipe has weights of classes for its own.
+        UsageError: what is given is no loss, or it is one, and the recipe has weights of classes for its own.
     """
     if given is not None and recipe.class_weights != "none":
         raise UsageError(
@@ -92,7 +92,7 @@ def make_criterion(recipe: Recipe, train: ImageDataset, given: nn.Module | None)
             "give it the weights, and set class_weights to none"
         )
     if given is not None:
-        return given
+        return check_criterion(given)
     if recipe.class_weights == "none":
         return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     return WeightedCrossEntropy(
@@ -301,31 +301,3 @@ def one_cycle_of(
         peak_step=round(recipe.peak * steps_per_epoch),
         momentum=(recipe.beta1, recipe.beta1_at_peak) if cycled else None,
     )
-
-
-def check_step_scheduler(scheduler: Callable | None, step_scheduler: str) -> None:
-    """Refuse the recipe's own schedule, which is one of steps, if it is to be stepped per epoch.
-
-    Raises:
-        UsageError: as said, or ``step_scheduler`` is none of its words.
-    """
-    if is_per_epoch(None, step_scheduler) and scheduler is None:
-        raise UsageError(
-            "step_scheduler is 'epoch', and the recipe's one cycle is stepped after every batch: "
-            "give a scheduler, or leave it out"
-        )
-
-
-def names_of(**given: Any) -> dict[str, str]:
-    """What is given in place of the recipe's parts, by name; what is None is left out."""
-    return {part: name_of(value) for part, value in given.items() if value is not None}
-
-
-def name_of(given: Any) -> str:
-    """What a network, a function or an augmentation is called where its name must do."""
-    if isinstance(given, str):
-        return given
-    if hasattr(given, "__name__"):  # a class or a function
-        return given.__name__
-    package = type(given).__module__.partition(".")[0]
-    return package if package in ("albumentations", "torchvision") else type(given).__name__

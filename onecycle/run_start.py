@@ -99,7 +99,7 @@ def start_from_weights(
 
     Args:
         model: for the images' classes; changed in place.
-        init: "auto", "none", or a file of weights. Auto takes the published weights for your own
+        init: "auto", "none", a file of weights, or the folder of its run. Auto takes the published weights for your own
             pictures, if they fit the network.
         images: to train on.
         recipe: of the run.

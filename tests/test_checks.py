@@ -281,6 +281,29 @@ def test_parameters_of_the_loss_may_be_trained_as_well():
     assert criterion.scale != 1
 
 
+LOSSES = {
+    "weights of 3": (nn.CrossEntropyLoss(torch.ones(3)), "weight tensor .*all 4 classes"),
+    "of two classes": (nn.BCEWithLogitsLoss(), r"scores \(2, 4\) and labels \(2,\)"),
+    "three arguments": (lambda output, labels, weight: 0, "weight"),
+    "no mean": (nn.CrossEntropyLoss(reduction="none"), r"the loss is a tensor float32 \(2,\)"),
+    "no tensor": (lambda output, labels: 1.0, "the loss is a float"),
+}
+
+
+@pytest.mark.parametrize("ranges", [False, True])
+@pytest.mark.parametrize(("criterion", "said"), LOSSES.values(), ids=LOSSES)
+def test_a_loss_that_is_none_is_refused_before_a_weight_moves(criterion, said, ranges):
+    model, batches = Net(), [(images(), LABELS)]
+    before = [p.clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(UsageError, match=said):
+        if ranges:
+            find_lr(model, optimizer, criterion, batches, num_steps=20)
+        else:
+            fit(model, batches, None, optimizer, None, criterion, epochs=1)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
 def loader(count, batch_size, **options):
     data = TensorDataset(images(count), torch.zeros(count, dtype=torch.int64))
     return DataLoader(data, batch_size=batch_size, **options)

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
@@ -198,6 +199,8 @@ def test_load_gives_the_trained_network(finished, data):
 def test_load_needs_a_finished_run_of_the_network(finished, data, tmp_path):
     with pytest.raises(CheckpointError, match="no finished run"):
         Run.load(tmp_path, data, Tiny, **HERE)
+    with pytest.raises(UsageError, match=r"is Tiny, .*Run.load\(folder, data, Tiny\)"):
+        Run.load(finished.folder, data, **HERE)
     with pytest.raises(CheckpointError, match="does not fit"):
         Run.load(finished.folder, data, lambda classes: nn.Flatten(), **HERE)
 
@@ -350,6 +353,17 @@ def test_own_loss(data, tmp_path):
     for run in runs:
         run.fit()
     assert not same(*map(weights, runs))
+
+
+def test_a_function_is_a_loss_as_well(data, tmp_path):
+    losses = nn.CrossEntropyLoss(), lambda output, labels: F.cross_entropy(output, labels)
+    runs = [
+        Run(tmp_path / str(number), data, Tiny, RECIPE, criterion=loss, **HERE)
+        for number, loss in enumerate(losses)
+    ]
+    for run in runs:
+        run.fit()
+    assert same(*map(weights, runs))
 
 
 def test_own_augmentation_is_of_one_image(data, tmp_path):

@@ -125,10 +125,9 @@ def test_a_run_trains_on_from_another_ones_weights(tmp_path):
     data = arrays(24).hold_out(8)
     first = Run(tmp_path / "first", data, Tiny, QUICK, **HERE)
     first.save()
-    file = first.folder / "model.safetensors"
     for classes, kept in ((("a", "b"), True), (("b", "a"), False), (("a", "b", "c"), False)):
         others = arrays(24, classes=classes).hold_out(8)
-        second = Run(tmp_path / "second", others, Tiny, QUICK, init=file, **HERE)
+        second = Run(tmp_path / "second", others, Tiny, QUICK, init=first.folder, **HERE)
         old, new = first.model.state_dict(), second.model.state_dict()
         assert torch.equal(old["body.0.weight"], new["body.0.weight"])
         same_head = old["head.weight"].shape == new["head.weight"].shape
@@ -197,12 +196,18 @@ def test_networks_are_found_by_name(tmp_path, monkeypatch):
     assert type(network).__name__ == "ResNet" and network.fc.out_features == 7
     (tmp_path / "my_networks.py").write_text(
         "from torch import nn\ndef small(classes):\n    return nn.Linear(3, classes)\n"
+        "def none(classes):\n    pass\ndef more(classes, width):\n    pass\nbuilt, three = small(2), 3\n"
     )
     monkeypatch.chdir(tmp_path)
     assert find_model("my_networks:small")(5).out_features == 5
     for name in ("resnet0", "my_networks:gone", "gone:small", "a:b:c", "raft_large"):
         with pytest.raises(UsageError, match=name.partition(":")[0]):
             find_model(name)
+    for name in ("none", "more", "built", "three"):
+        with pytest.raises(UsageError, match="^model .*lambda classes"):
+            find_model(f"my_networks:{name}")(5)
+    with pytest.raises(UsageError, match="did you mean .*efficientnet_b0"):
+        find_model("efficientnet_0")
     assert last_layer(network) == "fc" and last_layer(Tiny(2)) == "head"
     assert last_layer(nn.ReLU()) is None
 

@@ -12,8 +12,9 @@ from onecycle.commands.options import (
     add_data,
     add_device,
     add_model,
+    add_weights,
     check_data,
-    check_weights,
+    weights_of,
 )
 from onecycle.errors import StorageError, UsageError
 
@@ -34,7 +35,7 @@ BATCH_SIZE = 250
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file, as in weights/")
+    add_weights(parser)
     add_model(parser, "what the file says")
     add_data(parser, train=False)
     add_device(parser)
@@ -43,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused without torch."""
-    check_weights(args.weights)
+    args.weights = weights_of(args.weights)
     check_data(args)
     args.out = Path(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecycle.commands.common import check_output
-from onecycle.commands.options import add_force, add_model, check_weights
+from onecycle.commands.options import add_force, add_model, add_weights, weights_of
 from onecycle.errors import UsageError
 from onecycle.files import write_file
 
@@ -30,7 +30,7 @@ PACKAGES = ("onnx", "onnxscript")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
-    parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of the network")
+    add_weights(parser)
     parser.add_argument("file", metavar="FILE", type=Path, help="the .onnx file to write")
     add_model(parser, "what the file of weights says")
     add_force(parser)
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused without torch."""
-    check_weights(args.weights)
+    args.weights = weights_of(args.weights)
     check_output(args.file, args.force, inputs=[args.weights])
 
 

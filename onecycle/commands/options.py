@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from onecycle.errors import CheckpointError, UsageError
+from onecycle.files import weights_file
 from onecycle.recipe import PRESETS, VAL_SHARE, Recipe, describe, read_recipe, type_of
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-WEIGHTS_FILE = "model.safetensors"
 COMPILE_MODES = ("off", "default", "reduce-overhead")
 
 
@@ -113,25 +113,24 @@ def check_data(args: argparse.Namespace, most: Mapping[str, int | None] | None =
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
 
 
-def check_weights(file: str | os.PathLike) -> None:
-    """Refuse a file of weights that is not there.
-
-    Raises:
-        CheckpointError: it is missing.
-    """
-    if not os.path.exists(file):
-        raise CheckpointError(f"{file} does not exist; give a .safetensors file of the network")
-
-
-def weights_of(given: Path) -> Path:
+def weights_of(given: str | os.PathLike) -> Path:
     """The file of weights that is named, by itself or by the folder of its run.
 
     Raises:
         CheckpointError: it is missing.
     """
-    file = given / WEIGHTS_FILE if given.is_dir() else given
-    check_weights(file)
+    file = weights_file(given)
+    if not file.exists():
+        raise CheckpointError(
+            f"{file} does not exist; give a .safetensors file, or the folder of a finished run"
+        )
     return file
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Whose network it is."""
+    parser.add_argument("weights", metavar="WEIGHTS",
+        help="a .safetensors file, or the folder of a run")  # fmt: skip
 
 
 def add_model(parser: argparse.ArgumentParser, about: str) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecycle.commands.common import check_output, complain
-from onecycle.commands.options import WEIGHTS_FILE, add_force, add_model, weights_of
+from onecycle.commands.options import add_force, add_model, weights_of
 from onecycle.errors import DataError, UsageError
-from onecycle.files import printable, to_csv, to_json, write_file
+from onecycle.files import WEIGHTS_FILE, printable, to_csv, to_json, write_file
 
 if TYPE_CHECKING:
     from onecycle.results.pictures import Guess

@@ -21,8 +21,8 @@ from onecycle.commands.options import (
     add_model,
     add_recipe,
     check_data,
-    check_weights,
     choose_recipe,
+    weights_of,
 )
 from onecycle.commands.seeds import check_seeds, own_seeds, runs_of, train_each
 from onecycle.errors import CheckpointError, RunError, UsageError, WorkerError
@@ -73,7 +73,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     add_model(group, "custom_resnet")
     group.add_argument("--init", default="auto", metavar="FILE",
-        help="weights to start from; none: random ones; auto: the published weights for your own "
+        help="weights to start from, or the folder of their run; none: random ones; auto: the published weights for your own "
         "pictures (%(default)s)")  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def check(args: argparse.Namespace) -> None:
     args.recipe = recipe = choose_recipe(args)
     check_data(args)
     if args.init not in ("auto", "none"):
-        check_weights(args.init)
+        args.init = weights_of(args.init)
     if args.workers < 0:
         raise UsageError(f"--workers is {args.workers}; it must be 0 or more")
     if not 0 <= args.save_minutes < math.inf:

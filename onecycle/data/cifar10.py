@@ -97,15 +97,21 @@ def prepare_cifar10(
         return path
     if path.name == CIFAR10_FOLDER and path.is_dir():
         return path.parent
+    if path.is_file() and path.name != CIFAR10_ARCHIVE and path.stat().st_size != CIFAR10_BYTES:
+        raise DataError(
+            f"{path} is no folder and no CSV file; give a folder with one folder per class "
+            "(unpack an archive first), or a table of file and class saved as .csv"
+        )
     archive = path if path.is_file() else path / CIFAR10_ARCHIVE
     if (archive.parent / CIFAR10_FOLDER).is_dir():
         return archive.parent
     if not archive.is_file():
         if not download:
+            found = f"there is nothing in {path}" if path.is_dir() else f"{path} does not exist"
             raise DataError(
-                f"there is nothing in {path}: give the folder of your pictures or of CIFAR-10 "
-                f"({CIFAR10_ARCHIVE}, {CIFAR10_BYTES:,} bytes, SHA-256 {CIFAR10_SHA256}) with "
-                "--data-dir, or allow the download (--download, or download=True)"
+                f"{found}: give the folder of your pictures with --data-dir; for CIFAR-10 allow "
+                f"the download (--download, or download=True), or put {CIFAR10_ARCHIVE} there "
+                f"({CIFAR10_BYTES:,} bytes, SHA-256 {CIFAR10_SHA256})"
             )
         archive = download_cifar10(path, progress=progress)
     unpack_cifar10(archive)

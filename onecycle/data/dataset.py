@@ -76,7 +76,10 @@ class ImageDataset(Dataset):
         skipped: Sequence[str] = (),
         stats: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
-        targets = np.asarray(targets, dtype=np.int64)
+        data = data if isinstance(data, np.ndarray) else np.asarray(data)  # a mapped one stays so
+        targets = _as_indices(targets, source)
+        if isinstance(classes, int):
+            raise DataError(f"{source}: classes are {classes!r}; give their names, ('cat', 'dog')")
         if data.dtype == np.uint8 and (data.ndim == 3 or data.shape[3:] == (1,)):
             data = np.repeat(data.reshape(*data.shape[:3], 1), 3, axis=3)
         is_whole = data.shape[:1] == targets.shape and len(targets) > 0
@@ -220,6 +223,21 @@ def _way_to_uint8(data: np.ndarray) -> str:
     if data.dtype.kind == "f":
         return "; of values 0..1, give (255 * data).round().astype('uint8')"
     return ""
+
+
+def _as_indices(targets: Sequence[int] | np.ndarray, source: str) -> np.ndarray:
+    try:
+        given = np.asarray(targets)
+        indices = given.astype(np.int64)
+        if given.dtype.kind in "iub" or np.array_equal(given, indices):
+            return indices
+    except (TypeError, ValueError):  # words, or lists of several lengths
+        pass
+    first = next(iter(targets), None)
+    raise DataError(
+        f"{source}: labels are not whole numbers, such as {first!r:.60}; give the index of each "
+        "image's class, 0..K-1"
+    )
 
 
 def is_square(shape: tuple[int, ...]) -> bool:

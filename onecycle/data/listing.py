@@ -89,7 +89,7 @@ def _from_folder(root: Path) -> Listing:
     if not splits:
         listing.parts["whole"] = _classes(root, listing)
     if not any(listing.parts.values()):
-        raise DataError(f"{root} has no pictures: {_found(root, listing)}")
+        raise DataError(f"{root} has no folders of pictures: {_found(root, listing)}")
     return listing
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from onecycle.checks import as_pair, check_first_batch, check_optimizer
+from onecycle.checks import as_pair, check_first_batch, check_optimizer, names_loss
 from onecycle.errors import UsageError
 from onecycle.optim.lr_rule import LRFinding, suggest_lr
 from onecycle.optim.muon import Muon
@@ -101,8 +101,11 @@ def find_lr(
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32)
 
+    first = []
+
     def check(images: Tensor, labels: Tensor) -> None:
-        check_first_batch(model, images.to(device), labels.to(device), autocast)
+        first[:] = images.to(device), labels.to(device)
+        check_first_batch(model, *first, autocast)
 
     batches = _Batches(loader, check)
     losses = np.full((num_sweeps, num_steps), np.inf)  # beyond its end a sweep has diverged
@@ -110,7 +113,10 @@ def find_lr(
         endless = _finder_module().TrainDataLoaderIter(batches)  # it accepts no other loaders
         for sweep, row in enumerate(losses):
             finder = _finder(*copy.deepcopy((model, optimizer)), criterion, device, autocast_dtype)
-            with _silenced(on_step, sweep * num_steps, losses.size):
+            with (
+                names_loss(model, criterion, first, autocast),
+                _silenced(on_step, sweep * num_steps, losses.size),
+            ):
                 found = _sweep(finder, endless, batches, (start_lr, end_lr, num_steps))
             row[: len(found)] = found
     return suggest_lr(

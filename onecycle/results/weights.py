@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.errors import CheckpointError, StorageError, UsageError
-from onecycle.files import read_regular, write_whole
+from onecycle.files import read_regular, weights_file, write_whole
 from onecycle.recipe import Recipe
 from onecycle.schema import (
     NAME,
@@ -77,13 +77,13 @@ def load_weights(file: str | os.PathLike) -> WeightsFile:
     """Read and check a file of weights. Nothing in it is executed.
 
     Args:
-        file: as :func:`save_weights` writes it.
+        file: as :func:`save_weights` writes it, or the folder of a run.
 
     Raises:
         CheckpointError: it is missing, damaged, foreign, or holds numbers that are not finite.
         UsageError: the package safetensors is not installed.
     """
-    file = Path(file)
+    file = weights_file(file)
     library = _safetensors()
     try:
         content = read_regular(file, MOST_BYTES)

@@ -17,6 +17,7 @@ from onecycle.checks import (
     check_first_batch,
     check_last_batch,
     check_optimizer,
+    names_loss,
 )
 from onecycle.errors import DivergedError, UsageError
 from onecycle.outputs import names_images
@@ -227,7 +228,10 @@ class _Training:
         model = self.step.model
         check_first_batch(model, images, labels, self.compute.autocast())
         check_last_batch(model, self.train_loader, images)
-        with names_images(model, images):
+        with (
+            names_loss(model, self.step.criterion, (images, labels), self.compute.autocast()),
+            names_images(model, images),
+        ):
             yield
         self.is_checked = True
 

@@ -88,6 +88,7 @@ class Step:
             compute.device.type, enabled=compute.precision == "float16"
         )
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.criterion = criterion
         self._objective = compute.group.wrap(Objective(model, criterion))
         if compute.compile_mode is not None:
             # Two batch shapes, each compiled separately: the last batch of an epoch is smaller.

@@ -91,6 +91,7 @@ def test_the_model_says_how_it_is_used_and_nothing_of_the_machine(exported):
     [
         ([], 2, "required: WEIGHTS, FILE"),
         (["gone.safetensors", "out.onnx"], 4, "gone.safetensors"),
+        ([".", "out.onnx"], 4, "model.safetensors does not exist"),
         ([str(ROOT / "README.md"), "out.onnx"], 4, "README.md"),
         ([str(WEIGHTS), str(ROOT / "README.md" / "out.onnx")], 6, "cannot write"),
     ],

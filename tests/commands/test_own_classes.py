@@ -137,7 +137,7 @@ def test_another_network_at_another_size_is_trained_evaluated_and_asked(
     assert commands.main(["train", *words, "--out", "run"]) == 0
     first = json.loads(Path("run/results.json").read_text("utf-8"))
     capsys.readouterr()
-    words = ["evaluate", "run/model.safetensors", "--data-dir", str(own), "--device", "cpu"]
+    words = ["evaluate", "run", "--data-dir", str(own), "--device", "cpu"]
     assert commands.main([*words, "--out", "again"]) == 0
     again = json.loads(Path("again/results.json").read_text("utf-8"))
     assert again["evaluation"]["confusion"] == first["evaluation"]["confusion"]

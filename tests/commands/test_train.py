@@ -141,7 +141,7 @@ def test_the_peak_moves_with_the_length_unless_it_is_given():
         (["--precision", "float16", "--device", "cpu"], 2, "precision is float16 on cpu"),
         (["--dataset", "mnist"], 2, "invalid choice"),
         (["--no-such-option"], 2, "unrecognized"),
-        (["--data-dir", "nowhere"], 3, "there is nothing in nowhere"),
+        (["--data-dir", "nowhere"], 3, "nowhere does not exist: give the folder"),
         (["--dataset", "digits", "--val", "5000"], 2, "--val is 5000"),
         (["--dataset", "digits", "--limit-train", "0"], 2, "--limit-train is 0"),
         (["--dataset", "digits", "--batch-size", "2000"], 2, "batch_size is 2000, more than the 1437"),

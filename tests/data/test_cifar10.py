@@ -171,3 +171,11 @@ def test_only_the_ten_class_names_of_cifar10_make_a_folder_cifar10(tmp_path, cla
         assert (part.classes, part.source, part.name) == (tuple(classes), source, "test images")
     count = 2 * len(classes)
     assert seen == [(done, count) for done in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("name", ["pictures.zip", "labels.xlsx"])
+def test_a_file_of_your_own_is_not_taken_for_a_damaged_download(tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(DataError, match="no folder and no CSV file; .*unpack") as caught:
+        load_cifar10(tmp_path / name)
+    assert "delete" not in str(caught.value)

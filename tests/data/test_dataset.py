@@ -101,10 +101,13 @@ def test_order_is_shuffled_within_a_class():
         (np.zeros((3, 32, 32, 3), np.uint8), [0, 1], r"\(3, 32, 32, 3\) with 2 labels"),
         (np.zeros((3, 32, 32, 3), np.uint8), [0, 1, 3], r"image 2 has label 3; .*0\.\.2"),
         (np.zeros((3, 32, 32, 3), np.uint8), [0, -1, 2], r"image 1 has label -1; .*0\.\.2"),
+        (np.zeros((3, 32, 32, 3), np.uint8), ["a", "b", "c"], "labels .* such as 'a'; .*index"),
+        (np.zeros((3, 32, 32, 3), np.uint8), [0, 0.5, 1], "labels are not whole numbers"),
+        (torch.zeros(3, 3, 32, 32), [0, 1, 2], r"float32 .*transpose\(0, 2, 3, 1\)"),
     ],
     ids=[
         "not square", "too small", "channels first", "type", "16 bits", "empty", "fewer labels",
-        "label above", "label below",
+        "label above", "label below", "words", "halves", "tensor",
     ],
 )  # fmt: skip
 def test_arrays_that_are_no_data_set_are_refused_with_what_was_found(images, labels, found):
@@ -112,6 +115,14 @@ def test_arrays_that_are_no_data_set_are_refused_with_what_was_found(images, lab
         ImageDataset(images, labels, "abc", "my pictures")
     assert str(caught.value).startswith("my pictures: ")
     assert "\n" not in str(caught.value)
+
+
+def test_tensors_and_labels_that_are_whole_floats_are_arrays_as_well():
+    plain = ImageDataset(noise(3), [0, 1, 0], "ab", "x")
+    other = ImageDataset(torch.from_numpy(noise(3)), torch.tensor([0.0, 1.0, 0.0]), "ab", "x")
+    assert same_images(plain, other) and type(other.data) is np.ndarray
+    with pytest.raises(DataError, match="classes are 2; give their names"):
+        ImageDataset(noise(3), [0, 1, 0], 2, "x")
 
 
 def test_an_item_without_transform_is_the_image_and_its_label():
