@@ -270,7 +270,7 @@ def make(part: str, function: Any, *arguments: Any) -> Any:
     is_part = hasattr(made, has) and not isinstance(made, type)
     if not is_part and not (made is None and part == "scheduler"):
         raise UsageError(
-            f"{part} {name_of(function)} gives something {in_words(made)}; give a function, such as {example}"
+            f"{part} {name_of(function)} gives {in_words(made)}; give a function, such as {example}"
         )
     return made
 
@@ -289,7 +289,7 @@ def in_words(given: Any) -> str:
     """What was given where something else is expected."""
     if given is None or isinstance(given, (str, int, float)):
         return repr(given)[:60]
-    kind = "of type "
+    kind = "an object of type "
     if hasattr(given, "__name__"):
         kind = "the class " if isinstance(given, type) else ""
     return kind + name_of(given)
