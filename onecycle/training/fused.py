@@ -138,7 +138,7 @@ class _Fused(torch.autograd.Function):
 
         running = bn.running_mean, bn.running_var
         y, taken, index, mean, rstd = kernels.forward(
-            x, weight, bias, running, shift, bn.momentum, bn.eps, pool
+            x, weight, bias, running, shift, float(bn.momentum), bn.eps, pool
         )
         ctx.save_for_backward(taken, index, mean, rstd, weight, bias)
         ctx.shape = x.shape
@@ -150,6 +150,6 @@ class _Fused(torch.autograd.Function):
         from onecycle.training import kernels
 
         taken, index, *affine = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:3]
-        found = kernels.backward(grad, taken, index, affine, ctx.shape, of_input=needed[0])
-        return (*(g if need else None for g, need in zip(found, needed)), None, None, None)
+        of_input = ctx.needs_input_grad[0]
+        found = kernels.backward(grad, taken, index, affine, ctx.shape, of_input=of_input)
+        return *found, None, None, None

@@ -26,6 +26,10 @@ PARTS = 64
 """Rows of the table of parts that are added at a time."""
 
 
+# Only the number of channels decides how wide a load can be: one compilation serves all layers.
+_kernel = triton.jit(do_not_specialize=["rows", "height", "width", "span", "parts"])
+
+
 @triton.jit
 def _window(row, column, channels, height, width):
     """Where the first pixel of a row's 2x2 window is."""
@@ -54,7 +58,7 @@ def _number(x, at, inside):
     return tl.load(x + at, inside, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@_kernel
 def _statistics(
     x, pooled, index, means, squares, rows, channels, height, width, span,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -81,7 +85,7 @@ def _statistics(
         else:
             value = _number(x, row * channels + column, inside)
         step = tl.where(inside, value - mean, 0.0)  # Welford's, for each element of the tile
-        mean += step / ((first - begin) // ROWS + 1)
+        mean += step * (1.0 / ((first - begin) // ROWS + 1))
         square += step * (value - mean)
     count = (tl.maximum(end - begin - lane + ROWS - 1, 0) // ROWS).to(tl.float32)
     total = tl.sum(mean * count, axis=0)[None, :] / (end - begin)
@@ -91,7 +95,7 @@ def _statistics(
     tl.store(squares + at, tl.sum(square, axis=0)[None, :], column < channels)
 
 
-@triton.jit
+@_kernel
 def _merge_statistics(
     means, squares, mean, rstd, running_mean, running_var, shift, rows, channels, span, parts,
     momentum, eps, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -125,7 +129,7 @@ def _merge_statistics(
     tl.store(running_var + column, (1 - momentum) * kept + momentum * square / (rows - 1), real)
 
 
-@triton.jit
+@_kernel
 def _apply(
     x, y, mean, rstd, weight, bias, rows, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -143,7 +147,7 @@ def _apply(
     tl.store(y + at, tl.where(value <= 0, 0.0, value), inside)
 
 
-@triton.jit
+@_kernel
 def _sums(
     x, grad, sums, products, mean, rstd, weight, bias, rows, channels, span,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -170,7 +174,7 @@ def _sums(
     tl.store(products + at, tl.sum(scaled, axis=0)[None, :], real)
 
 
-@triton.jit
+@_kernel
 def _merge_sums(
     sums, products, grad_bias, grad_weight, channels, parts,
     PARTS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -189,7 +193,7 @@ def _merge_sums(
     tl.store(grad_weight + column, scaled, column < channels)
 
 
-@triton.jit
+@_kernel
 def _apply_backward(
     x, grad, index, grad_x, grad_bias, grad_weight, mean, rstd, weight, bias, rows, channels,
     height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr,

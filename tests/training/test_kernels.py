@@ -1,6 +1,10 @@
 """On a GPU where there is one, else in Triton's interpreter."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +27,25 @@ from onecycle.training import kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LOW = [torch.bfloat16, torch.float16]
+COMPILE = """
+import sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from onecycle.training import kernels
+
+fixed = {"ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS, "PARTS": kernels.PARTS}
+counts = dict.fromkeys(["rows", "channels", "height", "width", "span", "parts"], "i32")
+images = dict.fromkeys(["x", "y", "pooled", "grad", "grad_x"], sys.argv[1])
+others = {"index": "*i8", "momentum": "fp32", "eps": "fp32"}
+for name in "_statistics _merge_statistics _apply _sums _merge_sums _apply_backward".split():
+    kernel = getattr(kernels, name)
+    for absent in ({}, {"index": None, "pooled": None, "shift": None}):
+        constants = {n: v for n, v in (fixed | absent).items() if n in kernel.arg_names}
+        kinds = counts | images | others | dict.fromkeys(constants, "constexpr")
+        signature = {n: kinds.get(n, "*fp32") for n in kernel.arg_names}
+        source = ASTSource(kernel, signature, constants)
+        print(len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -257,3 +280,15 @@ def test_the_network_trains_as_it_does_without(count):
             torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-4)
     for name, buffer in model.named_buffers():
         torch.testing.assert_close(ours.get_buffer(name), buffer, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="the other tests compile them")
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, "*bf16"], capture_output=True, text=True, env=env,
+        cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.split()) == 12
