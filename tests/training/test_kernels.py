@@ -1,6 +1,7 @@
 """On a GPU where there is one, else in Triton's interpreter."""
 
 import copy
+import io
 import os
 import subprocess
 import sys
@@ -50,7 +51,8 @@ for name in "_statistics _merge_statistics _apply _sums _merge_sums _apply_backw
 
 @pytest.fixture(autouse=True)
 def rounded(monkeypatch):
-    """The interpreter cuts bfloat16 off, where a GPU rounds."""
+    """The interpreter cuts bfloat16 off, where a GPU rounds; and a GPU's convolutions cut float32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
     def convert(data, _, to, __):
         data = torch.from_numpy(np.ascontiguousarray(data))
@@ -260,6 +262,16 @@ def test_blocks_in_one_long_sequence_are_found():
     assert fuse(ours) == fuse(ours) == 2
     images = images_of((2, 3, 8, 8))
     torch.testing.assert_close(ours(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_fused_network_can_be_saved_whole():
+    model = fused_of(block(3))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again, images = torch.load(file, weights_only=False), images_of((2, 3, 4, 4))
+    nn.init.ones_(model[1].weight)  # of the first one alone
+    assert not torch.equal(again(images), model(images))
 
 
 def test_the_network_trains_as_it_does_without(count):
