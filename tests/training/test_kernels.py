@@ -156,6 +156,7 @@ def test_of_equal_pixels_the_first_has_the_gradient():
     assert torch.equal(found != 0, plain != 0)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # in numpy
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
 def test_what_is_not_finite_goes_where_it_goes_in_pytorch(pool, value):
