@@ -74,9 +74,10 @@ def fastest_mode(file: Path) -> list[str]:
 
 
 def without_compiler(section: Section) -> Section:
-    """The same section, measuring nothing compiled."""
-    eager = ("--modes", "eager") if section.name == "step" else ()
-    return dataclasses.replace(section, options=(*section.options, *eager))
+    """The same section, measuring nothing that torch.compile makes."""
+    others = ("--modes", "eager", "fused", "eager-graph", "fused-graph")
+    options = others if section.name == "step" else ()
+    return dataclasses.replace(section, options=(*section.options, *options))
 
 
 def find_images(place: str | None, scratch: Path) -> Path:

@@ -53,7 +53,7 @@ def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
                 campaign.halving_options),
         Section("chosen", "accuracy.py", ("--seeds", *test_seeds), 100, 45,
                 campaign.chosen_options),
-        Section("step", "step.py", ("--profile",), 130, 40),
+        Section("step", "step.py", ("--profile",), 150, 40),
         Section("accuracy", "accuracy.py", ("--seeds", *some, *given_rate()), 150, 40),
         # What 90 % take: with mirror images, without them.
         Section("speedrun", "accuracy.py", (*speedrun, *some, *lasting(5, 7)), 100, 30),

@@ -3,7 +3,8 @@
 
 The bare step is forward, loss, backward and optimizer on one batch that lies on the device; the
 loop is ``fit`` with its input. They take turns in one process: a round of the bare step after
-each epoch of the loop, whose first is the warm-up. On a GPU also compiled, and with CUDA graphs.
+each epoch of the loop, whose first is the warm-up. On a GPU also with our own kernels, compiled, and
+as a CUDA graph of the bare step, captured by hand.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ from onecycle.run import Run
 from onecycle.training.compute import PRECISIONS, Compute
 
 GOAL = 0.95
+LOOPS = ("eager", "fused", "reduce-overhead", "default")
+"""Nothing, our own kernels, and torch.compile's modes: ways to compute, for bare step and loop."""
+GRAPHS = ("eager-graph", "fused-graph", "default-graph")
+"""CUDA graphs of the bare step in some of these ways; the last one finds its kernels compiled."""
 
 
 def parse(argv):
@@ -47,7 +52,7 @@ def parse(argv):
     add("--batch-size", type=int, metavar="N", help="(256; 512 on a GPU)")
     add("--rounds", type=int, default=5, metavar="N")
     add("--modes", nargs="+", metavar="M",
-        help="eager, a mode of torch.compile, or graph (eager on a CPU, all on a GPU)")
+        help=f"{', '.join(LOOPS + GRAPHS)} (eager on a CPU, all on a GPU)")
     add("--product", type=int, metavar="N", help="side of the matrices (4096; 8192 on a GPU)")
     add("--profile", action="store_true", help="say which operations an epoch's time goes to")
     # fmt: on
@@ -55,7 +60,7 @@ def parse(argv):
     compute = settle(args)
     set_sizes(
         args, compute.device, images=(768, 50_000), batch_size=(256, 512), product=(4096, 8192),
-        modes=(["eager"], ["eager", "default", "graph", "reduce-overhead"]),
+        modes=(["eager"], [*LOOPS, *GRAPHS]),
     )  # fmt: skip
     return args, compute
 
@@ -89,15 +94,15 @@ class Objective(nn.Module):
 
 
 def bare_step(run: Run, images: Tensor, labels: Tensor, mode: str) -> Callable:
-    """One training step on a batch that stays, to be called again and again."""
+    """One training step on a batch that stays, to be called again and again.
+
+    A run that is to be fused has that from its making.
+    """
+    way = mode.removesuffix("-graph")
     objective = Objective(run)
     run.model.train()
-    if mode == "graph":
-        for group in run.optimizer.param_groups:
-            group["capturable"] = True
-        objective = torch.compile(objective, dynamic=False)
-    elif mode != "eager":
-        objective = torch.compile(objective, mode=mode, dynamic=False)
+    if way not in ("eager", "fused"):
+        objective = torch.compile(objective, mode=way, dynamic=False)
 
     def step() -> None:
         with run.compute.autocast():
@@ -106,15 +111,20 @@ def bare_step(run: Run, images: Tensor, labels: Tensor, mode: str) -> Callable:
         loss.backward()
         run.optimizer.step()
 
-    if mode != "graph":
-        return step
+    return step if mode == way else captured(step, run.optimizer)
+
+
+def captured(step: Callable, optimizer: torch.optim.Optimizer) -> Callable:
+    """The step as a CUDA graph."""
+    for group in optimizer.param_groups:
+        group["capturable"] = True
     side_stream = torch.cuda.Stream()
     side_stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side_stream):
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side_stream)
-    run.optimizer.zero_grad()  # so that the gradients are made inside, in the graph's memory
+    optimizer.zero_grad()  # so that the gradients are made inside, in the graph's memory
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -137,22 +147,23 @@ def time_bare(step: Callable, steps: int, batch_size: int, device: torch.device)
 
 
 def in_mode(compute: Compute, mode: str) -> Compute:
-    """The same, compiled or not."""
-    compiled = None if mode in ("eager", "graph") else mode
-    return dataclasses.replace(compute, compile_mode=compiled)
+    """The same, computing in the way of a mode."""
+    way = mode.removesuffix("-graph")
+    return dataclasses.replace(compute, compile_mode=None if way == "eager" else way)
 
 
 def measure(mode: str, args, compute: Compute, images: Images) -> dict[str, Any]:
     """The rounds of one mode: bare step and, where it has this mode, the loop, by turns."""
     device, recipe = compute.device, plain_recipe(args.batch_size, args.rounds + 1)
     begin = now(device)
-    bare = make_run(recipe, images, compute)  # kept, because a graph does not keep what it works on
+    # Kept, because a graph does not keep what it works on.
+    bare = make_run(recipe, images, in_mode(compute, mode))
     step = bare_step(bare, *constant_batch(bare), mode)
     for _ in range(3 if device.type == "cuda" else 1):
         step()
     made = {"mode": mode, "set_up_s": {"bare": now(device) - begin}, "bare": [], "loop": []}
     steps = max(1, len(images[0]) // args.batch_size)
-    if mode == "graph":
+    if mode in GRAPHS:
         made["bare"] = [time_bare(step, steps, args.batch_size, device) for _ in range(args.rounds)]
         return made
     run = make_run(recipe, images, in_mode(compute, mode))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class _ConvBlock(nn.Sequential):
     """Conv 3x3 (stride 1, padding 1) >> MaxPool2D if wanted >> BN >> ReLU."""
 
+    calls_in_order = True  # for a replacement of its forward, which may do them together
+
     def forward(self, images: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if self._bias_is_idle():

@@ -113,7 +113,7 @@ class Run:
         callbacks: objects with ``on_step(epoch, step, accuracy)`` or ``on_epoch(record)``.
         device: auto, cuda, mps or cpu.
         precision: auto, bfloat16, float16 or float32.
-        compile: off, default or reduce-overhead.
+        compile: off, fused, default or reduce-overhead.
         group: the processes that train together. None: this one alone.
         save_every_s: seconds between two checkpoints, 0 or more; 0: after each step.
         resume: auto, never, or the file of a checkpoint.

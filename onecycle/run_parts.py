@@ -135,7 +135,7 @@ def _muon(
         model,
         lr=recipe.finder_start_lr,
         betas=(recipe.beta1, recipe.beta2),
-        compiled=compute.compile_mode is not None,
+        compiled=compute.torch_compile_mode is not None,
     )
 
 

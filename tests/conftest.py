@@ -3,10 +3,13 @@ import shutil
 import signal
 
 import pytest
+import torch
 
 from onecycle.training.compute import set_seed
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if not torch.cuda.is_available():  # before anything imports Triton
+    os.environ["TRITON_INTERPRET"] = "1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # of nohup

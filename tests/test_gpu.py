@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.training import fit_run, make_run
+from benchmarks.step import bare_step, constant_batch, in_mode
+from benchmarks.training import fit_run, make_run, plain_recipe
 from models import CustomResNet
 from onecycle import PRESETS, ImageDataset, Run, load_digits
 from onecycle.commands import main
@@ -58,6 +59,14 @@ def training(images, device, *, preset="assignment", epochs=2, batch_size=48, lr
     return [step.loss for step in fit_run(run).steps]
 
 
+def need(mode):
+    """Skip the test where this machine cannot compile."""
+    try:
+        get_compile_mode(GPU, mode)
+    except UsageError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def full_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -85,14 +94,52 @@ def test_float32_trains_as_on_the_cpu(images, full_float32):
 @pytest.mark.parametrize("preset", ["assignment", "speedrun"])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_trains_as_eager_does(images, mode, preset):
-    try:
-        get_compile_mode(GPU, mode)
-    except UsageError as error:
-        pytest.skip(str(error))
+    need(mode)
     few = images.subset(range(112))  # two batch shapes
     eager = training(few, GPU, preset=preset)
     compiled = training(few, GPU, preset=preset, compile_mode=mode)
     assert compiled == pytest.approx(eager, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("preset", ["assignment", "speedrun"])
+def test_fused_trains_as_eager_does(images, preset, precision, full_float32):
+    need("fused")
+    few = images.subset(range(112))  # two batch shapes
+    eager, fused = (
+        training(few, GPU, preset=preset, precision=precision, compile_mode=way)
+        for way in (None, "fused")
+    )
+    assert fused == pytest.approx(eager, rel=0.02 if precision == "float32" else 0.1)
+
+
+@pytest.mark.parametrize("mode", ["eager-graph", "fused-graph"])
+def test_a_captured_step_trains_as_it_does_without_the_graph(images, mode, full_float32):
+    need("fused" if "fused" in mode else "off")
+    few, ends = images.subset(range(96)), []
+    for way in (mode, mode.removesuffix("-graph")):
+        compute = in_mode(Compute(GPU, "float32"), way)
+        run = make_run(plain_recipe(48, epochs=2), (few, few), compute)
+        batch = constant_batch(run)
+        step = bare_step(run, *batch, way)
+        for _ in range(5 if way == mode else 8):  # 3 are before the capture
+            step()
+        ends.append(run.criterion(run.model(batch[0]), batch[1]).item())
+    assert ends[0] == pytest.approx(ends[1], rel=0.02)
+
+
+def test_fused_steps_are_the_same_bits_each_time():
+    need("fused")
+    block, found = Compute(GPU, "bfloat16", "fused").place_model(CustomResNet(10)).layer2, []
+    x = torch.randn(64, 128, 16, 16, device=GPU).to(memory_format=torch.channels_last)
+    for _ in range(3):
+        block.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            y = block(x)
+        y.sum().backward()
+        found.append((y.detach(), block.bn.weight.grad.clone(), block.bn.bias.grad.clone()))
+    for again in found[1:]:
+        assert all(map(torch.equal, again, found[0]))
 
 
 def test_settings_train_as_on_the_cpu(images, full_float32):
@@ -107,10 +154,7 @@ def test_settings_train_as_on_the_cpu(images, full_float32):
 def test_settings_train_compiled_as_eager(images, precision):
     few = images.subset(range(112))  # two batch shapes
     eager = training(few, GPU, precision=precision, **SETTINGS)
-    try:
-        mode = get_compile_mode(GPU, "reduce-overhead")
-    except UsageError as error:
-        pytest.skip(str(error))
+    need(mode := "reduce-overhead")
     compiled = training(few, GPU, precision=precision, compile_mode=mode, **SETTINGS)
     assert compiled == pytest.approx(eager, rel=0.1)
 
@@ -192,15 +236,18 @@ def test_the_command_trains_on_the_gpu(tmp_path):
     assert results["machine"]["device"] == "cuda"
 
 
-def test_a_run_resumes_where_it_was_stopped(images, tmp_path):
+@pytest.mark.parametrize("way", ["off", "fused"])
+def test_a_run_resumes_where_it_was_stopped(images, tmp_path, way):
+    need(way)
     few = images.subset(range(95))  # the last of 10 batches is smaller
     recipe = dataclasses.replace(PRESETS["assignment"], epochs=8, batch_size=10, lr_max=0.0005)
 
     def fitted(folder, callbacks=()):
         data = few, few.sample(30)
         made = Run(
-            tmp_path / folder, data, CustomResNet, recipe, device="cuda", callbacks=callbacks
-        )
+            tmp_path / folder, data, CustomResNet, recipe, device="cuda", compile=way,
+            callbacks=callbacks,
+        )  # fmt: skip
         return made.fit()
 
     class Stop:

@@ -30,7 +30,7 @@ GIVEN = {
     "a name for a network": ({"model": "resnet18"}, "model is 'resnet18'; .*lambda classes"),
     "a network that is none": ({"model": lambda classes: None}, "model <lambda> gives None"),
     "a class for a network": ({"model": lambda classes: Net}, "gives the class Net"),
-    "an optimizer as it is": ({"optimizer": sgd(Net(), None)}, "is of type SGD; .*model, recipe"),
+    "an optimizer as it is": ({"optimizer": sgd(Net(), None)}, "is an object of type SGD; .*model, recipe"),
     "the class of an optimizer": ({"optimizer": torch.optim.SGD}, "optimizer is the class SGD"),
     "an optimizer of the model": ({"optimizer": lambda model: None}, "too many positional"),
     "nothing for an optimizer": ({"optimizer": lambda model, recipe: None}, "gives None"),

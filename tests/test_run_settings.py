@@ -10,6 +10,7 @@ from torch import nn
 
 from onecycle import PRESETS, Recipe, Run, load_digits
 from onecycle.errors import UsageError
+from onecycle.training import compute
 
 PLAIN = Recipe(epochs=3, batch_size=16, lr_max=0.01, flip_probability=0.0)
 ALL = dataclasses.replace(
@@ -196,3 +197,26 @@ def test_they_go_with_what_else_people_change(data, tmp_path, kind):
     run = Run(tmp_path, data, Wide if kind == "speedrun" else Tiny, recipe, **HERE, **options)
     assert len(run.fit().epochs) == 3
     assert run.evaluate().average_accuracy is not None
+
+
+def test_a_fused_run_resumes_to_the_same_bits_and_says_what_it_is(data, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(compute, "get_compile_mode", lambda _, name: {"off": None}.get(name, name))
+
+    def model(classes):
+        layers = nn.Conv2d(3, 4, 16, stride=16), nn.BatchNorm2d(4), nn.ReLU()
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, classes), nn.LogSoftmax(1))
+
+    def run(name, **options):
+        options = {"compile": "fused", **HERE, **options}
+        made = Run(tmp_path / name, data, model, PLAIN, **options)
+        made.fit()
+        return made
+
+    whole, plain = run("whole"), run("plain", compile="off")
+    assert len(run("part", callbacks=[Stop(6)]).history.steps) == 7
+    resumed = run("part")
+    assert same(weights(resumed), weights(whole)) and not same(weights(resumed), weights(plain))
+    ours, theirs = ([step.loss for step in made.history.steps] for made in (resumed, plain))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert resumed.compute.describe()["compile_mode"] == "fused"

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onecycle.errors import UsageError
+from onecycle.optim.orthogonal import orthogonalise
 
 WHITENING_IMAGES = 2000
 """Images at most that the covariance of the patches is computed from: 1.8 million patches."""
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of a quintic that brings singular values to 0.7..1.2 in five rounds."""
 
 
 def prepare_network(
@@ -140,31 +139,6 @@ def dirac_(layer: nn.Conv2d) -> None:
         layer: any convolution.
     """
     nn.init.dirac_(layer.weight[: layer.in_channels])
-
-
-@torch.no_grad()
-def orthogonalise(matrices: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest matrices with all singular values near 1 (0.7..1.2), in bfloat16.
-
-    Args:
-        matrices: (..., m, n), of any scale.
-        rounds: iterations of Newton-Schulz.
-
-    Source:
-        Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
-    """
-    a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16()
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    batch = x.flatten(0, -3) if x.ndim > 2 else x[None]
-    for _ in range(rounds):  # a x + (b s + c s s) x, where s is x x^T
-        square = batch @ batch.mT
-        square = torch.baddbmm(square, square, square, beta=b, alpha=c)
-        batch = torch.baddbmm(batch, square, batch, beta=a)
-    x = batch.view(x.shape)
-    return x.mT if tall else x
 
 
 def get_speedrun_optimizer(

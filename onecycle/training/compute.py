@@ -20,10 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from onecycle.errors import UsageError
+from onecycle.training.fused import fuse
 from onecycle.training.group import Group
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The number formats of the matrix products, by name."""
+FUSED = "fused"
+"""The compile mode that is none of torch's."""
 PACKAGES = (
     "torch", "torchvision", "albumentations", "torch-lr-finder", "torchsummary", "numpy",
     "matplotlib", "scikit-learn",
@@ -40,7 +43,8 @@ class Compute:
         device: where the network computes.
         precision: number format of the matrix products: "float32", "bfloat16" or "float16". The
             weights stay float32.
-        compile_mode: mode of ``torch.compile`` for the training step; None: not compiled.
+        compile_mode: "fused" for kernels of our own (see :func:`~onecycle.training.fused.fuse`), or
+            a mode of ``torch.compile`` for the training step; None: as PyTorch computes it.
         group: the processes that train together; None: this process alone.
 
     Raises:
@@ -74,7 +78,7 @@ class Compute:
         Args:
             device: "auto", "cuda", "mps" or "cpu", see :func:`get_device`; a group has its own.
             precision: "auto", "float32", "bfloat16" or "float16", see :func:`get_precision`.
-            compile: "off", "default" or "reduce-overhead", see :func:`get_compile_mode`.
+            compile: "off", "fused", "default" or "reduce-overhead", see :func:`get_compile_mode`.
             group: the processes that train together; None: this process alone.
 
         Raises:
@@ -93,6 +97,11 @@ class Compute:
         """The precision as torch's type."""
         return PRECISIONS[self.precision]
 
+    @property
+    def torch_compile_mode(self) -> str | None:
+        """The mode of ``torch.compile``; None: it is not used."""
+        return None if self.compile_mode == FUSED else self.compile_mode
+
     def autocast(self) -> torch.autocast:
         """A context in which matrix products have the precision."""
         enabled = self.precision != "float32"
@@ -108,7 +117,16 @@ class Compute:
         )
 
     def place_model(self, model: nn.Module) -> nn.Module:
-        """The model, moved to the device in place. Make its optimizer afterwards."""
+        """The model, moved to the device in place. Make its optimizer afterwards.
+
+        Raises:
+            UsageError: the compile mode is "fused", and the model has nothing to fuse.
+        """
+        if self.compile_mode == FUSED and not fuse(model):
+            raise UsageError(
+                "compile is 'fused', and the network has no block of convolution, batch norm and ReLU "
+                "in an nn.Sequential; leave it off, or use default"
+            )
         return to_device(model, self.device)
 
     def describe(self) -> dict[str, Any]:
@@ -173,18 +191,19 @@ def get_precision(device: torch.device, name: str = "auto") -> str:
 
 
 def get_compile_mode(device: torch.device, name: str = "off") -> str | None:
-    """The mode in which ``torch.compile`` compiles the training step; None: not compiled.
+    """How the training step is made faster: by kernels of our own, ``torch.compile``, or not: None.
 
     Compilation delays the first step, so it is worth it for long runs only.
 
     Args:
         device: where the network trains.
-        name: "off", "default", or "reduce-overhead" with CUDA graphs.
+        name: "off"; "fused" for kernels of our own; "default" for ``torch.compile``, or
+            "reduce-overhead" for the same with CUDA graphs.
 
     Raises:
         UsageError: the name is unknown, or the device cannot compile.
     """
-    modes = ("default", "reduce-overhead")
+    modes = (FUSED, "default", "reduce-overhead")
     if name == "off":
         return None
     if name not in modes:

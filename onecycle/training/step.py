@@ -90,10 +90,10 @@ class Step:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.criterion = criterion
         self._objective = compute.group.wrap(Objective(model, criterion))
-        if compute.compile_mode is not None:
+        if compute.torch_compile_mode is not None:
             # Two batch shapes, each compiled separately: the last batch of an epoch is smaller.
             self._objective = torch.compile(
-                self._objective, mode=compute.compile_mode, dynamic=False
+                self._objective, mode=compute.torch_compile_mode, dynamic=False
             )
 
     @property

@@ -7,6 +7,8 @@ from benchmarks import baseline, common, render, scaling, step, training
 from onecycle.checks import PROBED
 from onecycle.errors import UsageError
 from onecycle.recipe import Recipe
+from onecycle.training import compute as compute_module
+from onecycle.training import fused
 from onecycle.training.compute import Compute
 
 
@@ -68,13 +70,17 @@ def test_the_line_of_least_squares():
     assert common.line_through([1, 2, 3], [1.0, 5.0, 1.0])["r2"] == pytest.approx(0)
 
 
-def test_the_bare_step_trains():
+@pytest.mark.parametrize("mode", ["eager", "fused"])
+def test_the_bare_step_trains(mode, monkeypatch):
+    monkeypatch.setattr(compute_module, "get_compile_mode", lambda device, name: name)
+    monkeypatch.setattr(fused, "_runs_on", lambda device: False)  # it would take a while
     images = training.random_images(64)
-    run = training.make_run(
-        Recipe(batch_size=32, finder_start_lr=0.02), (images, images), Compute(torch.device("cpu"))
-    )
+    compute = step.in_mode(Compute(torch.device("cpu")), mode)
+    recipe = Recipe(batch_size=32, finder_start_lr=0.02)
+    run = training.make_run(recipe, (images, images), compute)
+    assert ("forward" in vars(run.model)) == (mode == "fused")
     images, labels = step.constant_batch(run)
-    one = step.bare_step(run, images, labels, "eager")
+    one = step.bare_step(run, images, labels, mode)
     loss = lambda: run.criterion(run.model(images), labels).item()
     before = loss()
     for _ in range(20):

@@ -49,7 +49,7 @@ NAMES = {
     "--dataset": (["cifar10", "digits"], ["", "cifar", "CIFAR10", "../digits"]),
     "--device": (["auto", "cpu"], ["gpu", "", "cuda:99", "tpu"]),
     "--precision": (["auto", "float32", "bfloat16"], ["fp32", "", "float16", "half"]),
-    "--compile": (["off"], ["auto", "on", "", "default", "max"]),
+    "--compile": (["off"], ["auto", "on", "", "default", "fused", "max"]),
     "--preset": (["assignment", "digits"], ["", "digit", "none"]),
     "--padding": (["constant"], ["zero", ""]),
     "--optimizer": (["adam"], ["sgd", "", "muon"]),

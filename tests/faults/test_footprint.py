@@ -35,7 +35,7 @@ opened = []
 sys.addaudithook(lambda name, args: opened.append(name) if name.startswith("socket.") else None)
 import onecycle, transformation, visualize
 for module in pkgutil.walk_packages(onecycle.__path__, "onecycle."):
-    if module.name != "onecycle.__main__":
+    if module.name not in ("onecycle.__main__", "onecycle.training.kernels"):  # needs Triton
         importlib.import_module(module.name)
 transformation.get_train_aug_transform((0.5,) * 3, (0.3,) * 3)
 print(sorted(set(opened)))

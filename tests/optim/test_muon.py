@@ -18,7 +18,6 @@ from onecycle.optim.muon import (
     Muon,
     dirac_,
     get_speedrun_optimizer,
-    orthogonalise,
     prepare_network,
     whiten_,
 )
@@ -123,25 +122,6 @@ def test_a_prepared_network_begins_near_uniform(images):
     with torch.no_grad():
         loss = F.cross_entropy(prepared(images)(normalised(images[:20])), torch.arange(20) % 10)
     assert loss.item() == pytest.approx(np.log(10), abs=0.4)
-
-
-@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (3, 32, 72)])
-def test_orthogonalised_matrices_have_singular_values_near_one(shape):
-    set_seed(0)
-    made = torch.linalg.svdvals(orthogonalise(1e-4 * torch.randn(shape)).float())
-    assert 0.6 < made.min() and made.max() < 1.25
-
-
-def test_orthogonalising_keeps_the_directions():
-    set_seed(0)
-    matrix = torch.randn(8, 20)
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    likeness = F.cosine_similarity(orthogonalise(matrix).float().ravel(), (u @ v).ravel(), dim=0)
-    assert likeness > 0.97  # five rounds leave 0.98, in float32 too
-
-
-def test_orthogonalising_nothing_gives_nothing():
-    assert orthogonalise(torch.zeros(4, 9)).count_nonzero() == 0
 
 
 def test_a_muon_step_moves_filters_of_a_fixed_norm_by_its_rate():

@@ -70,7 +70,7 @@ def test_the_step_is_compiled_where_everything_that_it_takes_is_there(
     gpu = torch.device("cuda")
     assert compute.get_compile_mode(gpu) is None
     if missing is None:
-        for mode in ("default", "reduce-overhead"):
+        for mode in ("fused", "default", "reduce-overhead"):
             assert compute.get_compile_mode(gpu, mode) == mode
     else:
         with pytest.raises(UsageError, match="leave it off"):
@@ -135,6 +135,13 @@ def test_compute_is_chosen_by_name_and_refused_as_its_parts_are():
             Compute.choose(**{"device": "cpu", **options})
     with pytest.raises(UsageError, match="precision is 'auto'; it must be one of float32, "):
         Compute("cpu", "auto")
+
+
+@pytest.mark.parametrize("mode", [None, "fused", "default"])
+def test_only_torchs_modes_are_given_to_its_compiler(mode):
+    own = Compute("cpu", compile_mode=mode)
+    assert own.torch_compile_mode == (None if mode == "fused" else mode)
+    assert own.describe()["compile_mode"] == mode
 
 
 def test_images_are_placed_in_the_fast_memory_format_and_labels_as_they_are():
