@@ -349,7 +349,10 @@ class Run:
 
         Raises:
             DataError: a file is no picture, or is damaged.
+            UsageError: one file is given, not several, or arrays of another form.
         """
+        if isinstance(pictures, (str, bytes, os.PathLike)):
+            raise UsageError(f"pictures is the file {pictures}; give a list, such as [file]")
         self._train_to_the_end()
         size, resize = self.train.size_px, self.recipe.resize
         pictures = [

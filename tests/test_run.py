@@ -194,6 +194,8 @@ def test_load_gives_the_trained_network(finished, data):
     assert [len(best) for best in guesses] == [2, 2, 2]
     expected = finished.evaluate().probabilities[:3].max(axis=1)
     assert np.allclose([best[0].probability for best in guesses], expected, atol=1e-5)
+    with pytest.raises(UsageError, match=r"is the file a.jpg; give a list"):
+        run.predict("a.jpg")
 
 
 def test_load_needs_a_finished_run_of_the_network(finished, data, tmp_path):

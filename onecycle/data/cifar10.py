@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from onecycle.data.download import (
     unpack_cifar10,
 )
 from onecycle.data.folder import load_folder
-from onecycle.data.pictures import resize_images
+from onecycle.data.pictures import is_picture_name, resize_images
 from onecycle.errors import DataError
 
 
@@ -69,9 +70,16 @@ def holds_pictures(folder: str | os.PathLike, *, download: bool = False) -> bool
     official = (CIFAR10_FOLDER, CIFAR10_ARCHIVE)
     if path.name == CIFAR10_FOLDER or any((path / name).exists() for name in official):
         return False
-    if download:
-        return (path / "train").is_dir() or (path / "test").is_dir()
-    return path.is_dir() and any(not name.startswith(".") for name in os.listdir(path))
+    if not path.is_dir():
+        return False
+    if not download:
+        return any(not name.startswith(".") for name in os.listdir(path))
+    if (path / "train").is_dir() or (path / "test").is_dir():
+        return True
+    # Nothing is downloaded into class folders; a folder of other things may get CIFAR-10.
+    with os.scandir(path) as entries:
+        folders = [e.path for e in entries if e.is_dir() and os.access(e.path, os.R_OK | os.X_OK)]
+    return sum(any(map(is_picture_name, os.listdir(folder))) for folder in folders) > 1
 
 
 def prepare_cifar10(
@@ -97,7 +105,7 @@ def prepare_cifar10(
         return path
     if path.name == CIFAR10_FOLDER and path.is_dir():
         return path.parent
-    if path.is_file() and path.name != CIFAR10_ARCHIVE and path.stat().st_size != CIFAR10_BYTES:
+    if path.is_file() and path.name != CIFAR10_ARCHIVE and not tarfile.is_tarfile(path):
         raise DataError(
             f"{path} is no folder and no CSV file; give a folder with one folder per class "
             "(unpack an archive first), or a table of file and class saved as .csv"

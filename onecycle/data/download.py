@@ -123,7 +123,7 @@ def unpack_cifar10(archive: Path) -> None:
     if found != CIFAR10_SHA256:
         raise DataError(
             f"{archive} is not the official archive: its SHA-256 is {found}, expected "
-            f"{CIFAR10_SHA256}; delete it and download it again"
+            f"{CIFAR10_SHA256}; download it again, or unpack it if it holds your pictures"
         )
     try:
         # Unpacked elsewhere and then renamed: an interrupted unpacking never looks complete.

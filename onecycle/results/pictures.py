@@ -46,8 +46,8 @@ def predict_pictures(
         top: guesses per picture, 1 or more; K if there are fewer classes.
 
     Raises:
-        UsageError: ``top`` is below 1, the network has another number of classes, or it does not
-            take such pictures.
+        UsageError: ``top`` is below 1, the pictures are of another form, the network has another
+            number of classes, or it does not take such pictures.
     """
     if top < 1:
         raise UsageError(f"top is {top}; it must be 1 or more")
@@ -56,7 +56,7 @@ def predict_pictures(
     guesses, scores_of = [], Classifier(model)
     with eval_mode(model):
         for start in range(0, len(pictures), BATCH_SIZE):
-            batch = torch.from_numpy(np.stack(pictures[start : start + BATCH_SIZE]))
+            batch = torch.from_numpy(_stacked(pictures[start : start + BATCH_SIZE]))
             images = (batch.permute(0, 3, 1, 2).float() / 255 - mean) / std
             output = scores_of(images.to(first.device, first.dtype)).cpu()
             if output.shape[1] != len(classes):
@@ -68,3 +68,16 @@ def predict_pictures(
             for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 guesses.append([Guess(classes[i], p) for i, p in zip(indices, values, strict=True)])
     return guesses
+
+
+def _stacked(pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    try:
+        batch = np.stack(pictures)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the pictures are not of one size ({error}); resize them") from error
+    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
+        raise UsageError(
+            f"the pictures are {batch.dtype} of shape {batch.shape}; give (N, S, S, 3) uint8 with "
+            "values 0..255"
+        )
+    return batch

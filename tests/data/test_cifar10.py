@@ -173,6 +173,16 @@ def test_only_the_ten_class_names_of_cifar10_make_a_folder_cifar10(tmp_path, cla
     assert seen == [(done, count) for done in range(1, count + 1)]
 
 
+def test_nothing_is_downloaded_into_folders_of_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr("onecycle.data.cifar10.download_cifar10", pytest.fail)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.fromarray(noise(1)[0]).save(tmp_path / name / f"{number}.png")
+    train, _ = load_cifar10(tmp_path, download=True)
+    assert train.classes == ("a", "b")
+
+
 @pytest.mark.parametrize("name", ["pictures.zip", "labels.xlsx"])
 def test_a_file_of_your_own_is_not_taken_for_a_damaged_download(tmp_path, name):
     (tmp_path / name).write_bytes(b"mine")

@@ -133,3 +133,18 @@ def test_the_figure_is_drawn_for_any_number_of_pictures(count):
     width, height = figure.get_size_inches()
     assert 0.5 < width / height < 2 or count <= 1  # no strip
     figure.savefig(io.BytesIO(), format="png", dpi=10)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (pictures() / 255, "float64"),
+        (pictures()[0], r"shape \(32, 32, 3\)"),
+        (pictures().transpose(0, 3, 1, 2), r"\(3, 3, 32, 32\)"),
+        ([pictures()[0], pictures()[0, :16]], "not of one size"),
+    ],
+    ids=["0..1", "one", "channels first", "sizes"],
+)
+def test_pictures_of_another_form_are_refused_and_not_guessed_at(given, said):
+    with pytest.raises(UsageError, match=said):
+        predict(given)
