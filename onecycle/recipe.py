@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from onecycle.errors import UsageError
+from onecycle.paths import read_input
 
 PEAK_SHARE = 5 / 24
 """Where the assignment's one cycle has its peak, as a share of the epochs."""
@@ -277,11 +278,15 @@ def read_recipe(file: str | os.PathLike, base: Recipe = Recipe()) -> Recipe:  # 
     return replace(recipe, peak_epoch=None) if follows else recipe
 
 
+MOST_BYTES = 100_000_000
+"""Of a recipe's file; results.json of many classes has a few million."""
+
+
 def _read_mapping(file: Path) -> dict[str, Any]:
     import tomllib  # here, since most commands read no recipe
 
     try:
-        text = file.read_text("utf-8")
+        text = read_input(file, MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
         content = tomllib.loads(text) if file.suffix.lower() == ".toml" else json.loads(text)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {file}: {error.strerror}") from error

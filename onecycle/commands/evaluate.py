@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onecycle.commands.common import path, path_name
 from onecycle.commands.options import (
     add_data,
     add_device,
@@ -16,6 +17,7 @@ from onecycle.commands.options import (
     check_weights,
 )
 from onecycle.errors import StorageError, UsageError
+from onecycle.paths import check_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,11 +36,13 @@ BATCH_SIZE = 250
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file, as in weights/")
+    parser.add_argument("weights", metavar="WEIGHTS", type=path_name,
+        help="a .safetensors file, as in weights/")  # fmt: skip
     add_model(parser, "what the file says")
     add_data(parser, train=False)
     add_device(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder of the report (runs/ with the time)")
+    parser.add_argument("--out", metavar="DIR", type=path,
+        help="folder of the report (runs/ with the time)")  # fmt: skip
 
 
 def check(args: argparse.Namespace) -> None:
@@ -46,6 +50,7 @@ def check(args: argparse.Namespace) -> None:
     check_weights(args.weights)
     check_data(args)
     args.out = Path(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
+    check_folder(args.out)
 
 
 def kept(args: argparse.Namespace) -> str:

@@ -8,10 +8,9 @@ import importlib
 import io
 import json
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.commands.common import check_output
+from onecycle.commands.common import check_output, path, path_name
 from onecycle.commands.options import add_force, add_model, check_weights
 from onecycle.errors import UsageError
 from onecycle.files import write_file
@@ -30,8 +29,10 @@ PACKAGES = ("onnx", "onnxscript")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
-    parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of the network")
-    parser.add_argument("file", metavar="FILE", type=Path, help="the .onnx file to write")
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", type=path_name, help="a .safetensors file of the network"
+    )
+    parser.add_argument("file", metavar="FILE", type=path, help="the .onnx file to write")
     add_model(parser, "what the file of weights says")
     add_force(parser)
 

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from onecycle.data.dataset import IMAGE_SIZE_PX
 from onecycle.errors import DataError
+from onecycle.paths import kind_at
 
 BACKGROUND = (255, 255, 255)
 BORDER = (0, 0, 0)
@@ -112,7 +113,7 @@ def read_quietly(file: str | os.PathLike | bytes, size_px: int, resize: str) -> 
 def _content(file: str | os.PathLike | bytes) -> str | os.PathLike | io.BytesIO:
     if isinstance(file, bytes):
         return io.BytesIO(file)
-    if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
+    if kind_at(file) == "other":
         raise ValueError("it is no file")  # a pipe would be waited for, for ever
     return file
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from onecycle.errors import CheckpointError, StorageError, UsageError
 from onecycle.files import steers, write_whole
+from onecycle.paths import read_input
 from onecycle.recipe import Recipe
 
 PUBLISHED = Path(__file__).parents[1] / "weights" / "custom_resnet_cifar10.safetensors"
@@ -66,12 +67,9 @@ def load_weights(file: str | os.PathLike) -> WeightsFile:
     file = Path(file)
     library = _safetensors()
     try:
-        size = file.stat().st_size
-        content = file.read_bytes() if size <= MOST_BYTES else b""
+        content = read_input(file, MOST_BYTES)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-    if size > MOST_BYTES:
-        raise CheckpointError(f"{file} has {size:,} bytes; weights have {MOST_BYTES:,} at most")
     try:
         stored = library.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from onecycle.errors import CheckpointError, StorageError
 from onecycle.files import sync
+from onecycle.paths import free_space, kind_at
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _MAGIC = b"\x89RunCkp1"  # ends in the version of the format
@@ -34,6 +34,8 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged or of another kind.
     """
     try:
+        if kind_at(path) == "other":
+            raise CheckpointError(f"{path} is a pipe or a device, and no checkpoint")
         with open(path, "rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise CheckpointError(f"{path} is not a checkpoint of this program")
@@ -88,17 +90,10 @@ def write_state(folder: Path, state: dict[str, Any], *, keep_last: bool) -> None
                 os.close(descriptor)
     except OSError as error:
         raise StorageError(
-            f"cannot write {last} ({len(payload) / 1e6:,.1f} MB needed, {_free(folder)}): "
+            f"cannot write {last} ({len(payload) / 1e6:,.1f} MB needed, {free_space(folder)}): "
             f"{error.strerror or error}; make room or name another folder; what was saved "
             "before is still there"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
-    except OSError:
-        return "free space unknown"
