@@ -1,10 +1,12 @@
 """``python -m onecycle``, and the program ``onecycle``."""
 
+import os
 import sys
 
 
 def start() -> int:
     """Run the command line; Ctrl-C while its modules are loaded is one line as well."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever a person's is: commands draw into files alone
     try:
         from onecycle.commands import main
 

@@ -32,6 +32,22 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
+def check_environment() -> None:
+    """Refuse variables of the environment that a package takes no value of.
+
+    Raises:
+        UsageError: tqdm, which reads its variables when it is imported, does not take one.
+    """
+    names = [name for name in os.environ if name.startswith("TQDM_")]
+    try:
+        if names:
+            import tqdm  # noqa: F401
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"tqdm does not take the value of {' or '.join(names)}: {error}"
+        ) from error
+
+
 def complain(line: object) -> None:
     """Print a line on standard error, after the name of the program."""
     program = Path(sys.argv[0])

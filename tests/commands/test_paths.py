@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from onecycle.results import weights
 from onecycle.results.weights import PUBLISHED
 from onecycle.training.signals import Signals
 
+ROOT = Path(__file__).resolve().parents[2]
 REACHED = 99
 KINDS = {
     "nothing": "", "too long": "n" * 256, "long": "a/" * 3000, "loop": "loop",
@@ -125,3 +127,27 @@ def test_a_stopped_run_tells_how_it_resumes_whatever_its_name(tmp_path, monkeypa
     assert commands.main([*WORDS, "--out=-a 'b"]) == 130
     said = capsys.readouterr().err.strip().rpartition("same command and ")[2]
     assert shlex.split(said) == ["--out=-a 'b"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code"),
+    [("MPLBACKEND", "garbage", 3), ("TQDM_MININTERVAL", "abc", 2), ("COLUMNS", "x", 3),
+     ("TMPDIR", "/missing", 3), ("HOME", "/proc/missing", 3), ("PYTHONIOENCODING", "ascii", 3)],
+)  # fmt: skip
+def test_nonsense_in_the_environment_is_one_line_or_nothing(tmp_path, variable, value, code):
+    words = ["predict", str(tmp_path / "\xe9.png")]
+    done = subprocess.run(
+        [sys.executable, "-m", "onecycle", *words], cwd=tmp_path, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": "", variable: value},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count(b"\n")) == (code, 1), done.stderr
+    assert done.stdout == b""
+
+
+def test_an_interruption_while_modules_are_loaded_is_one_line(tmp_path):
+    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-c", "from onecycle.__main__ import start; raise SystemExit(start())"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, capture_output=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count(b"\n")) == (130, 1), done.stderr
