@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from onecycle.files import (
     write_file,
     write_whole,
 )
+from onecycle.paths import drop_parts, part_of, read_input, storage_error
 
 
 def contents(folder):
@@ -234,3 +236,48 @@ def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path):
     write_file(tmp_path / "pipe", b"content")
     assert reader.communicate(timeout=60)[0] == b"content"
     assert (tmp_path / "pipe").is_fifo()
+
+
+def dead():
+    """The number of a process that has ended."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    file = tmp_path / "table.csv"
+    own = part_of(file).name
+    living = own.replace(f".{os.getpid()}.", f".{os.getppid()}.")
+    killed = own.replace(f".{os.getpid()}.", f".{dead()}.")
+    elsewhere = killed.replace(socket.gethostname(), "elsewhere")
+    for name in (living, killed, elsewhere):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / killed.replace("table", "folder")).mkdir()
+    write_file(file, b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "table.csv", living, elsewhere, killed.replace("table", "folder"),
+    }  # fmt: skip
+    drop_parts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", living, elsewhere}
+
+
+def test_a_full_disk_is_told_with_what_is_free(tmp_path):
+    said = str(storage_error(tmp_path / "missing" / "file", OSError(errno.ENOSPC, "No space")))
+    assert "MB free" in said and "make room" in said
+
+
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(StorageError, match=r"\.lock.*remove this file"), lock_folder(tmp_path):
+        pass
+
+
+def test_an_input_is_read_up_to_a_size_and_never_from_a_device(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_input(tmp_path / "file", 5) == b"12345"
+    for path in (tmp_path / "file", Path("/dev/zero"), tmp_path, tmp_path / "missing"):
+        with pytest.raises(OSError):
+            read_input(path, 4)
