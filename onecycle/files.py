@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import socket
 import stat
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from onecycle.errors import StorageError
+from onecycle.paths import drop_parts, kind_at, part_of, remove, storage_error
 
 LOCK_FILE = ".lock"
 WEIGHTS_FILE = "model.safetensors"
@@ -79,7 +81,8 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; an earlier file is unchanged, and no other file is left.
     """
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    drop_parts(file.parent, file.name)
+    part = part_of(file)
     try:
         with open(part, "wb") as stream:
             stream.write(content)
@@ -87,8 +90,7 @@ def write_whole(file: Path, content: bytes) -> None:
             sync(stream.fileno())
         os.replace(part, file)
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        remove(part)
 
 
 def sync(descriptor: int) -> None:
@@ -119,14 +121,30 @@ def write_file(file: Path, content: bytes) -> None:
         StorageError: it cannot be written; an earlier file is unchanged.
     """
     try:
-        is_special = file.exists() and not file.is_file()
-        if is_special or file.parts[:2] in (("/", "dev"), ("/", "proc")):
+        if kind_at(file) == "other" or file.parts[:2] in (("/", "dev"), ("/", "proc")):
             with open(file, "wb") as stream:
                 stream.write(content)
         else:
             write_whole(Path(os.path.realpath(file)), content)
     except OSError as error:
-        raise StorageError(f"cannot write {file}: {error.strerror or error}") from error
+        raise storage_error(file, error) from error
+
+
+def quoted(text: str) -> str:
+    """A text as a shell's word, in letters that a terminal and a file can hold.
+
+    Returns:
+        The word in one line; where it needs escapes, as bash, zsh and POSIX of 2024 know them.
+    """
+    if not any(steers(letter) for letter in text):
+        return shlex.quote(text)
+    letters = [
+        "".join(f"\\{byte:03o}" for byte in os.fsencode(letter))
+        if steers(letter)
+        else f"\\{letter}" * (letter in "\\'") or letter
+        for letter in text
+    ]
+    return f"$'{''.join(letters)}'"
 
 
 def printable(text: object) -> str:
@@ -194,11 +212,15 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[str | None]:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
+        advice = ""
+        if os.path.lexists(file):
+            advice = "; if no run of another person is in the folder, remove this file"
+        raise StorageError(f"cannot write {file}: {error.strerror or error}{advice}") from error
 
     def forget() -> None:
         while held:
-            os.close(held.pop())
+            with contextlib.suppress(OSError):
+                os.close(held.pop())
 
     if held:
         # A loader worker that survives a killed run must not keep the folder locked.

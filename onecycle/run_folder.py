@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from onecycle.errors import CheckpointError, UsageError
+from onecycle.errors import CheckpointError, StorageError, UsageError
 from onecycle.files import write_file
 from onecycle.optim.lr_rule import LRFinding
 from onecycle.recipe import Recipe, as_data, may_be
@@ -45,7 +46,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     """What a run is called, when it was begun, and how long and how large it is, in plain data."""
     unknown = dict.fromkeys(("author", "date", "commit"))
     return {
-        "name": one_line(run.folder.resolve().name),
+        "name": one_line(os.path.basename(os.path.realpath(run.folder))),
         **unknown,
         **run.origin,
         "seconds": sum(record.train_seconds for record in run.history.epochs),
@@ -152,8 +153,17 @@ def write_folder(run: Run, evaluation: Evaluation) -> None:
     """The folder of a finished run: weights, report, results, tables, log and figures.
 
     Raises:
-        StorageError: something cannot be written.
+        StorageError: something cannot be written; the message says where the training is kept.
     """
+    try:
+        _write_folder(run, evaluation)
+    except StorageError as error:
+        last = run.checkpoint.last
+        kept = f"; the training is kept in {last}, and the same command goes on from it"
+        raise StorageError(f"{error}{kept if last else ''}") from error
+
+
+def _write_folder(run: Run, evaluation: Evaluation) -> None:
     about = run.about
     title = f"{about['run']['name']}: {run.given['model']} on {run.test.source}"
     with own_folder(run.folder):

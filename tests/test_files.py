@@ -21,6 +21,7 @@ from onecycle.files import (
     write_file,
     write_whole,
 )
+from onecycle.paths import drop_parts, part_of, storage_error
 
 
 def contents(folder):
@@ -52,7 +53,11 @@ def test_a_writing_that_breaks_off_leaves_the_earlier_file_alone(
     with pytest.raises(StorageError if isinstance(error, OSError) else type(error)) as caught:
         write_file(tmp_path / "file", b"after")
     if isinstance(error, OSError):
-        assert str(caught.value) == f"cannot write {tmp_path / 'file'}: No space left"
+        said = str(caught.value)
+        assert (
+            said.startswith(f"cannot write {tmp_path / 'file'}: No space left")
+            and "MB free" in said
+        )
     assert contents(tmp_path) == {"file": b"before"}
 
 
@@ -256,3 +261,40 @@ def test_a_lock_that_is_a_link_does_not_empty_what_it_leads_to(tmp_path):
     with pytest.raises(StorageError), lock_folder(tmp_path):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def dead():
+    """The number of a process that has ended."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    file = tmp_path / "table.csv"
+    own = part_of(file).name
+    living = own.replace(f".{os.getpid()}.", f".{os.getppid()}.")
+    killed = own.replace(f".{os.getpid()}.", f".{dead()}.")
+    elsewhere = killed.replace(socket.gethostname(), "elsewhere")
+    for name in (living, killed, elsewhere):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / killed.replace("table", "folder")).mkdir()
+    write_file(file, b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "table.csv", living, elsewhere, killed.replace("table", "folder"),
+    }  # fmt: skip
+    drop_parts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", living, elsewhere}
+
+
+def test_a_full_disk_is_told_with_what_is_free(tmp_path):
+    said = str(storage_error(tmp_path / "missing" / "file", OSError(errno.ENOSPC, "No space")))
+    assert "MB free" in said and "make room" in said
+
+
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(StorageError, match=r"\.lock.*remove this file"), lock_folder(tmp_path):
+        pass

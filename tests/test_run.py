@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import matplotlib
@@ -15,7 +17,7 @@ from onecycle.data.dataset import ImageDataset
 from onecycle.errors import CheckpointError, RangeTestError, StorageError, UsageError
 from onecycle.files import lock_folder
 from onecycle.recipe import as_data, may_be
-from onecycle.results.folder import to_picture
+from onecycle.results.folder import own_folder, to_picture
 from onecycle.run_figures import FIGURES
 from onecycle.run_parts import finder_plan
 
@@ -534,3 +536,36 @@ def test_a_matplotlibrc_of_the_user_does_not_spoil_the_figures(finished):
     with matplotlib.rc_context({"text.usetex": True, "figure.dpi": 1}):  # LaTeX is not needed
         content = to_picture(finished.figure("confusion_matrix"))
     assert content.startswith(b"\x89PNG") and len(content) > 10_000
+
+
+def test_a_finished_run_in_a_folder_that_cannot_be_written_is_opened(
+    finished, data, tmp_path, monkeypatch
+):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr("onecycle.files._open_locked", refuse)
+    run = Run(tmp_path / "run", data, Tiny, FINDER, **HERE)
+    assert run.fit().epochs and run.is_complete
+    with own_folder(tmp_path / "run"):
+        pass
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+
+
+def test_a_full_disk_at_the_results_tells_where_the_training_is_kept(data, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("onecycle.results.folder.to_csv", full)
+    run = Run(tmp_path / "run", data, Tiny, FINDER, **HERE)
+    with pytest.raises(StorageError, match=r"MB free.*last\.ckpt.*same command"):
+        run.save()
+    monkeypatch.undo()
+    again = Run(tmp_path / "run", data, Tiny, FINDER, **HERE)
+    again.save()
+    names = {file.name for file in (tmp_path / "run").iterdir()}
+    assert "results.json" in names and "last.ckpt" not in names

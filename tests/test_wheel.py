@@ -87,7 +87,7 @@ def test_it_brings_the_command(site):
     lines = metadata(site, "entry_points.txt").split("\n")
     assert [line for line in lines if line] == [
         "[console_scripts]",
-        "onecycle = onecycle.commands:main",
+        "onecycle = onecycle.__main__:start",
     ]
 
 

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 
 from onecycle import __version__
 from onecycle.commands import app, compare, evaluate, export, predict, train
-from onecycle.commands.common import Parser, command_of, complain, run_command, say
+from onecycle.commands.common import (
+    Parser,
+    check_environment,
+    command_of,
+    complain,
+    run_command,
+    say,
+)
 from onecycle.errors import UsageError
 
 __all__ = ["COMMANDS", "Parser", "complain", "main", "make_parser", "run_command", "say"]
@@ -51,6 +58,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if args.command is None:
         raise UsageError(f"name a command: {', '.join(COMMANDS)} (onecycle --help describes them)")
     args.command_line = command_of(arguments)
+    check_environment()
     COMMANDS[args.command].check(args)
     return args
 

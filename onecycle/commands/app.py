@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onecycle.commands.common import path
 from onecycle.commands.options import add_model, weights_of
 from onecycle.errors import DataError, StorageError, UsageError
 
@@ -44,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
     # fmt: off
-    add("weights", nargs="?", metavar="WEIGHTS", type=Path,
+    add("weights", nargs="?", metavar="WEIGHTS", type=path,
         help="a .safetensors file of the network, or the folder of a run (the published ones)")
     add_model(parser, "what the file of weights says")
     add("--port", type=int, default=7860, metavar="N",

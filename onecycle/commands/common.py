@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from onecycle.errors import RunError, StorageError, UsageError
-from onecycle.files import printable
+from onecycle.files import printable, quoted
+from onecycle.paths import kind_at, storage_error
 
 INTERRUPTED = 130
 
@@ -32,6 +32,22 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
+def check_environment() -> None:
+    """Refuse variables of the environment that a package takes no value of.
+
+    Raises:
+        UsageError: tqdm, which reads its variables when it is imported, does not take one.
+    """
+    names = [name for name in os.environ if name.startswith("TQDM_")]
+    try:
+        if names:
+            import tqdm  # noqa: F401
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"tqdm does not take the value of {' or '.join(names)}: {error}"
+        ) from error
+
+
 def complain(line: object) -> None:
     """Print a line on standard error, after the name of the program."""
     program = Path(sys.argv[0])
@@ -47,8 +63,23 @@ def say(line: object) -> None:
 
 def command_of(arguments: Sequence[str]) -> str:
     """The command line as a person types it, in letters that every file can hold."""
-    command = shlex.join(["onecycle", *arguments])
-    return command.encode("utf-8", "backslashreplace").decode()
+    return " ".join(map(quoted, ["onecycle", *arguments]))
+
+
+def path_name(text: str) -> str:
+    """The type of an option that takes a path.
+
+    Raises:
+        argparse.ArgumentTypeError: nothing is named, as by a variable of a script that is not set.
+    """
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("it names nothing" if not text else "it holds a NUL byte")
+    return text
+
+
+def path(text: str) -> Path:
+    """:func:`path_name` as a ``Path``."""
+    return Path(path_name(text))
 
 
 def check_output(file: Path, force: bool, *, inputs: Sequence[str | os.PathLike] = ()) -> None:
@@ -63,19 +94,22 @@ def check_output(file: Path, force: bool, *, inputs: Sequence[str | os.PathLike]
         StorageError: it is a folder or an input, is there already, or cannot be written.
     """
     try:
-        if file.is_dir():
+        kind = kind_at(file)
+        if kind == "folder":
             raise StorageError(f"cannot write {file}: it is a folder")
-        if any(os.path.exists(name) and file.exists() and file.samefile(name) for name in inputs):
+        if kind and any(os.path.exists(name) and file.samefile(name) for name in inputs):
             raise StorageError(f"cannot write {file}: it is read; name another file")
-        if file.is_file() and not force:
+        if kind == "file" and not force:
             raise StorageError(f"{file} is there already; name another file, or give --force")
-        if not file.exists() or file.is_file():  # else a pipe or a device, which is written into
-            with tempfile.TemporaryFile(dir=file.parent):
+        if kind != "other":  # else a pipe or a device, which is written into
+            with tempfile.TemporaryFile(dir=Path(os.path.realpath(file)).parent):
                 pass
+        elif not os.access(file, os.W_OK):
+            raise StorageError(f"cannot write {file}: Permission denied")
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"cannot write {file}: {error.strerror}") from error
+        raise storage_error(file, error) from error
 
 
 class _Spared:

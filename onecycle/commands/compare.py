@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onecycle.commands.common import check_output
+from onecycle.commands.common import check_output, path
 from onecycle.errors import StorageError, UsageError
 from onecycle.files import open_regular, write_file
 
@@ -23,9 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
     # fmt: off
-    add("runs", nargs="+", metavar="RUN", type=Path,
+    add("runs", nargs="+", metavar="RUN", type=path,
         help="folder of a finished run; the others are compared with the first")
-    add("--out", metavar="FILE", type=Path, default=Path(PAGE), help="the page (%(default)s)")
+    add("--out", metavar="FILE", type=path, default=Path(PAGE), help="the page (%(default)s)")
     add("--force", action="store_true", help="replace FILE even if it is no such page")
     # fmt: on
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onecycle.commands.common import path
 from onecycle.commands.options import (
     add_data,
     add_device,
@@ -17,6 +18,7 @@ from onecycle.commands.options import (
     weights_of,
 )
 from onecycle.errors import StorageError, UsageError
+from onecycle.paths import check_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "what the file says")
     add_data(parser, train=False)
     add_device(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder of the report (runs/ with the time)")
+    parser.add_argument("--out", metavar="DIR", type=path,
+        help="folder of the report (runs/ with the time)")  # fmt: skip
 
 
 def check(args: argparse.Namespace) -> None:
@@ -47,6 +50,7 @@ def check(args: argparse.Namespace) -> None:
     args.weights = weights_of(args.weights)
     check_data(args)
     args.out = Path(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
+    check_folder(args.out)
 
 
 def kept(args: argparse.Namespace) -> str:

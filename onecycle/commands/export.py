@@ -8,10 +8,9 @@ import importlib
 import io
 import json
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecycle.commands.common import check_output
+from onecycle.commands.common import check_output, path
 from onecycle.commands.options import add_force, add_model, add_weights, weights_of
 from onecycle.errors import UsageError
 from onecycle.files import write_file
@@ -31,7 +30,7 @@ PACKAGES = ("onnx", "onnxscript")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     add_weights(parser)
-    parser.add_argument("file", metavar="FILE", type=Path, help="the .onnx file to write")
+    parser.add_argument("file", metavar="FILE", type=path, help="the .onnx file to write")
     add_model(parser, "what the file of weights says")
     add_force(parser)
 

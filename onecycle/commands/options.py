@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from onecycle.errors import CheckpointError, UsageError
+from onecycle.commands.common import path_name
+from onecycle.errors import CheckpointError, RunError, UsageError
 from onecycle.files import weights_file
+from onecycle.paths import check_folder, kind_at
 from onecycle.recipe import PRESETS, VAL_SHARE, Recipe, describe, read_recipe, type_of
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
@@ -47,7 +49,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS),
         help="where the recipe starts from (digits for --dataset digits; else what is not given "
         "follows from the number of images)")  # fmt: skip
-    parser.add_argument("--recipe", metavar="FILE",
+    parser.add_argument("--recipe", metavar="FILE", type=path_name,
         help="recipe as TOML or JSON, such as results.json of a run; replaces the preset's "
         "values, and the options below replace the file's")  # fmt: skip
     add_fields(parser.add_argument_group("recipe (with the assignment's values)"), Recipe)
@@ -73,7 +75,7 @@ def add_data(parser: argparse.ArgumentParser, *, train: bool = True) -> None:
     """Which images, and how many of them; for an evaluation the test images alone."""
     add = parser.add_argument_group("images").add_argument
     # fmt: off
-    add("--data-dir", default="cifar10", metavar="DIR",
+    add("--data-dir", default="cifar10", metavar="DIR", type=path_name,
         help="your pictures: a folder per class, with train/ and test/ around them or without, or "
         "a CSV file of file and class; or CIFAR-10's official files (%(default)s)")
     add("--dataset", choices=("cifar10", "digits"), default="cifar10",
@@ -82,7 +84,8 @@ def add_data(parser: argparse.ArgumentParser, *, train: bool = True) -> None:
     add("--val-share", type=float, default=VAL_SHARE, metavar="X",
         help="share of each class to evaluate on if your pictures are not split (%(default)s)")
     add("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
-    add("--cache-dir", metavar="DIR", help="where decoded pictures are kept (the user's cache)")
+    add("--cache-dir", metavar="DIR", type=path_name,
+        help="where decoded pictures are kept (the user's cache)")
     if train:
         add("--val", type=int, metavar="N",
             help="hold N training images out and evaluate on them instead of the test images")
@@ -103,7 +106,10 @@ def check_data(args: argparse.Namespace, most: Mapping[str, int | None] | None =
 
     Raises:
         UsageError: a number is out of its range.
+        StorageError: the folder for decoded pictures cannot be written.
     """
+    if most is None and args.cache_dir is not None:
+        check_folder(args.cache_dir)
     if not 0 < args.val_share < 1:
         raise UsageError(f"--val-share is {args.val_share}; it must be above 0 and below 1")
     for name in ("val", "limit_train", "limit_test") if most is None else most:
@@ -113,6 +119,28 @@ def check_data(args: argparse.Namespace, most: Mapping[str, int | None] | None =
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")
 
 
+def check_input(file: str | os.PathLike, fault: type[RunError], advice: str) -> None:
+    """Refuse a path that is no file to read.
+
+    Args:
+        file: to read.
+        fault: the type of the error.
+        advice: what to name instead.
+
+    Raises:
+        RunError: of the type ``fault``: it is missing, no file, or may not be read.
+    """
+    try:
+        kind = kind_at(file)
+    except OSError as error:
+        raise fault(f"{file} cannot be read: {error.strerror}; {advice}") from error
+    if kind != "file":
+        found = {None: "does not exist", "folder": "is a folder"}.get(kind, "is no file")
+        raise fault(f"{file} {found}; {advice}")
+    if not os.access(file, os.R_OK):
+        raise fault(f"{file} cannot be read: Permission denied; {advice}")
+
+
 def weights_of(given: str | os.PathLike) -> Path:
     """The file of weights that is named, by itself or by the folder of its run.
 
@@ -120,16 +148,13 @@ def weights_of(given: str | os.PathLike) -> Path:
         CheckpointError: it is missing.
     """
     file = weights_file(given)
-    if not file.exists():
-        raise CheckpointError(
-            f"{file} does not exist; give a .safetensors file, or the folder of a finished run"
-        )
+    check_input(file, CheckpointError, "give a .safetensors file, or the folder of a finished run")
     return file
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Whose network it is."""
-    parser.add_argument("weights", metavar="WEIGHTS",
+    parser.add_argument("weights", metavar="WEIGHTS", type=path_name,
         help="a .safetensors file, or the folder of a run")  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import check_output, complain
+from onecycle.commands.common import check_output, complain, path, path_name
 from onecycle.commands.options import add_force, add_model, weights_of
 from onecycle.errors import DataError, UsageError
 from onecycle.files import WEIGHTS_FILE, printable, to_csv, to_json, write_file
@@ -26,16 +26,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
     # fmt: off
-    add("pictures", nargs="+", metavar="PICTURE",
+    add("pictures", nargs="+", metavar="PICTURE", type=path_name,
         help="files of any size that Pillow reads, or folders of them")
-    add("--weights", type=Path, metavar="FILE",
+    add("--weights", type=path, metavar="FILE",
         help="a .safetensors file of the network, or the folder of a run (that of the run where "
         "the command is given; else the published ones)")
     add_model(parser, "what the file of weights says")
     add("--top", type=int, default=5, metavar="N", help="predictions per picture (%(default)s)")
-    add("--csv", type=Path, metavar="FILE", help="write a table, one row per picture")
-    add("--json", type=Path, metavar="FILE", help="write JSON, one object per picture")
-    add("--figure", type=Path, metavar="FILE",
+    add("--csv", type=path, metavar="FILE", help="write a table, one row per picture")
+    add("--json", type=path, metavar="FILE", help="write JSON, one object per picture")
+    add("--figure", type=path, metavar="FILE",
         help="draw each picture as the network sees it with its predictions; png, pdf, svg or jpg")
     add_force(parser)
     # fmt: on

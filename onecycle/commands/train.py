@@ -7,25 +7,27 @@ import contextlib
 import json
 import math
 import re
-import shlex
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle.commands.common import complain, say
+from onecycle.commands.common import complain, path, path_name, say
 from onecycle.commands.options import (
     add_compute,
     add_data,
     add_model,
     add_recipe,
     check_data,
+    check_input,
     choose_recipe,
     weights_of,
 )
 from onecycle.commands.seeds import check_seeds, own_seeds, runs_of, train_each
 from onecycle.errors import CheckpointError, RunError, UsageError, WorkerError
+from onecycle.files import quoted
+from onecycle.paths import remove
 from onecycle.recipe import as_data, may_be
 
 if TYPE_CHECKING:
@@ -52,12 +54,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_compute(parser)
     add = parser.add_argument_group("run").add_argument
     # fmt: off
-    add("--out", metavar="DIR", help="folder of the run (runs/ with the data set and the time)")
+    add("--out", metavar="DIR", type=path, help="folder of the run (runs/ with the data set and the time)")
     add("--name", metavar="TEXT", help="of the run, in its report (the folder's name)")
     add("--author", metavar="TEXT", help="who trains it, for the same place")
     add("--seeds", metavar="LIST",
         help="train a run per seed, such as 0-4 or 0,3,7, in DIR/seed-N, and compare them")
-    add("--resume", default="auto", metavar="R",
+    add("--resume", default="auto", metavar="R", type=path_name,
         help="auto resumes the stopped run in --out if there is one; never; or the file of a "
         "checkpoint (%(default)s)")
     add("--save-minutes", type=float, default=10, metavar="X",
@@ -72,7 +74,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     """Which network, and what it starts from."""
     group = parser.add_argument_group("network")
     add_model(group, "custom_resnet")
-    group.add_argument("--init", default="auto", metavar="FILE",
+    group.add_argument("--init", default="auto", metavar="FILE", type=path_name,
         help="weights to start from, or the folder of their run; none: random ones; auto: the published weights for your own "
         "pictures (%(default)s)")  # fmt: skip
 
@@ -89,10 +91,8 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"--save-minutes is {args.save_minutes}; it must be 0 or more")
     if not 0 < args.timeout < math.inf:
         raise UsageError(f"--timeout is {args.timeout}; it must be above 0")
-    if args.resume not in ("auto", "never") and not Path(args.resume).is_file():
-        raise CheckpointError(
-            f"--resume is {args.resume}, which is no file; give auto, never or a checkpoint"
-        )
+    if args.resume not in ("auto", "never"):
+        check_input(args.resume, CheckpointError, "give auto, never or a checkpoint (--resume)")
     if args.augmentation == "albumentations":
         if recipe.optimizer != "adam":
             raise UsageError("--augmentation is albumentations; muon needs batched")
@@ -112,7 +112,9 @@ def check(args: argparse.Namespace) -> None:
 
 def kept(args: argparse.Namespace) -> str:
     """What is there after an interruption."""
-    saved = any(any(args.out.glob(kind)) for kind in ("*.ckpt", "seed-*/*.ckpt"))
+    saved = False
+    with contextlib.suppress(OSError):
+        saved = any(any(args.out.glob(kind)) for kind in ("*.ckpt", "seed-*/*.ckpt"))
     return f"checkpoint kept in {args.out}" if saved else "nothing saved yet"
 
 
@@ -161,7 +163,7 @@ def prepare(args: argparse.Namespace, group: Group) -> None:
             prepare_folder(args.out)  # says why not
     with own_folder(args.out, is_first=is_first):
         if is_first:
-            (args.out / STATUS_FILE).unlink(missing_ok=True)  # of an earlier start
+            remove(args.out / STATUS_FILE)  # of an earlier start
 
 
 @contextlib.contextmanager
@@ -263,7 +265,6 @@ def tell_how_to_resume(run: Run, args: argparse.Namespace) -> int:
     without = "" if args.resume == "auto" else " without --resume"
     say(
         f"stopped in epoch {epochs + 1} of {run.recipe.epochs} after {steps} of {run.total_steps} "
-        f"steps; resume with the same command and --out "
-        f"{shlex.quote(str(args.named_out))}{without}"
+        f"steps; resume with the same command and {quoted(f'--out={args.named_out}')}{without}"
     )
     return 128 + (run.stopped_by or signal.SIGINT)

@@ -24,6 +24,7 @@ from onecycle.data.download import (
 from onecycle.data.folder import load_folder
 from onecycle.data.pictures import is_picture_name, resize_images
 from onecycle.errors import DataError
+from onecycle.paths import kind_at
 
 
 def load_cifar10(
@@ -63,9 +64,19 @@ def holds_pictures(folder: str | os.PathLike, *, download: bool = False) -> bool
     Args:
         folder: as of :func:`load_cifar10`.
         download: as of :func:`load_cifar10`.
+
+    Raises:
+        DataError: it cannot be read.
     """
     path = Path(folder)
-    if path.is_file():
+    try:
+        return _holds_pictures(path, download)
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+
+
+def _holds_pictures(path: Path, download: bool) -> bool:
+    if kind_at(path) == "file":
         return path.suffix.lower() == ".csv"
     official = (CIFAR10_FOLDER, CIFAR10_ARCHIVE)
     if path.name == CIFAR10_FOLDER or any((path / name).exists() for name in official):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from onecycle.data.dataset import Progress
 from onecycle.data.pictures import DECODING, kinds, read_quietly, without_warnings
 from onecycle.errors import DataError
 from onecycle.files import open_regular, read_regular
+from onecycle.paths import drop_parts, part_of, remove
 from onecycle.schema import parse_json
 
 AT_ONCE = 256
@@ -74,7 +74,8 @@ def decode(
     images = _decoded(files, size_px, resize, unreadable, progress, passing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+        drop_parts(folder)
+        part = part_of(kept)
         try:
             with open(part, "wb") as stream:
                 checksum = _write(stream, images, shape)
@@ -84,8 +85,7 @@ def decode(
             if not passing:  # else the pictures are tried again at the next start
                 kept.with_suffix(".json").write_text(json.dumps(about), "utf-8")
         finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+            remove(part)
     except OSError as error:
         warnings.warn(
             f"the decoded images are not kept in {folder}: {error.strerror}; name another folder "

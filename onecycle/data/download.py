@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import os
 import tarfile
-import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from onecycle.data.dataset import Progress
 from onecycle.errors import DataError, StorageError
+from onecycle.paths import drop_parts, part_of, remove, storage_error
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
@@ -67,7 +67,8 @@ def download_cifar10(folder: str | os.PathLike, *, progress: Progress | None = N
 
 def _fetch(url: str, target: Path, progress: Progress | None) -> None:
     _check_scheme(url)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    drop_parts(target.parent)
+    part = part_of(target)
     digest, received = hashlib.sha256(), 0
     try:
         opener = urllib.request.build_opener(_CheckedRedirects)
@@ -88,8 +89,7 @@ def _fetch(url: str, target: Path, progress: Progress | None) -> None:
         with _writing(target):
             os.replace(part, target)
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        remove(part)
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
@@ -109,7 +109,7 @@ def _writing(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write {file}: {error.strerror}") from error
+        raise storage_error(file, error) from error
 
 
 def unpack_cifar10(archive: Path) -> None:
@@ -119,7 +119,7 @@ def unpack_cifar10(archive: Path) -> None:
         DataError: it cannot be read or is not the official archive.
         StorageError: the folder cannot be written.
     """
-    found = _sha256(archive)
+    folder, found = part_of(archive.with_name(CIFAR10_FOLDER)), _sha256(archive)
     if found != CIFAR10_SHA256:
         raise DataError(
             f"{archive} is not the official archive: its SHA-256 is {found}, expected "
@@ -127,17 +127,20 @@ def unpack_cifar10(archive: Path) -> None:
         )
     try:
         # Unpacked elsewhere and then renamed: an interrupted unpacking never looks complete.
-        with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as folder:
-            with tarfile.open(archive) as tar:
-                # Python before 3.11.4 has no filter; the digest has already vouched for the content.
-                safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-                tar.extractall(folder, **safely)
-            os.replace(Path(folder) / CIFAR10_FOLDER, archive.parent / CIFAR10_FOLDER)
+        drop_parts(archive.parent)
+        folder.mkdir(exist_ok=True)
+        with tarfile.open(archive) as tar:
+            # Python before 3.11.4 has no filter; the digest has already vouched for the content.
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            tar.extractall(folder, **safely)
+        os.replace(folder / CIFAR10_FOLDER, archive.parent / CIFAR10_FOLDER)
     except OSError as error:
         raise StorageError(
             f"cannot unpack {archive} in its folder: {error.strerror}; "
             "copy it to a folder that you can write to"
         ) from error
+    finally:
+        remove(folder)
 
 
 def _sha256(file: Path) -> str:

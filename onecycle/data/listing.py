@@ -15,6 +15,7 @@ from pathlib import Path
 from onecycle.data.pictures import is_picture_name
 from onecycle.errors import DataError
 from onecycle.files import read_regular
+from onecycle.paths import kind_at
 
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
@@ -53,7 +54,7 @@ def list_pictures(path: str | os.PathLike) -> Listing:
     """
     path = Path(path)
     try:
-        return _from_csv(path) if path.is_file() else _from_folder(path)
+        return _from_csv(path) if kind_at(path) == "file" else _from_folder(path)
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
 
@@ -75,7 +76,9 @@ def pictures_below(folder: str | os.PathLike) -> list[Path]:
 
 
 def _from_folder(root: Path) -> Listing:
-    if not root.is_dir():
+    if (kind := kind_at(root)) != "folder":
+        if kind:
+            raise DataError(f"{root} is no folder; give one with one folder per class")
         raise DataError(f"{root} does not exist; give a folder with one folder per class")
     listing, folders = Listing(root, {}), _subfolders(root)
     splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}

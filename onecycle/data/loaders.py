@@ -8,7 +8,9 @@ processes.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,12 +23,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from onecycle.data.workers import (
     ReportingDataset,
+    check_sendable,
     checked_batches,
     collate,
     name_worker_errors,
     read_ahead,
     seed_transform,
     seed_worker,
+    unsendable,
     worker_error,
 )
 from onecycle.errors import UsageError
@@ -209,6 +213,7 @@ class SeededLoader(_Epochs, DataLoader):
 
     Raises:
         DataError: while iterating, the data set raised; the message names the image.
+        UsageError: while iterating, the data set cannot be sent to the workers.
         WorkerError: while iterating, a worker died, or gave nothing within ``timeout`` seconds.
     """
 
@@ -229,10 +234,15 @@ class SeededLoader(_Epochs, DataLoader):
         state = np.random.SeedSequence(entropy).generate_state(2)
         self.generator.manual_seed(int(state[0]))
         seed_transform(self.dataset.dataset, int(state[1]))
+        context = self.multiprocessing_context or multiprocessing
+        if self.num_workers and context.get_start_method() != "fork":
+            check_sendable(self.dataset)
         try:
             iterator = super().__iter__()
         except RuntimeError as error:  # a worker has already died
             raise worker_error(str(error)) if "DataLoader" in str(error) else error from None
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise unsendable(str(error)) if "pickle" in str(error) else error from None
         if self.num_workers:
             name_worker_errors()
         self.batches.set_epoch(epoch + 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from onecycle.errors import DataError, WorkerError
+from onecycle.errors import DataError, UsageError, WorkerError
 
 AHEAD = 4
 """Batches that are read before they are asked for, each by a thread of its own."""
@@ -99,6 +101,33 @@ def collate(samples: list):
     return failures[0] if failures else default_collate(samples)
 
 
+def check_sendable(dataset: Dataset) -> None:
+    """Refuse a data set of a notebook, whose classes a process that starts anew does not find.
+
+    Args:
+        dataset: its class and its transform's, and those of data sets inside it, are looked at.
+
+    Raises:
+        UsageError: one is defined in a notebook or at a prompt.
+    """
+    if os.path.isfile(getattr(sys.modules["__main__"], "__file__", "")):
+        return
+    parts = [dataset, *parts_of(dataset)]
+    for part in [*parts, *(getattr(part, "transform", None) for part in parts)]:
+        named = part if hasattr(part, "__name__") else type(part)
+        if named.__module__ == "__main__":
+            raise unsendable(f"{named.__name__} is defined in a notebook or at a prompt")
+
+
+def unsendable(reason: str) -> UsageError:
+    """Why a data set cannot go to other processes, with the way out."""
+    reason = " ".join(reason.split())
+    return UsageError(
+        f"the data set cannot be sent to the loader's processes ({reason}); put its class and "
+        "its functions into a .py file, or use no workers (--workers 0, num_workers=0)"
+    )
+
+
 def worker_error(message: str) -> WorkerError:
     """torch's message about a worker, in one line and with advice."""
     cause = message.splitlines()[0].rstrip(". ")
@@ -140,8 +169,19 @@ def seed_transform(dataset: Dataset, seed: int) -> None:
     set_random_state = getattr(getattr(dataset, "transform", None), "set_random_state", None)
     if set_random_state is not None:
         set_random_state(np.random.default_rng(seed), random.Random(seed))
-    # torch's Subset holds one data set, ConcatDataset several.
-    inside = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
-    for number, part in enumerate(inside):
+    for number, part in enumerate(_inside(dataset)):
         if isinstance(part, Dataset):
             seed_transform(part, (seed + (number << 32)) % 2**63)
+
+
+def parts_of(dataset: Dataset) -> Iterator[Dataset]:
+    """The data sets inside a data set, and inside those."""
+    for part in _inside(dataset):
+        if isinstance(part, Dataset):
+            yield part
+            yield from parts_of(part)
+
+
+def _inside(dataset: Dataset) -> Sequence[Dataset | None]:
+    # torch's Subset holds one data set, ConcatDataset several.
+    return getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]

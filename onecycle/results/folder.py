@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -18,6 +19,7 @@ from torch import nn
 
 from onecycle.errors import StorageError
 from onecycle.files import lock_folder, to_csv, to_json, write_whole
+from onecycle.paths import check_folder, kind_at, storage_error
 from onecycle.records import History
 from onecycle.results.evaluation import Evaluation
 from onecycle.results.figures.style import own_style
@@ -40,13 +42,15 @@ def prepare_folder(out_dir: str | os.PathLike) -> Path:
                 f"{out_dir} holds a finished run already; name another folder "
                 "(--out, or OUT in the notebook)"
             )
+        for folder in (out_dir, out_dir / "figures"):
+            check_folder(folder)
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out_dir):
             pass
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"cannot write to {out_dir}: {error.strerror}") from error
+        raise storage_error(out_dir, error) from error
     return out_dir
 
 
@@ -67,15 +71,22 @@ def own_folder(folder: Path, *, is_first: bool = True) -> Iterator[str | None]:
     if not is_first:
         yield None
         return
-    is_new = not folder.exists()
     try:
-        if not (folder / RESULTS_FILE).exists():
+        is_new, is_finished = not kind_at(folder), kind_at(folder / RESULTS_FILE)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    if is_finished and not os.access(folder, os.W_OK):  # it is only read
+        yield None
+        return
+    try:
+        if not is_finished:
             prepare_folder(folder)
         with lock_folder(folder) as warning:
             yield warning
     finally:
-        if is_new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # refused if something was written
 
 
 def results_of(
@@ -197,7 +208,7 @@ def _writing(out_dir: str | os.PathLike) -> Iterator[Path]:
         (folder / RESULTS_FILE).unlink(missing_ok=True)
         yield folder
     except OSError as error:
-        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise storage_error(error.filename or folder, error) from error
 
 
 def _write_evaluation(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
 from onecycle.errors import StorageError, UsageError
+from onecycle.paths import storage_error
 from onecycle.records import EpochRecord, StepRecord
 
 FLUSH_S = 10
@@ -84,9 +86,10 @@ class TensorBoardTracker:
         Raises:
             StorageError: the folder cannot be made or written.
         """
-        writer = self._open(purge_from=step)
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
+        with self._writing():
+            writer = self._open(purge_from=step)
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
 
     def log_figures(self, figures: Mapping[str, Figure], step: int) -> None:
         """Write figures by name, as pictures.
@@ -94,22 +97,35 @@ class TensorBoardTracker:
         Raises:
             StorageError: the folder cannot be made or written.
         """
-        writer = self._open(purge_from=None)  # the values of that step stay
-        for name, figure in figures.items():
-            writer.add_figure(name, figure, step, close=False)
+        with self._writing():
+            writer = self._open(purge_from=None)  # the values of that step stay
+            for name, figure in figures.items():
+                writer.add_figure(name, figure, step, close=False)
 
     def close(self) -> None:
-        """Write what is left; more can be logged afterwards."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Write what is left; more can be logged afterwards.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._writing():
+                writer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            advice = "the run itself does not need them: train without --tensorboard"
+            raise StorageError(f"{storage_error(self._folder, error)}; {advice}") from error
 
     def _open(self, purge_from: int | None):
         if self._writer is None:
             first = purge_from if self._is_new else None
-            try:
-                self._writer = self._new_writer(self._folder, purge_step=first, flush_secs=FLUSH_S)
-            except OSError as error:
-                raise StorageError(f"cannot write to {self._folder}: {error.strerror}") from error
+            self._writer = self._new_writer(self._folder, purge_step=first, flush_secs=FLUSH_S)
             self._is_new = False
         return self._writer

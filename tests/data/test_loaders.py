@@ -2,6 +2,8 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -527,3 +529,43 @@ def test_a_smaller_last_batch_is_left_out_if_that_is_asked_for():
 def test_other_options_of_dataloader_are_passed_on():
     data = TensorDataset(torch.zeros(10, 3), torch.zeros(10))
     assert get_loader(data, 4, train=True, num_workers=1, prefetch_factor=3).prefetch_factor == 3
+
+
+OF_A_NOTEBOOK = """
+import torch
+from torch.utils.data import Dataset, Subset
+from onecycle.data.loaders import get_loader
+from onecycle.errors import UsageError
+
+class Own(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 4, 4), 0
+
+for data in (Own(), Subset(Own(), range(8))):
+    for method in ("spawn", "forkserver"):
+        try:
+            list(get_loader(data, 4, train=True, num_workers=1, multiprocessing_context=method))
+        except UsageError as error:
+            print(error)
+assert len(list(get_loader(Own(), 4, train=True, num_workers=1, multiprocessing_context="fork")))
+"""
+
+
+def test_a_data_set_of_a_notebook_is_refused_where_workers_start_anew():
+    done = subprocess.run(
+        [sys.executable, "-c", OF_A_NOTEBOOK], capture_output=True, text=True, check=True
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 4 and all("Own" in line and ".py file" in line for line in said)
+
+
+def test_a_transform_that_cannot_be_sent_is_named_and_memory_is_not():
+    data = ImageDataset(
+        np.zeros((8, 8, 8, 3), np.uint8), [0, 1] * 4, ["a", "b"], "test", lambda x: x
+    )
+    loader = get_loader(data, 4, train=True, num_workers=1, multiprocessing_context="spawn")
+    with pytest.raises(UsageError, match=r"lambda.*\.py file"):
+        next(iter(loader))

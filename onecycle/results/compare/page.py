@@ -66,7 +66,8 @@ def compare(
 def _link(folder: Path, out_dir: Path) -> str | None:
     if not (folder / "report.html").exists():
         return None
-    relative = Path(os.path.relpath(folder.resolve() / "report.html", out_dir.resolve()))
+    report = os.path.join(os.path.realpath(folder), "report.html")
+    relative = Path(os.path.relpath(report, os.path.realpath(out_dir)))
     return quote(relative.as_posix(), errors="surrogateescape")
 
 

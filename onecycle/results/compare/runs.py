@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     """
     if len(folders) < 2:
         raise UsageError(f"{len(folders)} run to compare; name two folders or more")
-    twice = [name for name, count in Counter(f.resolve() for f in folders).items() if count > 1]
+    twice = [name for name, count in Counter(map(os.path.realpath, folders)).items() if count > 1]
     if twice:
         raise UsageError(f"{twice[0]} is named twice; name each run once")
     runs = [_read_run(folder) for folder in folders]
@@ -102,7 +103,7 @@ def _parsed(
     folder: Path, results: Mapping[str, Any], errors: dict[int, ImageError] | None
 ) -> FinishedRun:
     origin, data, evaluation = results.get("run", {}), results["data"], results["evaluation"]
-    name = origin.get("name") or folder.resolve().name
+    name = origin.get("name") or os.path.basename(os.path.realpath(folder))
     classes = {
         score["name"]: (score["recall"], score["support"]) for score in evaluation["classes"]
     }

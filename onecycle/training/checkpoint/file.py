@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from onecycle.errors import CheckpointError, StorageError
 from onecycle.files import open_regular, sync
+from onecycle.paths import free_space
 from onecycle.schema import DEEPEST, NAME, PLAIN, Anything, Misfit, Named, check
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -128,17 +128,10 @@ def write_state(folder: Path, state: dict[str, Any], *, keep_last: bool) -> None
                 os.close(descriptor)
     except OSError as error:
         raise StorageError(
-            f"cannot write {last} ({len(payload) / 1e6:,.1f} MB needed, {_free(folder)}): "
+            f"cannot write {last} ({len(payload) / 1e6:,.1f} MB needed, {free_space(folder)}): "
             f"{error.strerror or error}; make room or name another folder; what was saved "
             "before is still there"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
-    except OSError:
-        return "free space unknown"
