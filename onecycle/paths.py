@@ -56,7 +56,8 @@ def check_folder(folder: str | os.PathLike) -> None:
 
 def storage_error(path: str | os.PathLike, error: OSError) -> StorageError:
     """What to say of a file or folder that cannot be written, with the way out of a full disk."""
-    said = f"cannot write {path}: {error.strerror or error}"
+    where = f"to {path}" if os.path.isdir(path) else path
+    said = f"cannot write {where}: {error.strerror or error}"
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(said)
     return StorageError(f"{said} ({free_space(path)}); make room, and give the same command again")

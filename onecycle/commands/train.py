@@ -263,8 +263,10 @@ def tell_how_to_resume(run: Run, args: argparse.Namespace) -> int:
     """Say where a run was stopped and how it resumes; the exit code."""
     epochs, steps = len(run.history.epochs), len(run.history.steps)
     without = "" if args.resume == "auto" else " without --resume"
+    out = str(args.named_out)
+    option = quoted(f"--out={out}") if out.startswith("-") else f"--out {quoted(out)}"
     say(
         f"stopped in epoch {epochs + 1} of {run.recipe.epochs} after {steps} of {run.total_steps} "
-        f"steps; resume with the same command and {quoted(f'--out={args.named_out}')}{without}"
+        f"steps; resume with the same command and {option}{without}"
     )
     return 128 + (run.stopped_by or signal.SIGINT)

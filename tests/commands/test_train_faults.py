@@ -141,7 +141,7 @@ def test_resuming_is_refused_or_left_out_as_asked(stopped, whole, monkeypatch, t
     for given, found in (
         (["--lr-max", "0.02"], "recipe.lr_max is 0.01 in the file and 0.02 here"),
         (["--limit-test", "19"], "data.num_test is 20 in the file and 19 here"),
-        (["--resume", str(tmp_path / "none.ckpt")], f"{tmp_path / 'none.ckpt'}, which is no file"),
+        (["--resume", str(tmp_path / "none.ckpt")], f"{tmp_path / 'none.ckpt'} does not exist"),
     ):
         assert train(*given, "--out", str(stopped)) == 4
         (line,) = lines(capsys.readouterr())
