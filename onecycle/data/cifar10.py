@@ -116,7 +116,13 @@ def prepare_cifar10(
         return path
     if path.name == CIFAR10_FOLDER and path.is_dir():
         return path.parent
-    if path.is_file() and path.name != CIFAR10_ARCHIVE and not tarfile.is_tarfile(path):
+    try:
+        is_foreign = (
+            path.is_file() and path.name != CIFAR10_ARCHIVE and not tarfile.is_tarfile(path)
+        )
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if is_foreign:
         raise DataError(
             f"{path} is no folder and no CSV file; give a folder with one folder per class "
             "(unpack an archive first), or a table of file and class saved as .csv"

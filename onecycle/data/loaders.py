@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -241,7 +240,7 @@ class SeededLoader(_Epochs, DataLoader):
             iterator = super().__iter__()
         except RuntimeError as error:  # a worker has already died
             raise worker_error(str(error)) if "DataLoader" in str(error) else error from None
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        except Exception as error:  # pickle's own, AttributeError or TypeError
             raise unsendable(str(error)) if "pickle" in str(error) else error from None
         if self.num_workers:
             name_worker_errors()
