@@ -240,8 +240,10 @@ class SeededLoader(_Epochs, DataLoader):
             iterator = super().__iter__()
         except RuntimeError as error:  # a worker has already died
             raise worker_error(str(error)) if "DataLoader" in str(error) else error from None
-        except Exception as error:  # pickle's own, AttributeError or TypeError
-            raise unsendable(str(error)) if "pickle" in str(error) else error from None
+        except Exception as error:  # of several types
+            if "pickl" not in f"{type(error).__name__} {error}".lower():
+                raise
+            raise unsendable(str(error)) from error
         if self.num_workers:
             name_worker_errors()
         self.batches.set_epoch(epoch + 1)

@@ -135,7 +135,7 @@ def test_the_peak_moves_with_the_length_unless_it_is_given():
         (["--lr-max", "0.1", "--lr-min", "0.2"], 2, "lr_min is 0.2"),
         (["--lr-min", "-1"], 2, "lr_min is -1"),
         (["--seed", "-1"], 2, "seed is -1"),
-        (["--resume", "nowhere.ckpt", "--data-dir", "nowhere"], 4, "--resume is nowhere.ckpt"),
+        (["--resume", "nowhere.ckpt", "--data-dir", "nowhere"], 4, "nowhere.ckpt does not exist"),
         (["--workers", "-1"], 2, "--workers is -1"),
         (["--device", "abacus"], 2, "--device: invalid choice: 'abacus'"),
         (["--precision", "float16", "--device", "cpu"], 2, "precision is float16 on cpu"),
