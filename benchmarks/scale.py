@@ -39,7 +39,7 @@ from onecycle.data.dataset import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, Im
 from onecycle.results.folder import to_picture
 from onecycle.run import Run
 from onecycle.training.compute import Compute
-from onecycle.training.group import join_group
+from onecycle.training.joining import join_group
 
 ROOT = Path(__file__).resolve().parent.parent
 POINTS: dict[str, tuple[Any, ...]] = {

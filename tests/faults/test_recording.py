@@ -8,7 +8,10 @@ import pytest
 
 pytest_plugins = ["pytester"]
 HERE = Path(__file__).resolve().parent
-SUITES = ("kills", "signals", "mutations", "command_lines", "not_finite", "evaluation", "footprint")
+SUITES = (
+    "kills", "signals", "calls", "mutations", "edits", "pictures", "command_lines", "not_finite",
+    "evaluation", "footprint",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -42,14 +45,24 @@ def test_what_goes_wrong_is_counted_and_fails_the_test(suites, pytester):
     source = """
         def test_kills(trials): trials.record(runs=3)
         def test_signals(trials): raise OSError("no room")
-        def test_mutations(trials): trials.record(runs=4); trials.failures.append("lost")
+        def test_calls(trials): trials.record(runs=4); trials.failures.append("lost")
     """
     assert suites(source) is None  # not all of them
     found = suites(source, "--faults-out", "here", out="here")["sections"]
     assert [len(found[name]["failures"]) for name in SUITES[:3]] == [0, 1, 1]
-    assert "no room" in found["signals"]["failures"][0] and found["mutations"]["runs"] == 4
+    assert "no room" in found["signals"]["failures"][0] and found["calls"]["runs"] == 4
     result = pytester.runpytest_inprocess("-m", "faults", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=1, failed=2, deselected=3)
+
+
+def test_a_suite_of_several_cases_adds_them_up(suites):
+    source = """
+        import pytest
+        @pytest.mark.parametrize("case", [1, 20])
+        def test_kills(trials, case): trials.record(runs=case); trials.failures.append(str(case))
+    """
+    found = suites(source, "--faults-out", "here", out="here")["sections"]["kills"]
+    assert (found["runs"], found["failures"]) == (21, ["1", "20"])
 
 
 @pytest.mark.parametrize(
