@@ -108,9 +108,8 @@ def named_losses(timeout_s: float) -> Iterator[None]:
             name in text.lower() for name in ("gloo", "nccl", "tcpstore")
         ):
             raise
-        reason = re.sub(r"^\[.*?\] *", "", text.splitlines()[0]).partition(". ")[
-            0
-        ]  # without the place
+        # Without the place in the code, and the first sentence alone.
+        reason, _, _ = re.sub(r"^\[.*?\] *", "", text.splitlines()[0]).partition(". ")
         if "timed out" in text.lower():
             reason = f"no sign of it for {timeout_s / 60:.4g} min, --timeout; {reason}"
         raise WorkerError(f"another process of the group is gone ({reason})") from error
