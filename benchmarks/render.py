@@ -130,6 +130,14 @@ def render_small_sets(file: Path = CPU / "small_sets.json") -> str:
     return f"{machine_of(result)}\n\n{TABLES['small_sets'](result)}"
 
 
+def render_reliability(file: Path = CPU / "reliability.json") -> str:
+    """Markdown: kills and faults here and in other libraries; what is not measured has its command."""
+    result = load(file)
+    if result is None:
+        return "Not yet measured: `benchmarks/reliability.py`."
+    return f"{machine_of(result)}\n\n{TABLES['reliability'](result)}"
+
+
 def _say_step(result: dict[str, Any]) -> str:
     summary = result["summary"]
     if "fastest_loop" not in summary:

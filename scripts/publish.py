@@ -215,6 +215,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "benchmarks": render.render_benchmarks,
     "range_test": render.render_range_test,
     "small_sets": render.render_small_sets,
+    "reliability": render.render_reliability,
 }
 
 
