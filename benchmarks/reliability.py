@@ -82,10 +82,11 @@ def run_library(name: str, args: argparse.Namespace, shim: Path) -> list[dict[st
     with tempfile.TemporaryDirectory() as folder:
         control, scratch = Path(folder) / "control", Path(folder) / "trials"
         control.write_bytes(bytes(4096))
-        scratch.mkdir()
+        disk = scratch / "run-temporary"  # temporary files are on the disk that gets full
+        disk.mkdir(parents=True)
         settings = {
             "LD_PRELOAD": str(shim), "FAULT_CONTROL": str(control),
-            "FAULT_FOLDER": str(scratch / "run-"), "OMP_NUM_THREADS": "1",
+            "FAULT_FOLDER": str(scratch / "run-"), "OMP_NUM_THREADS": "1", "TMPDIR": str(disk),
         }  # fmt: skip
         out = Path(folder) / "runs.json"
         numbers = [args.kills, args.disk_kills, args.seed, not args.no_faults]
@@ -97,7 +98,9 @@ def run_library(name: str, args: argparse.Namespace, shim: Path) -> list[dict[st
         return json.loads(out.read_text("utf-8"))
 
 
-def trials(name: str, scratch: str, out: str, kills: str, disk: str, seed: str, faults: str) -> None:
+def trials(
+    name: str, scratch: str, out: str, kills: str, disk: str, seed: str, faults: str
+) -> None:
     """What ``run_library`` starts."""
     from benchmarks.elsewhere.trials import Trials
 
@@ -128,18 +131,16 @@ def ending(run: dict[str, Any], prefix: str = "") -> str:
     """How a process ended, in words."""
     code = run[f"{prefix}exit"]
     if code == 0:
-        return "ends"
+        return "exit 0"
     if code < 0:
         return f"ended by signal {-code}"
-    lines = run[f"{prefix}lines"]
-    said = "traceback" if run[f"{prefix}traceback"] else "one line" if lines == 1 else f"{lines} lines"
-    return f"exit {code}, {said}"
+    return f"exit {code}, {'traceback' if run[f'{prefix}traceback'] else 'a message'}"
 
 
 def weights(run: dict[str, Any], undisturbed: dict[str, Any]) -> str:
     """What a run that came to its end has, in words."""
     if not run["finite"]:
-        return "NaN weights"
+        return f"NaN weights after {run['steps']} steps"
     if run["steps"] != undisturbed["steps"]:
         return f"{run['steps']} of {undisturbed['steps']} steps"
     return "same weights" if run["weights"] == undisturbed["weights"] else "other weights"
@@ -153,6 +154,17 @@ def after(again: dict[str, Any], undisturbed: dict[str, Any]) -> str:
             return f"{refused}, and again"
         return f"{refused}; by hand {weights(again, undisturbed)}"
     return weights(again, undisturbed)
+
+
+def after_damage(again: dict[str, Any], undamaged: dict[str, Any]) -> str:
+    """What comes of a damaged checkpoint, beside what comes of the same that is whole."""
+    if again["first_exit"]:
+        return f"{ending(again, 'first_')}"
+    if again["trained"] > undamaged["trained"]:
+        return "falls back to an earlier one"
+    if again["weights"] == undamaged["weights"]:
+        return "no effect"
+    return "trains on with the damaged values"
 
 
 def summarise_kills(runs: list[dict[str, Any]], undisturbed: dict[str, Any]) -> dict[str, int]:
@@ -171,11 +183,13 @@ def summarise_faults(runs: list[dict[str, Any]], undisturbed: dict[str, Any]) ->
     said = {}
     for run in runs:
         fault, first = run["fault"], run.get("first")
-        if fault in ("truncated", "bit flip"):
+        if fault in ("undamaged", "truncated", "bit flip"):
             continue
         words = ending(first)
         if fault == "unreadable picture":
-            words += f" after {first['trained']} steps" + ("" if run["own_reader"] else " (torchvision)")
+            words += f" after {first['trained']} steps" + (
+                "" if run["own_reader"] else " (torchvision)"
+            )
         elif fault == "second run":
             words = "refused: " + words if first["exit"] else "trains beside the first"
             stopped = run["stopped"]
@@ -187,14 +201,18 @@ def summarise_faults(runs: list[dict[str, Any]], undisturbed: dict[str, Any]) ->
                 words = "trains on"
         elif "weights" in first:
             words += f": {weights(first, undisturbed)}"
+            if not first["finite"]:
+                words += f"; again: {after(run['again'], undisturbed)}"
         else:
             words += f"; again: {after(run['again'], undisturbed)}"
             lost = first["trained"] + run["again"]["trained"] - undisturbed["trained"]
             if fault == "SIGTERM" and lost > 0:
                 words += f", {lost} steps trained twice"
         said[fault] = words
+    (undamaged,) = (run["again"] for run in runs if run["fault"] == "undamaged")
     for fault in ("truncated", "bit flip"):
-        found = Counter(after(run["again"], undisturbed) for run in runs if run["fault"] == fault)
+        own = [run["again"] for run in runs if run["fault"] == fault]
+        found = Counter(after_damage(again, undamaged) for again in own)
         said[fault] = ", ".join(
             f"{count} x {words}" if sum(found.values()) > 1 else words
             for words, count in found.most_common()

@@ -179,7 +179,9 @@ def render_reliability(result: dict[str, Any]) -> str:
     head = ["", "kills while it computes", "a hand needed", "same weights", "other number of steps",
             "kills at a file operation", "a hand needed", "same weights", "other number of steps"]  # fmt: skip
     faults = dict.fromkeys(fault for row in summary.values() for fault in row["faults"])
-    cells = [[fault, *(row["faults"].get(fault, "") for row in summary.values())] for fault in faults]
+    cells = [
+        [fault, *(row["faults"].get(fault, "") for row in summary.values())] for fault in faults
+    ]
     titles = ["", *(row["title"] for row in summary.values())]
     return f"{table(head, rows)}\n\n{table(titles, cells)}"
 

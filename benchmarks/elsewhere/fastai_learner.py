@@ -7,11 +7,25 @@ from typing import Any
 
 from fastai.callback.tracker import SaveModelCallback, TerminateOnNaNCallback
 from fastai.vision.all import (
-    CrossEntropyLossFlat, DataLoader, DataLoaders, ImageDataLoaders, Learner, accuracy, set_seed,
+    CrossEntropyLossFlat,
+    DataLoader,
+    DataLoaders,
+    ImageDataLoaders,
+    Learner,
+    accuracy,
+    set_seed,
 )  # fmt: skip
 
 from benchmarks.elsewhere.task import (
-    BATCH_SIZE, EPOCHS, LR_MAX, SEED, STEPS_PER_EPOCH, Net, datasets, newest, outcome,
+    BATCH_SIZE,
+    EPOCHS,
+    LR_MAX,
+    SEED,
+    STEPS_PER_EPOCH,
+    Net,
+    datasets,
+    newest,
+    outcome,
 )  # fmt: skip
 
 PACKAGES, CHECKPOINTS = ("fastai",), "models/model_*.pth"

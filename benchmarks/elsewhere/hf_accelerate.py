@@ -11,7 +11,16 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_
 from torch.utils.data import DataLoader
 
 from benchmarks.elsewhere.task import (
-    BATCH_SIZE, EPOCHS, LR_MAX, SAVE_STEPS, SEED, Net, adam_steps, datasets, newest, one_cycle,
+    BATCH_SIZE,
+    EPOCHS,
+    LR_MAX,
+    SAVE_STEPS,
+    SEED,
+    Net,
+    adam_steps,
+    datasets,
+    newest,
+    one_cycle,
     outcome,
 )  # fmt: skip
 
@@ -53,7 +62,9 @@ def train(folder: Path, width: int = 8) -> dict[str, Any]:
         model.eval()
         with torch.no_grad():
             right = sum(
-                (torch.eq(*accelerator.gather_for_metrics((model(pictures).argmax(1), labels)))).sum()
+                (
+                    torch.eq(*accelerator.gather_for_metrics((model(pictures).argmax(1), labels)))
+                ).sum()
                 for pictures, labels in evaluated
             )
         accelerator.print(f"epoch {epoch + 1}: {right} right")

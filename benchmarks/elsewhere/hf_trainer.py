@@ -11,7 +11,16 @@ from transformers import Trainer, TrainingArguments, enable_full_determinism
 from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks.elsewhere.task import (
-    BATCH_SIZE, EPOCHS, LR_MAX, SAVE_STEPS, SEED, Net, adam_steps, datasets, one_cycle, outcome,
+    BATCH_SIZE,
+    EPOCHS,
+    LR_MAX,
+    SAVE_STEPS,
+    SEED,
+    Net,
+    adam_steps,
+    datasets,
+    one_cycle,
+    outcome,
 )  # fmt: skip
 
 PACKAGES, CHECKPOINTS = ("transformers", "accelerate"), "checkpoint-*"

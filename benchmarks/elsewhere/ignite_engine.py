@@ -14,13 +14,22 @@ from ignite.utils import manual_seed
 from torch.utils.data import DataLoader
 
 from benchmarks.elsewhere.task import (
-    BATCH_SIZE, EPOCHS, LR_MAX, SAVE_STEPS, SEED, Net, adam_steps, datasets, newest, one_cycle,
+    BATCH_SIZE,
+    EPOCHS,
+    LR_MAX,
+    SAVE_STEPS,
+    SEED,
+    Net,
+    adam_steps,
+    datasets,
+    newest,
+    one_cycle,
     outcome,
 )  # fmt: skip
 
 PACKAGES, CHECKPOINTS = ("pytorch-ignite",), "checkpoint_*.pt"
 TITLE = "Ignite"
-PROMISE = "the same batches after resuming; the random states inside an epoch are the user's"
+PROMISE = "to 'approximately reproduce original run's behaviour'; the same batches"
 
 
 def train(folder: Path, width: int = 8) -> dict[str, Any]:

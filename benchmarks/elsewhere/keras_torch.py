@@ -11,7 +11,14 @@ os.environ["KERAS_BACKEND"] = "torch"
 import keras
 
 from benchmarks.elsewhere.task import (
-    BATCH_SIZE, EPOCHS, LR_MAX, SEED, STEPS, arrays, outcome, watch,
+    BATCH_SIZE,
+    EPOCHS,
+    LR_MAX,
+    SEED,
+    STEPS,
+    arrays,
+    outcome,
+    watch,
 )  # fmt: skip
 
 PACKAGES, CHECKPOINTS = ("keras",), "*.h5"
@@ -41,7 +48,7 @@ def train(folder: Path, width: int = 8) -> dict[str, Any]:
         run_eagerly=True,
     )
     model.fit(
-        images.transpose(0, 2, 3, 1), labels, BATCH_SIZE, EPOCHS, 
+        images.transpose(0, 2, 3, 1), labels, BATCH_SIZE, EPOCHS,
         validation_data=(held_out[0].transpose(0, 2, 3, 1), held_out[1]),
         callbacks=[
             keras.callbacks.BackupAndRestore(folder, double_checkpoint=True),

@@ -11,7 +11,15 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from benchmarks.elsewhere.task import (
-    BATCH_SIZE, EPOCHS, LR_MAX, SEED, Net, adam_steps, datasets, one_cycle, outcome,
+    BATCH_SIZE,
+    EPOCHS,
+    LR_MAX,
+    SEED,
+    Net,
+    adam_steps,
+    datasets,
+    one_cycle,
+    outcome,
 )  # fmt: skip
 
 PACKAGES, CHECKPOINTS = ("lightning",), "last*.ckpt"

@@ -21,16 +21,22 @@ from PIL import Image
 from benchmarks.elsewhere.task import MOMENTS, newest, train_on_image_folder
 
 MOST_SECONDS, MOST_HANDS = 120, 4
-FAULT_STEP = 60
-"""Where NaN and SIGTERM come: in the third of five epochs, ten steps after no save."""
+FLIPPED_AT = (0.15, 0.3, 0.5, 0.7, 0.85)
+"""Of the length of the largest file of a checkpoint."""
+FAULT_STEP = 66
+"""Where NaN and SIGTERM come: in the third of five epochs, six steps after a save."""
 
 
-def in_child(work: Callable[[], dict | None], scratch: Path, *, closed_stdout: bool = False, **faults):
+def in_child(
+    work: Callable[[], dict | None], scratch: Path, *, closed_stdout: bool = False, **faults
+):
     """What a process of its own came to: exit code (-9: SIGKILL), last words, passes, outcome."""
     return wait_for(fork(work, scratch, closed_stdout, **faults), scratch)
 
 
-def fork(work: Callable[[], dict | None], scratch: Path, closed_stdout: bool = False, **faults) -> int:
+def fork(
+    work: Callable[[], dict | None], scratch: Path, closed_stdout: bool = False, **faults
+) -> int:
     """The process id of a child that does the work with these faults."""
     MOMENTS.begin(**faults)
     for name in ("outcome.json", "stdout", "stderr"):
@@ -76,7 +82,9 @@ def wait_for(pid: int, scratch: Path) -> dict[str, Any]:
     """The end of a child; one that takes too long is killed."""
     with limit(pid):
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    words = (scratch / "stderr").read_text("utf-8", "replace") if (scratch / "stderr").exists() else ""
+    words = (
+        (scratch / "stderr").read_text("utf-8", "replace") if (scratch / "stderr").exists() else ""
+    )
     lines = [line for line in words.replace("\r", "\n").splitlines() if line.strip()]
     found = {
         "exit": code,
@@ -176,8 +184,8 @@ class Trials:
             folder = self.folder()
             first = self.run(folder, **faults)
             yield {"fault": name, "first": first, "again": self.again(folder)}
-        for name, share in (("truncated", None), ("bit flip", 0.25), ("bit flip", 0.5),
-                            ("bit flip", 0.75)):  # fmt: skip
+        yield {"fault": "undamaged", "again": self.again(self.broken_off())}
+        for name, share in [("truncated", None), *(("bit flip", at) for at in FLIPPED_AT)]:
             folder = self.broken_off()
             damaged = damage(self.newest(folder), share)
             yield {"fault": name, "file": damaged, "again": self.again(folder)}
