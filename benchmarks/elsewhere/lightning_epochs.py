@@ -1,4 +1,4 @@
-"""Lightning with ``ModelCheckpoint(save_last=True)`` and ``fit(ckpt_path="last")``. Saves after every epoch."""
+"""Lightning with ``ModelCheckpoint(save_last=True)`` and ``fit(ckpt_path="last")``. Saves each epoch."""
 
 from __future__ import annotations
 

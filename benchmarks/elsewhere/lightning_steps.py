@@ -1,4 +1,4 @@
-"""Lightning with ``every_n_train_steps`` and torchdata's ``StatefulDataLoader``, for the middle of an epoch."""
+"""Lightning with ``every_n_train_steps`` and torchdata's ``StatefulDataLoader``."""
 
 from __future__ import annotations
 
