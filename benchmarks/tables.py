@@ -200,6 +200,25 @@ def render_scale(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def render_reliability(result: dict[str, Any]) -> str:
+    """Kills, a library a row; then the other faults, a library a column."""
+    summary, rows = result["summary"], []
+    for row in summary.values():
+        versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+        cells = []
+        for kills in (row["kills"], row["disk_kills"]):
+            cells += [kills[field] for field in ("kills", "by_hand", "same_weights", "other_steps")]
+        rows.append([f"{row['title']} ({versions})", *cells])
+    head = ["", "kills while it computes", "a hand needed", "same weights", "other number of steps",
+            "kills at a file operation", "a hand needed", "same weights", "other number of steps"]  # fmt: skip
+    faults = dict.fromkeys(fault for row in summary.values() for fault in row["faults"])
+    cells = [
+        [fault, *(row["faults"].get(fault, "") for row in summary.values())] for fault in faults
+    ]
+    titles = ["", *(row["title"] for row in summary.values())]
+    return f"{table(head, rows)}\n\n{table(titles, cells)}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "input": render_input,
     "step": render_step,
@@ -210,6 +229,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "range_test": render_range_test,
     "small_sets": render_small_sets,
     "scale": render_scale,
+    "reliability": render_reliability,
 }
 
 

@@ -216,6 +216,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "range_test": lambda: render.render_one("range_test"),
     "small_sets": lambda: render.render_one("small_sets"),
     "scale": lambda: render.render_one("scale"),
+    "reliability": lambda: render.render_one("reliability"),
 }
 
 
