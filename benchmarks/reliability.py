@@ -134,7 +134,7 @@ def ending(run: dict[str, Any], prefix: str = "") -> str:
         return "exit 0"
     if code < 0:
         return f"ended by signal {-code}"
-    return f"exit {code}, {'traceback' if run[f'{prefix}traceback'] else 'a message'}"
+    return f"exit {code}, {'traceback' if run[f'{prefix}traceback'] else 'no traceback'}"
 
 
 def weights(run: dict[str, Any], undisturbed: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -90,7 +91,7 @@ def wait_for(pid: int, scratch: Path) -> dict[str, Any]:
         "exit": code,
         "traceback": "Traceback (most recent call last)" in words,
         "lines": len(lines),
-        "last_line": lines[-1].replace(str(scratch), "FOLDER")[:300] if lines and code else "",
+        "last_line": bare(lines[-1], scratch) if lines and code else "",
         "passes": MOMENTS["passes"],
         "trained": MOMENTS["steps"],
         "disk_operations": MOMENTS["disk_operations"],
@@ -98,6 +99,11 @@ def wait_for(pid: int, scratch: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         found |= json.loads((scratch / "outcome.json").read_text()) or {}
     return found
+
+
+def bare(line: str, scratch: Path) -> str:
+    """A message without the folders of this machine."""
+    return re.sub(r"/\S*/site-packages/", "", line.replace(str(scratch), "FOLDER"))[:300]
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def again(**changes):
             again(first_exit=1, first_traceback=True, hands=1),
             "exit 1, traceback; by hand same weights",
         ),
-        (again(first_exit=4, exit=4), "exit 4, a message, and again"),
+        (again(first_exit=4, exit=4), "exit 4, no traceback, and again"),
     ],
 )
 def test_what_a_second_start_leads_to(found, words):
