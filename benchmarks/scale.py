@@ -27,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import torch
 from torch import nn
 
 from benchmarks.common import new_result, now, parser, run_benchmark, settle, write_json
@@ -96,12 +97,13 @@ def forget(images: np.ndarray, file: Path) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def own_memory() -> int:
-    """Bytes of this process, without what is mapped from files."""
-    if not Path("/proc/self/status").exists():
-        return 0
+def memory(device: torch.device, field: str = "VmHWM") -> int:
+    """Bytes of this process at its peak, or of the GPU's tensors; RssAnon: now, without files."""
+    if device.type == "cuda" or not Path("/proc/self/status").exists():
+        return peak_memory(device)
+    # Not getrusage's, which begins with that of the process that started this one.
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def measure_images(count: int, args: argparse.Namespace, compute: Compute) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def measure_images(count: int, args: argparse.Namespace, compute: Compute) -> di
     file = Path(args.scratch) / "images.npy"
     images = np.load(file, mmap_mode="r")
     forget(images, file)
-    before, begin = own_memory(), now(compute.device)
+    before, begin = memory(compute.device, "RssAnon"), now(compute.device)
     train = ImageDataset(images, np.arange(count) % 10, CIFAR10_CLASSES, "images on the disk")
     run = make_run(train, compute, batch_size=BATCH)
     digest = run.identity["data"]["sha256"][0]  # and before it mean and deviation
@@ -123,7 +125,7 @@ def measure_images(count: int, args: argparse.Namespace, compute: Compute) -> di
     batches.close()
     return {
         "open_seconds": opened - begin, "images_per_s": read / seconds,
-        "memory_bytes": own_memory() - before, "kept_on_device": not hasattr(
+        "memory_bytes": memory(compute.device, "RssAnon") - before, "kept_on_device": not hasattr(
             run.train_loader.transform, "fetch"), "sha256": digest,
     }  # fmt: skip
 
@@ -151,7 +153,7 @@ def train_twice(
     images: ImageDataset, batch_size: int, compute: Compute, group: Any = None
 ) -> dict[str, Any]:
     """Images per second of the second of two epochs, the first warms up."""
-    before = peak_memory(compute.device)
+    before = memory(compute.device)
     for _ in range(2):
         run = make_run(images, compute, batch_size=batch_size, group=group)
         begin = now(compute.device)
@@ -159,7 +161,7 @@ def train_twice(
         seconds = now(compute.device) - begin
     return {
         "images_per_s": len(images) / seconds,
-        "memory_bytes": peak_memory(compute.device) - before,
+        "memory_bytes": memory(compute.device) - before,
     }
 
 
@@ -183,13 +185,13 @@ def measure_errors(count: int, compute: Compute) -> dict[str, Any]:
         run = make_run(noise(64), compute, batch_size=16, test=test, model=small, folder=folder)
         run.fit()
         wrong = len(run.evaluate().wrong)
-        before, begin = peak_memory(compute.device), now(compute.device)
+        before, begin = memory(compute.device), now(compute.device)
         run.save()
         return {
             "errors_made": wrong,
             "seconds": now(compute.device) - begin,
             "report_bytes": (Path(folder) / "report.html").stat().st_size,
-            "memory_bytes": peak_memory(compute.device) - before,
+            "memory_bytes": memory(compute.device) - before,
         }
 
 
@@ -233,7 +235,7 @@ def measure(axis: str, value: Any, args: argparse.Namespace, compute: Compute) -
 
 def in_own_process(axis: str, value: Any, args: argparse.Namespace, compute: Compute) -> dict:
     """One point, in a process of its own, or in a group of them."""
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(value), "--master-port", "0"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(value), "--standalone"]
     command = [
         sys.executable, *(launch if axis == "processes" else []), __file__,
         "--point", json.dumps([axis, value]), "--scratch", str(args.scratch),
@@ -278,6 +280,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return found
     result = new_result("scale", compute, {"batch_size": BATCH, "image_size": 32})
     result["failed"] = {}
+    if args.out.exists():  # the axes that are not measured now
+        kept = json.loads(args.out.read_text("utf-8"))["runs"]
+        result["runs"] = [run for run in kept if run["axis"] not in args.only]
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         args.scratch = Path(folder)
         for axis in args.only:
@@ -296,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                     continue
                 result["runs"].append({"axis": axis, "value": value} | found)
                 print(result["runs"][-1], flush=True)
+                result["runs"].sort(key=lambda run: list(POINTS).index(run["axis"]))
                 result["summary"] = summarise(result["runs"])
                 write_json(args.out, result)
     show(result)

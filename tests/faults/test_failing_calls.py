@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+SHARE = 0.6
+"""Of the calls: all of them take ten minutes on two cores."""
 JOBS = [("train", 0, 2), ("train", 1, 2), ("evaluate", 0, 1), ("predict", 0, 1)]
 """Command, and which part of its calls."""
 
@@ -35,7 +37,7 @@ def test_calls(trials, tmp_path, library):
         name, part, parts = job
         folder = tmp_path / f"{name} {part}"
         folder.mkdir()
-        words = [str(folder), name, str(part), str(parts), str(trials.scale)]
+        words = [str(folder), name, str(part), str(parts), str(SHARE * trials.scale)]
         surroundings = os.environ | {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(HERE / "failing_calls.py"), *words]
         done = subprocess.run(command, env=surroundings, capture_output=True, text=True)

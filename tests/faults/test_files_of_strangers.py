@@ -171,7 +171,7 @@ def test_edits(trials, given, tmp_path, name, capsys):
     (tmp_path / "run" / "previous.ckpt").unlink(missing_ok=True)
     file, draw, found = tmp_path / "run" / name, random.Random(0), Counter()
     whole = file.read_bytes()
-    for number in range(trials.scaled(3000, least=100)):
+    for number in range(trials.scaled(2000, least=100)):
         file.write_bytes(edit(whole, draw))
         try:
             read(tmp_path / "run", data)
