@@ -20,8 +20,8 @@ ROWS = {
     ),
     "calls": (
         "{trials:,} calls of the system that fail (EIO, ENOSPC for good, EACCES, ENOMEM, EINTR, half a "
-        "write), one after the other, in all of train ({calls[train]:,}), evaluate "
-        "({calls[evaluate]:,}) and predict ({calls[predict]:,})",
+        "write), one in each command, drawn from all that train ({calls[train]:,}), evaluate "
+        "({calls[evaluate]:,}) and predict ({calls[predict]:,}) make",
         "{ended_well:,} times nothing was lost, {refused:,} times one line and the right exit code; "
         "the same command again gave the same files each time, nothing was left over",
     ),
