@@ -8,6 +8,7 @@ import json
 import math
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,6 +254,14 @@ def add_tracker(run: Run, stack: contextlib.ExitStack) -> TensorBoardTracker:
     """TensorBoard's curves of the run, closed with the stack."""
     from onecycle.training.trackers import TensorBoardTracker, TrackerCallback
 
+    usual = threading.excepthook
+
+    def quiet(raised: threading.ExceptHookArgs) -> None:
+        if not issubclass(raised.exc_type, OSError):  # which the tracker says at its next value
+            usual(raised)
+
+    stack.callback(setattr, threading, "excepthook", usual)
+    threading.excepthook = quiet
     tracker = TensorBoardTracker(run.folder / "tensorboard")
     stack.enter_context(contextlib.closing(tracker))
     run.callbacks.append(TrackerCallback(tracker, len(run.train_loader)))

@@ -426,3 +426,18 @@ def test_twenty_epochs_leave_nothing_behind(tiny, monkeypatch, tmp_path):
     options = ["--epochs", "20", "--limit-train", "32", "--save-minutes", "9"]
     assert train(*options, "--out", str(tmp_path / "run")) == 0
     assert len(used) == 3 and len(set(used)) == 1, used
+
+
+def test_a_full_disk_of_the_curves_is_one_line(tiny, monkeypatch, tmp_path, capsys):
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer").RecordWriter
+
+    def no_room(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "write", no_room)
+    tiny(None, None)
+    assert train("--tensorboard", "--out", str(tmp_path)) == 6
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and "train without --tensorboard" in said
+    # It may be told at the end only, when all else is written.
+    assert any((tmp_path / name).exists() for name in ("last.ckpt", "results.json"))
