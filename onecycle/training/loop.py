@@ -19,7 +19,7 @@ from onecycle.checks import (
     check_optimizer,
     names_loss,
 )
-from onecycle.errors import DivergedError, UsageError
+from onecycle.errors import DivergedError, RunError, UsageError
 from onecycle.outputs import names_images
 from onecycle.records import EpochRecord, History, StepRecord
 from onecycle.training.averaging import KeptWeights
@@ -293,3 +293,7 @@ class _Training:
                     getattr(callback, name)(*values)
         except KeyboardInterrupt:
             raise Stopped from None
+        except Exception:  # such as a full disk of a tracker: what is trained is kept
+            with contextlib.suppress(RunError):
+                self._save(now=True)
+            raise
