@@ -129,6 +129,12 @@ def main(argv: Sequence[str] | None) -> None:
     show(result)
 
 
+def seconds_of(runs: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Of the runs whose time was measured; those beside other work have none."""
+    seconds = [run["seconds"] for run in runs if run["seconds"] is not None]
+    return spread(seconds) if seconds else None
+
+
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Accuracy and seconds of each set and variant over the seeds."""
     groups: dict[tuple, list[dict]] = {}
@@ -139,7 +145,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "set": name, "variant": variant, "train": own[0]["train"],
             "held_out": own[0]["held_out"], "epochs": own[0]["epochs"],
             "accuracy": spread(run["accuracy"] for run in own),
-            "seconds": spread(run["seconds"] for run in own),
+            "seconds": seconds_of(own),
         }
         for (name, variant), own in groups.items()
     }  # fmt: skip

@@ -161,7 +161,7 @@ def render_small_sets(result: dict[str, Any]) -> str:
         rows.append([
             f"{row['set']}: {row['train']} + {row['held_out']}", row["variant"], row["epochs"],
             found["count"], f"{found['mean']:.1%}", f"{found['least']:.1%} to {found['most']:.1%}",
-            f"{row['seconds']['mean']:.0f}",
+            f"{row['seconds']['mean']:.0f}" if row["seconds"] else "",
         ])  # fmt: skip
     head = ["images to train on + held out", "start and settings", "epochs", "seeds",
             "accuracy, mean", "range", "seconds"]  # fmt: skip
