@@ -55,7 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_compute(parser)
     add = parser.add_argument_group("run").add_argument
     # fmt: off
-    add("--out", metavar="DIR", type=path, help="folder of the run (runs/ with the data set and the time)")
+    add("--out", metavar="DIR", type=path,
+        help="folder of the run (runs/ with the data set and the time)")
     add("--name", metavar="TEXT", help="of the run, in its report (the folder's name)")
     add("--author", metavar="TEXT", help="who trains it, for the same place")
     add("--seeds", metavar="LIST",
@@ -76,8 +77,8 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     add_model(group, "custom_resnet")
     group.add_argument("--init", default="auto", metavar="FILE", type=path_name,
-        help="weights to start from, or the folder of their run; none: random ones; auto: the published weights for your own "
-        "pictures (%(default)s)")  # fmt: skip
+        help="weights to start from, or the folder of their run; none: random ones; auto: the "
+        "published weights for your own pictures (%(default)s)")  # fmt: skip
 
 
 def check(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from onecycle.training.signals import STOPPING
 SAID_AFTER_S = 30.0
 """How long a process waits before it says so."""
 GRACE_S = 30.0
-"""How long after a signal a process may compute or wait without noticing it."""
+"""How long after a signal a process may go on with one wait: the others may still come."""
 SECOND_GRACE_S = 1.0
 
 

@@ -52,30 +52,20 @@ static int noted(int descriptor, const char *path)
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
-#define OPEN(name)                                                                    \
-    int name(const char *path, int flags, ...)                                        \
+#define OPENS(name, parameters, ...)                                                  \
+    int name parameters                                                               \
     {                                                                                 \
         va_list rest;                                                                 \
         va_start(rest, flags);                                                        \
         mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;       \
         va_end(rest);                                                                 \
         if (is_below(path) && fails(#name, flags & O_ACCMODE ? WRITES : READS)) return -1; \
-        return noted(REAL(name)(path, flags, mode), path);                            \
+        return noted(REAL(name)(__VA_ARGS__, flags, mode), path);                     \
     }
-#define OPENAT(name)                                                                  \
-    int name(int at, const char *path, int flags, ...)                                \
-    {                                                                                 \
-        va_list rest;                                                                 \
-        va_start(rest, flags);                                                        \
-        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;       \
-        va_end(rest);                                                                 \
-        if (is_below(path) && fails(#name, flags & O_ACCMODE ? WRITES : READS)) return -1; \
-        return noted(REAL(name)(at, path, flags, mode), path);                        \
-    }
-OPEN(open)
-OPEN(open64)
-OPENAT(openat)
-OPENAT(openat64)
+OPENS(open, (const char *path, int flags, ...), path)
+OPENS(open64, (const char *path, int flags, ...), path)
+OPENS(openat, (int at, const char *path, int flags, ...), at, path)
+OPENS(openat64, (int at, const char *path, int flags, ...), at, path)
 
 #define OF_DESCRIPTOR(type, name, kind, parameters, ...)                              \
     type name parameters                                                              \
