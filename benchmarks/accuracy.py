@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ from benchmarks.common import (
 )
 from benchmarks.effects import effects_of
 from benchmarks.tables import show
-from benchmarks.training import KINDS, check_input, graph_of, load_images, train_once, warm_up
+from benchmarks.training import (
+    KINDS,
+    WIDTH,
+    check_input,
+    graph_of,
+    load_images,
+    train_once,
+    warm_up,
+)
 from onecycle.commands.options import add_fields, given
 from onecycle.data.dataset import Images
 from onecycle.errors import DivergedError, UsageError
@@ -142,15 +150,17 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def load_parts(args: argparse.Namespace) -> Images:
+def load_parts(
+    data_dir: str, val: int | None, limit_train: int | None, limit_test: int | None
+) -> Images:
     """The images to train and to evaluate on."""
-    train, test = load_images(args.data_dir, 50_000)
-    if args.val is not None:
-        train, test = train.hold_out(args.val)
-    return train.sample(args.limit_train), test.sample(args.limit_test)
+    train, test = load_images(data_dir, 50_000)
+    if val is not None:
+        train, test = train.hold_out(val)
+    return train.sample(limit_train), test.sample(limit_test)
 
 
-def settings_of(args: argparse.Namespace, images: Images, compute: Compute) -> dict[str, Any]:
+def settings_of(images: Images, compute: Compute, kind: str = KINDS[0]) -> dict[str, Any]:
     train, test = images
     return {
         "images": train.source,
@@ -158,7 +168,7 @@ def settings_of(args: argparse.Namespace, images: Images, compute: Compute) -> d
         "num_evaluated": len(test),
         "evaluated_on": test.name,
         "precision": compute.precision,
-        "input": args.input,
+        "input": kind,
         "compile": compute.compile_mode,
     }
 
@@ -170,10 +180,11 @@ class Campaign:
         images: to train and to evaluate on.
         compute: where and how.
         kind: of the input.
+        options: more of :func:`train_once`.
     """
 
-    def __init__(self, images: Images, compute: Compute, kind: str) -> None:
-        self.images, self.compute, self.kind = images, compute, kind
+    def __init__(self, images: Images, compute: Compute, kind: str, **options: Any) -> None:
+        self.images, self.compute, self.kind, self.options = images, compute, kind, options
         self.graph: tuple[Any, ...] | None = None
         self.longest = self.longest_compiling = 0.0
 
@@ -195,11 +206,12 @@ class Campaign:
         begin, compiling = time.perf_counter(), 0.0
         try:
             if self.compute.device.type == "cuda" and self.graph != graph_of(recipe):
-                compiling = warm_up(recipe, self.images, self.compute)
+                width = self.options.get("width", WIDTH)
+                compiling = warm_up(recipe, self.images, self.compute, width)
                 self.graph = graph_of(recipe)
             run = train_once(
                 recipe, self.images, self.compute,
-                kind=self.kind, on_epoch=tell, compiled=compiling,
+                kind=self.kind, on_epoch=tell, compiled=compiling, **self.options,
             )  # fmt: skip
             said = f"{run['accuracy']:.2%}, mirrored {run['accuracy_mirrored']:.2%}"
         except DivergedError as error:  # a result; any other error ends the campaign
@@ -211,7 +223,12 @@ class Campaign:
 
 
 def store(
-    file: Path, fresh: dict[str, Any], recipes: dict[str, Recipe], name: str, run: dict[str, Any]
+    file: Path,
+    fresh: dict[str, Any],
+    recipes: dict[str, Recipe],
+    name: str,
+    run: dict[str, Any],
+    effects_of: Callable[..., dict[str, Any]] = effects_of,
 ) -> dict[str, Any]:
     """Add a run to the file; what is in it now."""
     result = continued(file, fresh, recipes)  # another call may have added other runs
@@ -249,8 +266,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     compute = settle(args)
     recipes, seeds = recipes_of(args)
-    images = load_parts(args)
-    fresh = new_result("accuracy", compute, settings_of(args, images, compute))
+    images = load_parts(args.data_dir, args.val, args.limit_train, args.limit_test)
+    fresh = new_result("accuracy", compute, settings_of(images, compute, args.input))
     result = continued(args.out, fresh, recipes)
     for recipe in recipes.values():
         check_input(recipe, images[0], args.input)

@@ -1,4 +1,4 @@
-"""Main effects of a two-level factorial: what each factor of some recipes does to the accuracy."""
+"""Main effects of two-level factors: what each does to the accuracy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 
 DECAY = "decay per step"
 """LRMAX * weight_decay: the share of a weight that a step at the peak takes."""
+
+Signs = Mapping[str, Mapping[str, int]]
+"""By recipe and factor: -1 for the lower level, 1 for the upper one."""
 
 
 def factors_of(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -42,21 +45,43 @@ def levels_of(recipe: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]
 def effects_of(
     recipes: Mapping[str, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
+    """The effects of a full factorial, whose factors are the fields that differ.
+
+    Empty if the recipes are none or too few of the runs are there.
+    """
+    factors = factors_of(recipes)
+    signs = {}
+    for variant, recipe in recipes.items():
+        row = levels_of(recipe, recipes)
+        signs[variant] = {name: 2 * pair.index(row[name]) - 1 for name, pair in factors.items()}
+    return main_effects(signs, factors, runs)
+
+
+def main_effects(
+    signs: Signs, levels: Mapping[str, Sequence[Any]], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """By factor the mean accuracy at its upper level minus that at its lower one.
 
     The main-effects model is fitted by least squares, which gives the difference of the means if
-    no run is missing; standard errors are those of its residuals. Empty if the recipes are no full
-    factorial or too few of the runs are there.
+    no run is missing; standard errors are those of its residuals. Where recipes have several seeds
+    the model has a number for each seed too, so what all runs of a seed share is no error. Empty if
+    too few of the runs are there.
+
+    Args:
+        signs: of each recipe.
+        levels: by factor the lower and the upper one.
+        runs: of a results file.
     """
-    factors = factors_of(recipes)
-    done = [run for run in runs if "accuracy" in run and run["variant"] in recipes]
-    rows = [levels_of(recipes[run["variant"]], recipes) for run in done]
-    signs = [
-        [1, *(2 * pair.index(row[name]) - 1 for name, pair in factors.items())] for row in rows
+    done = [run for run in runs if "accuracy" in run and run["variant"] in signs]
+    variants = [run["variant"] for run in done]
+    seeds = sorted({run["seed"] for run in done}) if len(set(variants)) < len(done) else []
+    columns = [
+        [1, *(signs[run["variant"]][name] for name in levels), *(run["seed"] == s for s in seeds[1:])]
+        for run in done
     ]
-    x, y = np.array(signs, float), np.array([run["accuracy"] for run in done])
-    freedom = len(done) - len(factors) - 1
-    if not factors or freedom < 1 or np.linalg.matrix_rank(x) <= len(factors):
+    x, y = np.array(columns, float), np.array([run["accuracy"] for run in done])
+    freedom = len(done) - len(levels) - 1 - len(seeds[1:])
+    if not levels or freedom < 1 or np.linalg.matrix_rank(x) < x.shape[1]:
         return {}
     inverse = np.linalg.inv(x.T @ x)
     fitted = inverse @ x.T @ y
@@ -68,5 +93,5 @@ def effects_of(
             "effect": float(2 * fitted[column]),
             "standard_error": float(2 * errors[column]),
         }
-        for column, (name, (low, high)) in enumerate(factors.items(), 1)
+        for column, (name, (low, high)) in enumerate(levels.items(), 1)
     }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.common import now
 from models import CustomResNet
+from models.custom_resnet import ResidualLayer, _conv_block
 from onecycle.commands.train import ONLY_BATCHED
 from onecycle.data.cifar10 import load_cifar10
 from onecycle.data.dataset import CIFAR10_CLASSES, ImageDataset, Images
@@ -21,6 +23,7 @@ from onecycle.recipe import PRESETS, Recipe
 from onecycle.records import History
 from onecycle.run import Run
 from onecycle.run_parts import choose_rates, one_cycle_of, range_test, set_peak
+from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute, set_seed
 from onecycle.training.inference import predict
 from onecycle.training.loop import fit
@@ -28,7 +31,8 @@ from transformation import get_train_aug_transform
 
 KINDS = ("batched", "albumentations")
 """Of the training input."""
-"""Fields of the recipe that the albumentations input does not know."""
+WIDTH = 64
+"""Channels of the assignment's first layer."""
 
 
 @dataclasses.dataclass
@@ -36,6 +40,45 @@ class EachEpoch:
     """A callback of ``fit`` from a function of an epoch's record."""
 
     on_epoch: Callable[[Any], None]
+
+
+class Averages:
+    """Several averages of the weights beside one training, as ``fit`` takes ``kept``."""
+
+    keep = "last"
+
+    def __init__(self, model: nn.Module, horizons: Sequence[int]) -> None:
+        self.each = {steps: KeptWeights(model, average_steps=steps) for steps in horizons}
+
+    def note_step(self) -> None:
+        for kept in self.each.values():
+            kept.note_step()
+
+    def note_epoch(self, history: History) -> None:
+        pass
+
+    def buffers(self) -> list[torch.Tensor]:
+        return [buffer for kept in self.each.values() for buffer in kept.buffers()]
+
+    def apply(self) -> None:
+        pass
+
+
+def network(width: int) -> Callable[[int], nn.Module]:
+    """The assignment's network with ``width`` channels in the first layer, of which it has 64."""
+    if width == WIDTH:
+        return CustomResNet
+
+    def make(num_classes: int) -> nn.Module:
+        model = CustomResNet(num_classes)
+        model.prep_layer = _conv_block(3, width)
+        model.layer1 = ResidualLayer(width, 2 * width)
+        model.layer2 = _conv_block(2 * width, 4 * width, pool=True)
+        model.layer3 = ResidualLayer(4 * width, 8 * width)
+        model.fc = nn.Linear(8 * width, num_classes)
+        return model
+
+    return make
 
 
 def random_images(count: int, seed: int = 0) -> ImageDataset:
@@ -77,6 +120,7 @@ def make_run(
     *,
     kind: str = "batched",
     workers: int = 0,
+    width: int = WIDTH,
 ) -> Run:
     """A run before its first step, whose parts are used here; it writes nothing."""
     augment = None
@@ -86,7 +130,7 @@ def make_run(
             *normal, flip_probability=recipe.flip_probability, padding=recipe.padding
         )
     return Run(
-        "unwritten", images, CustomResNet, recipe, augment=augment, workers=workers,
+        "unwritten", images, network(width), recipe, augment=augment, workers=workers,
         device=compute.device.type, precision=compute.precision,
         compile=compute.compile_mode or "off",
     )  # fmt: skip
@@ -133,7 +177,7 @@ def graph_of(recipe: Recipe) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def warm_up(recipe: Recipe, images: Images, compute: Compute) -> float:
+def warm_up(recipe: Recipe, images: Images, compute: Compute, width: int = WIDTH) -> float:
     """Compile for the two batch shapes of an epoch, on a twin; the seconds that it took.
 
     What follows in this process finds it done. What was compiled before is forgotten: there is a
@@ -145,7 +189,7 @@ def warm_up(recipe: Recipe, images: Images, compute: Compute) -> float:
     if len(train) > 2 * size:
         train = train.subset(range(size + len(train) % size))
     short = dataclasses.replace(recipe, epochs=3, peak_epoch=None, lr_max=1e-3, lr_min=None)
-    fit_run(make_run(short, (train, images[1]), compute))
+    fit_run(make_run(short, (train, images[1]), compute, width=width))
     return now(compute.device) - begin
 
 
@@ -157,6 +201,8 @@ def train_once(
     kind: str = "batched",
     on_epoch: Callable[[Any], None] = lambda record: None,
     compiled: float = 0.0,
+    width: int = WIDTH,
+    averages: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Train by a recipe and evaluate once, after the last epoch: a run of a results file.
 
@@ -167,6 +213,8 @@ def train_once(
         kind: of the input, one of ``KINDS``.
         on_epoch: called after each epoch with its record.
         compiled: seconds that compiling for it took.
+        width: of the network, see :func:`network`.
+        averages: horizons of averages of the weights, in steps, which are evaluated too.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -174,19 +222,27 @@ def train_once(
     """
     device = compute.device
     begin = now(device)
-    run = make_run(recipe, images, compute, kind=kind)
+    run = make_run(recipe, images, compute, kind=kind, width=width)
+    if averages:
+        run.extras["kept"] = Averages(run.model, averages)
     found = range_test(run) if recipe.lr_max is None else None
     ready = now(device)
     history = fit_run(run, found, on_epoch=on_epoch)
     trained = now(device)
     seen = predict(run.model, run.test_loader, compute=compute, mirrored=True)
     evaluated = now(device)
+    beside = {}
+    for steps, kept in run.extras["kept"].each.items() if averages else ():
+        with kept.averaged():
+            mean = predict(run.model, run.test_loader, compute=compute)
+        beside[str(steps)] = mean.accuracy
     # The rates of the test follow from the recipe; from both, what another rule would have found.
     swept = {"range_test": [round(x, 4) for x in found.losses]} if found else {}
     return {
         "seed": recipe.seed,
         "lr_max": found.lr_max if found else recipe.lr_max,
         **swept,
+        **({"accuracy_averaged": beside} if beside else {}),
         "accuracy": seen.accuracy,
         "accuracy_mirrored": seen.mirrored_accuracy,
         "train_accuracy": history.epochs[-1].train_accuracy,

@@ -103,6 +103,11 @@ class Recipe:
     cutmix: float = setting(
         0.0, "alpha of CutMix, which pastes a part of another image; 0 is off, 1 is usual",
         low=0, high=100)
+    sharpness: float = setting(
+        0.0, "radius of sharpness-aware minimisation, whose steps take twice the time; 0 is off, 0.05 "
+        "is usual (Foret et al. 2021)", low=0, high=100)
+    sharpness_from: float = setting(
+        0.0, "epochs before the first such step", low=0)
     average_steps: int = setting(
         0, "steps over which the weights are averaged, beside the training; 0 is off",
         low=0, high=1_000_000)
@@ -179,6 +184,10 @@ class Recipe:
                 f"weight_decay is {self.weight_decay} and decay_per_step {self.decay_per_step}; "
                 "leave out weight_decay, which is replaced"
             )
+        if self.sharpness_from and not self.sharpness:
+            raise UsageError(
+                f"sharpness_from is {self.sharpness_from} and sharpness 0; give sharpness, such as 0.05"
+            )
         if self.keep == "average" and not self.average_steps:
             raise UsageError(
                 "keep is average; average_steps must be 1 or more then, such as an epoch's steps"
@@ -194,6 +203,7 @@ _BELOW = {
     "lr_min": "lr_max",
     "finder_start_lr": "finder_end_lr",
     "beta1_at_peak": "beta1",
+    "sharpness_from": "epochs",
 }
 """Fields that another one bounds."""
 

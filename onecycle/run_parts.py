@@ -34,6 +34,7 @@ from onecycle.training.compute import Compute
 from onecycle.training.criterion import WeightedCrossEntropy
 from onecycle.training.inference import evaluate
 from onecycle.training.progress import progress_bar
+from onecycle.training.sharpness import Sharpness
 
 if TYPE_CHECKING:
     from onecycle.run import Run
@@ -108,6 +109,7 @@ def make_extras(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         "clip_norm": recipe.clip_norm,
         "mixing": Mixing(recipe.mixup, recipe.cutmix, recipe.seed) if mixes else None,
         "kept": KeptWeights(model, **keeping) if follows else None,
+        "sharpness": Sharpness(recipe.sharpness, recipe.sharpness_from) if recipe.sharpness else None,
     }
 
 

@@ -59,7 +59,8 @@ def test_a_stopped_run_resumes_to_the_same_bits_with_all_of_them(data, tmp_path,
 
 LEVERS = [
     {"head_rate": 0.125}, {"vector_rate": 0.25}, {"vector_decay": True}, {"decay_per_step": 0.002},
-    {"start": "whitened"}, {"bn_groups": 4},
+    {"start": "whitened"}, {"bn_groups": 4}, {"sharpness": 0.1},
+    {"sharpness": 0.1, "sharpness_from": 1.2},
 ]  # fmt: skip
 
 

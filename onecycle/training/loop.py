@@ -34,6 +34,7 @@ from onecycle.training.inference import (
     never,
 )
 from onecycle.training.meter import Meter, not_saved
+from onecycle.training.sharpness import Sharpness
 from onecycle.training.step import Step
 from onecycle.training.stepping import check_begin, check_scheduler, is_per_epoch, replace_infinity
 
@@ -72,6 +73,7 @@ def fit(
     clip_norm: float = 0.0,
     mixing: Callable[..., tuple[Tensor, ...]] | None = None,
     kept: KeptWeights | None = None,
+    sharpness: Sharpness | None = None,
 ) -> History:
     """Train, and evaluate after each epoch.
 
@@ -101,6 +103,7 @@ def fit(
         mixing: mixes a batch on the device, such as :class:`onecycle.data.mixing.Mixing`; None: no
             image is mixed.
         kept: follows the weights; its ``apply`` gives the network those to keep, afterwards.
+        sharpness: steps whose gradient is that of the worst weights nearby; None: there are none.
 
     Returns:
         A record of every step and epoch that is done: fewer than ``epochs`` after a stop. Called
@@ -123,7 +126,7 @@ def fit(
         per_epoch=per_epoch, clip_norm=clip_norm, kept=kept,
     )  # fmt: skip
     training = _Training(step, train_loader, test_loader, epochs, checkpoint, callbacks, stop)
-    training.mixing = mixing
+    training.mixing, training.sharpness = mixing, sharpness
     if checkpoint is not None:
         agree = partial(
             contradictions, parts=training.parts, epochs=epochs, num_steps=len(train_loader),
@@ -179,6 +182,7 @@ class _Training:
         self.batch_size: int | None = None
         self.is_checked = False
         self.mixing: Callable[..., tuple[Tensor, ...]] | None = None
+        self.sharpness: Sharpness | None = None
 
     def run(self) -> None:
         """Train to the end, or until a stop."""
@@ -211,10 +215,13 @@ class _Training:
             if self.mixing is not None:
                 images, labels, *mixed = self.mixing(images, labels, epoch, index)
             is_last = index == num_steps - 1
+            done = epoch - 1 + index / num_steps
+            radius = self.sharpness.at(done) if self.sharpness is not None else 0.0
             with self._checked(images, labels):
                 measured, norm = self.step(
-                    images, labels, *mixed, share=share, is_last=is_last and epoch == self.epochs
-                )
+                    images, labels, *mixed, share=share,
+                    is_last=is_last and epoch == self.epochs, radius=radius,
+                )  # fmt: skip
             self.meter.note(lr, size, share, measured, norm)
             if self.meter.is_full or is_last:
                 self._read(epoch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from onecycle.outputs import class_scores
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
+from onecycle.training.sharpness import climbed
 
 
 class Objective(nn.Module):
@@ -120,6 +121,7 @@ class Step:
         *mixed: Tensor,
         share: float,
         is_last: bool,
+        radius: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """One step; its measurements stay on the device.
 
@@ -129,23 +131,19 @@ class Step:
             mixed: of mixed images the other labels, and the weight of the first, see ``Mixing``.
             share: n as a share of the batch of the whole group, 0..1.
             is_last: the last step of the training: the schedule has no learning rate after it.
+            radius: how far the weights climb before the gradient is taken, see ``Sharpness``; 0: they
+                do not.
 
         Returns:
             (2,) mean cross-entropy and number of correct predictions, of this process's share; and
             the norm of the whole batch's gradient before it is clipped, in float16 times the scale
             of the loss.
         """
-        with self.compute.autocast():
-            loss, measured = self._objective(images, labels, *mixed)
-        self.optimizer.zero_grad()
-        # A group averages the gradients of its processes; with this factor the average is the
-        # gradient of the whole batch.
-        weight = share * self.compute.group.world_size
-        with self.compute.group.waiting("their gradients"):
-            self.scaler.scale(loss * weight).backward()
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self._parameters if p.grad is not None]
-        )
+        measured, norm = self._gradient(images, labels, *mixed, share=share)
+        if radius:
+            measured = measured.clone()  # a graph writes its outputs to the same place again
+            with climbed(self.model, radius, norm):
+                _, norm = self._gradient(images, labels, *mixed, share=share)
         if self.clip_norm:
             self.scaler.unscale_(self.optimizer)
             # What the optimizer does not hold is not unscaled.
@@ -158,6 +156,22 @@ class Step:
         if self.scheduler is not None and not (is_last or self.per_epoch):
             self.scheduler.step()
         return measured, norm
+
+    def _gradient(
+        self, images: Tensor, labels: Tensor, *mixed: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient of the whole batch in the parameters; what a call returns."""
+        with self.compute.autocast():
+            loss, measured = self._objective(images, labels, *mixed)
+        self.optimizer.zero_grad()
+        # A group averages the gradients of its processes; with this factor the average is the
+        # gradient of the whole batch.
+        weight = share * self.compute.group.world_size
+        with self.compute.group.waiting("their gradients"):
+            self.scaler.scale(loss * weight).backward()
+        return measured, torch.nn.utils.get_total_norm(
+            [p.grad for p in self._parameters if p.grad is not None]
+        )
 
     def end_epoch(self, test_loss: float | None) -> None:
         """Step a scheduler that is stepped after each epoch.

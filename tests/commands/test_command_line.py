@@ -145,7 +145,7 @@ def test_every_field_of_the_recipe_is_an_option():
                  "class_weights": "auto", "keep": "best", "mixup": 0.2, "cutmix": 1.0,
                  "clip_norm": 1.0, "lr_ratio": 30, "finder_end_lr": 1.5, "finder_sweeps": 2,
                  "finder_steps": 30, "head_rate": 0.5, "start": "whitened",
-                 "decay_per_step": 1e-3}.get(field.name)  # fmt: skip
+                 "decay_per_step": 1e-3, "sharpness_from": 0}.get(field.name)  # fmt: skip
         if isinstance(field.default, bool):
             words, value = [option], True
         else:
