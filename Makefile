@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 BROWSER := .venv/installed-browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo train test lint test-browser test-colab test-oldest notebook publish docs bench bench-gpu faults clean
+.PHONY: help install demo train test lint test-browser test-colab test-oldest notebook publish docs bench bench-gpu study faults clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -67,6 +67,10 @@ bench: $(INSTALLED) ## speeds on this CPU into benchmarks/results/, under 10 min
 bench-gpu: ## what needs a GPU, under 9 minutes; DATA=images or archive, OUT=folder, ONLY=sections
 	$(if $(DATA),DATA="$(DATA)") $(if $(OUT),OUT="$(OUT)") $(if $(ONLY),ONLY="$(ONLY)") \
 		$(or $(wildcard $(PY)),python3) benchmarks/gpu.py
+
+study: $(INSTALLED) ## a designed experiment; DESIGN=file of benchmarks/designs/, DATA=images, OUT=file, JOBS=2
+	$(PY) benchmarks/study.py --design "$(DESIGN)" $(if $(DATA),--data-dir "$(DATA)") \
+		$(if $(OUT),--out "$(OUT)") $(if $(JOBS),--jobs $(JOBS))
 
 faults: $(INSTALLED) ## kills, signals, damaged files and more, under 15 minutes; SCALE=share, OUT=folder
 	$(PY) -m pytest -m faults tests/faults $(if $(SCALE),--faults-scale "$(SCALE)") \

@@ -1,27 +1,25 @@
 #!/usr/bin/env python3
-"""The whole loop against a plain one, written the way public solutions of the assignment are.
+"""The whole loop beside those of other libraries with the same recipe, an epoch each in turns.
 
-Plain: float32, default memory format, a DataLoader with the albumentations pipeline, ``.item()``
-after every step. Same network, same images, same batch size. The two take turns, an epoch each; the
-first of each is the warm-up. The plain one has a process of its own, which ``tune_process``
-has not touched.
+A plain loop, as public solutions of the assignment have it, Lightning and fastai, each as its
+documentation writes it (`elsewhere/speed_*.py`): float32, and bfloat16 where it takes a word. Same network,
+same images, same batch size. The first epoch of each is the warm-up. Each has a process of its own,
+which ``tune_process`` has not touched. What is not installed is left out, and said so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import multiprocessing
 import sys
-from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
 from benchmarks.common import (
     has_amx,
@@ -34,14 +32,35 @@ from benchmarks.common import (
     spread,
     write_json,
 )
+from benchmarks.elsewhere.speed import Task, run
 from benchmarks.tables import show
 from benchmarks.training import fit_run, load_images, make_run, plain_recipe
 from models import CustomResNet
 from onecycle.errors import UsageError
-from transformation import get_train_aug_transform
 
 GOAL = 3.0
 """The ratio to reach on a CPU with AMX."""
+OURS, PLAIN = "this loop", "plain loop, float32"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Another loop: its module in ``elsewhere``, what it needs, and its number format."""
+
+    module: str
+    needs: tuple[str, ...]
+    autocast: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+LOOPS = {
+    PLAIN: Loop("speed_plain", ("albumentations",)),
+    "plain loop, bfloat16 autocast": Loop("speed_plain", ("albumentations",), autocast=True),
+    "Lightning, float32": Loop("speed_lightning", ("lightning", "albumentations")),
+    "Lightning, bf16-mixed": Loop("speed_lightning", ("lightning", "albumentations"), True),
+    "fastai, float32": Loop("speed_fastai", ("fastai",)),
+    "fastai, to_fp16": Loop("speed_fastai", ("fastai",), True, ("cuda",)),
+}
 
 
 def parse(argv):
@@ -51,7 +70,7 @@ def parse(argv):
     add("--images", type=int, metavar="N", help="an epoch (512; 50,000 on a GPU)")
     add("--batch-size", type=int, metavar="N", help="(256; 512 on a GPU)")
     add("--rounds", type=int, default=5, metavar="N", help="(%(default)s)")
-    add("--workers", type=int, metavar="N", help="of the plain loop's DataLoader (0; 2 on a GPU)")
+    add("--workers", type=int, metavar="N", help="of the others' loaders (0; 2 on a GPU)")
     # fmt: on
     args = made.parse_args(argv)
     compute = settle(args)
@@ -61,75 +80,41 @@ def parse(argv):
     return args, compute
 
 
-class PlainTraining:
-    """The loop as it is commonly written, an epoch at a time."""
-
-    def __init__(self, train, *, batch_size: int, epochs: int, workers: int, device) -> None:
-        torch.manual_seed(0)
-        transform = get_train_aug_transform(train.mean, train.std)
-        self.device = device
-        self.loader = DataLoader(
-            train.with_transform(transform),
-            batch_size=batch_size,
-            shuffle=True,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-        )
-        self.model = CustomResNet().to(device)
-        self.criterion = nn.CrossEntropyLoss()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=0.001,
-            epochs=epochs,
-            steps_per_epoch=len(self.loader),
-            pct_start=0.3,  # 1 / pct_start steps would divide by zero
-        )
-
-    def epoch(self) -> float:
-        """The epoch's accuracy, 0..1."""
-        self.model.train()
-        correct = processed = 0
-        for data, target in self.loader:
-            data, target = data.to(self.device), target.to(self.device)
-            self.optimizer.zero_grad()
-            output = self.model(data)
-            loss = self.criterion(output, target)
-            loss.backward()
-            self.optimizer.step()
-            self.scheduler.step()
-            correct += (output.argmax(dim=1) == target).sum().item()
-            processed += len(data)
-            f"loss={loss.item():.4f} accuracy={100 * correct / processed:.2f}"  # as a bar would
-        return correct / processed
+Process: Any = multiprocessing.get_context("spawn").Process
 
 
-_plain: PlainTraining
-"""In the process of the plain loop."""
+@contextlib.contextmanager
+def others(result: dict[str, Any], **options: Any) -> Iterator[dict[str, Connection]]:
+    """The other loops by name, each waiting for its turns; why one is left out is in ``failed``."""
+    pipes, processes = {}, []
+    result["failed"] = {}
+    for name, loop in LOOPS.items():
+        missing = [package for package in loop.needs if importlib.util.find_spec(package) is None]
+        if missing:
+            result["failed"][name] = f"{', '.join(missing)} is not installed"
+        elif options["device"] in loop.devices:
+            pipes[name], theirs = multiprocessing.Pipe()
+            task = Task(autocast=loop.autocast, **options)
+            processes.append(Process(target=run, args=(loop.module, task, theirs), daemon=True))
+            processes[-1].start()
+    try:
+        yield pipes
+    finally:
+        for pipe in pipes.values():
+            pipe.close()  # each ends when it asks for its next turn
+        for process in processes:
+            process.join(timeout=10)
 
 
-def begin_plain(train, options: dict[str, Any]) -> None:
-    global _plain
-    _plain = PlainTraining(train, **options)
-
-
-def plain_epoch() -> float:
-    """Seconds."""
-    begin = now(_plain.device)
-    _plain.epoch()
-    return now(_plain.device) - begin
-
-
-def own_process(*begin: Any) -> Executor:
-    """A process that begins with a function, given with its arguments, and waits for calls."""
-    return ProcessPoolExecutor(1, get_context("spawn"), begin[0], begin[1:])
+def turn_of(pipe: Connection) -> float | str:
+    """Seconds of an epoch of another loop, or what went wrong in it."""
+    pipe.send("go")
+    return pipe.recv()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args, compute = parse(argv)
     device = compute.device
-    if importlib.util.find_spec("albumentations") is None:
-        raise UsageError("the plain loop needs albumentations, which is not installed")
     train, test = load_images(args.data_dir, args.images)
     train = train.sample(min(args.images, len(train)))
     settings = {
@@ -137,49 +122,59 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "images_an_epoch": len(train),
         "batch_size": args.batch_size,
         "rounds": args.rounds,
-        "plain_workers": args.workers,
+        "workers_of_the_others": args.workers,
         "compile": compute.compile_mode,
         "seed": 0,
     }
     result = new_result("baseline", compute, settings)
     recipe = plain_recipe(args.batch_size, args.rounds + 1)
-    options = {"batch_size": args.batch_size, "epochs": recipe.epochs, "workers": args.workers}
+    options = {
+        "images": train, "network": CustomResNet, "batch_size": args.batch_size,
+        "epochs": recipe.epochs, "workers": args.workers, "device": device.type,
+    }  # fmt: skip
 
-    def turn(record) -> None:
-        ours = now(device) - mark[0]
-        rates = {
-            "round": record.epoch - 1,  # 0 is the warm-up, and is not in the summary
-            "ours_images_per_s": len(train) / ours,
-            "plain_images_per_s": len(train) / plain.submit(plain_epoch).result(),
-        }
-        result["runs"].append(rates)
+    def turns(record) -> None:
+        rates = {OURS: len(train) / (now(device) - mark[0])}
+        for name, pipe in list(waiting.items()):
+            seconds = turn_of(pipe)
+            if isinstance(seconds, str):
+                result["failed"][name] = seconds
+                del waiting[name]
+            else:
+                rates[name] = len(train) / seconds
+        # Round 0 is the warm-up, and is not in the summary.
+        result["runs"].append({"round": record.epoch - 1, "images_per_s": rates})
         if len(result["runs"]) > 1:
             result["summary"] = summarise(result["runs"][1:], result["machine"])
         write_json(args.out, result)
         mark[0] = now(device)
 
-    with own_process(begin_plain, train, options | {"device": device}) as plain:
-        run = make_run(recipe, (train, test), compute)
+    with others(result, **options) as pipes:
+        waiting = dict(pipes)
+        run_ = make_run(recipe, (train, test), compute)
         mark = [now(device)]
-        fit_run(run, on_epoch=turn)
+        fit_run(run_, on_epoch=turns)
     show(result)
     return result
 
 
 def summarise(runs: list[dict[str, Any]], machine: dict[str, Any]) -> dict[str, Any]:
-    ours, plain = ([run[f"{name}_images_per_s"] for run in runs] for name in ("ours", "plain"))
+    """By loop the spread of its rates, and of how many times as fast ours is in the same round."""
     if machine["device"] != "cpu":
         goal = "no goal on this device: as measured"
     elif has_amx():
         goal = f"goal on a CPU with AMX: {GOAL:g}"
     else:
         goal = f"this CPU has no AMX: the goal of {GOAL:g} is for one that has"
-    return {
-        "ours": spread(ours),
-        "plain": spread(plain),
-        "ratio": spread(a / b for a, b in zip(ours, plain)),
-        "goal": goal,
-    }
+    made = {}
+    rates = [run["images_per_s"] for run in runs]
+    for name in (OURS, *LOOPS):
+        done = [row for row in rates if name in row]
+        if done:
+            made[name] = {"images_per_s": spread(row[name] for row in done)}
+            if name != OURS:
+                made[name]["ours_over_it"] = spread(row[OURS] / row[name] for row in done)
+    return {"loops": made, "goal": goal}
 
 
 if __name__ == "__main__":

@@ -226,7 +226,7 @@ def command_of(
         UsageError: it follows a section that has left nothing to go on with.
     """
     more = section.follow(args.out) if section.follow else []
-    if section.script == "accuracy.py":  # ends by itself, so that it can say what is missing
+    if section.script in ("accuracy.py", "study.py"):  # ends by itself, so that it can say what is missing
         more = [*more, "--most-seconds", f"{max(most_s - START_S, 1):.0f}"]
     return [
         sys.executable, "-u", str(Path(__file__).parent / section.script),

@@ -11,6 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.baseline import OURS, PLAIN
 from benchmarks.tables import TABLES, copied, machine_of, render_accuracy
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -41,6 +42,7 @@ def broken_off(result: dict[str, Any]) -> str:
 
 
 CHOICE = {
+    "screening": "**Which choices help**: a designed experiment with two levels of each",
     "factorial": "**How the recipe was chosen**: all combinations of two levels of four numbers",
     "halving": "**The recipes that follow from it**, over seeds",
     "chosen": "**The chosen recipe**, on the test images",
@@ -147,11 +149,15 @@ def _say_input(result: dict[str, Any]) -> str:
 
 
 def _say_baseline(result: dict[str, Any]) -> str:
-    summary = result["summary"]
-    return (
-        f"Training takes {summary['ours']['median']:,.0f} images/s, "
-        f"{summary['ratio']['median']:.1f} times a plain float32 loop with an albumentations loader"
-    )
+    loops = result["summary"]["loops"]
+    ours = f"Training takes {loops[OURS]['images_per_s']['median']:,.0f} images/s"
+    times = {
+        name: f"{row['ours_over_it']['median']:.1f} times {name}"
+        for name, row in loops.items() if name != OURS
+    }  # fmt: skip
+    if PLAIN in times:
+        times[PLAIN] += " with an albumentations loader"
+    return ", ".join([ours, *times.values()])
 
 
 def _say_recipe(result: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ def sections(seeds: Sequence[int], references: str | None) -> list[Section]:
 
     made = [
         # The recipe is chosen on held-out training images; that of the chosen one is on the test's.
-        Section("factorial", "accuracy.py", (*campaign.factorial(), *held_out), 260, 100),
+        Section("screening", "study.py", ("--design", str(campaign.DESIGN)), 310, 150),
         Section("halving", "accuracy.py", ("--seeds", "2", "3", "4", *held_out), 150, 70,
                 campaign.halving_options),
         Section("chosen", "accuracy.py", ("--seeds", *test_seeds), 100, 45,

@@ -26,11 +26,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.accuracy import Campaign, continued, in_order, load_parts, settings_of, store
-from benchmarks.common import RESULTS, new_result, num_cores, parser, run_benchmark, settle, write_json
+from benchmarks.common import (
+    RESULTS,
+    new_result,
+    num_cores,
+    parser,
+    run_benchmark,
+    settle,
+    write_json,
+)
 from benchmarks.design import Design, read_design
 from benchmarks.effects import main_effects
 from benchmarks.tables import show
-from benchmarks.training import KINDS, check_input
+from benchmarks.training import KINDS, check_input, make_run
 from onecycle.recipe import Recipe
 
 
@@ -69,6 +77,15 @@ def _start(args: argparse.Namespace, design: Design) -> None:
 def _train(name: str, recipe: Recipe) -> tuple[dict[str, Any], str, float]:
     begin = time.monotonic()
     return *_worker[0].train(name, recipe), time.monotonic() - begin
+
+
+def check_rows(design: Design, campaign: Campaign) -> None:
+    """Refuse a row that cannot be trained, before any is."""
+    train, test = campaign.images
+    for recipe in design.recipes.values():
+        check_input(recipe, train, KINDS[0])
+        few = train.subset(range(recipe.batch_size)), test
+        make_run(recipe, few, campaign.compute, width=design.settings["width"])
 
 
 Done = tuple[str, Recipe, dict[str, Any], str]
@@ -132,8 +149,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     settings |= {name: design.settings[name] for name in kept} | {"jobs": args.jobs}
     fresh = new_result("accuracy", campaign.compute, settings)
     result = continued(out, fresh, design.recipes)
-    for recipe in design.recipes.values():
-        check_input(recipe, campaign.images[0], KINDS[0])
+    check_rows(design, campaign)
     made = {(run["variant"], run["seed"]) for run in result["runs"]}
     planned = in_order(design.recipes, design.seeds, campaign.compute)
     wanted = [(name, recipe) for name, recipe in planned if (name, recipe.seed) not in made]

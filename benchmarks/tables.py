@@ -60,11 +60,14 @@ def render_step(result: dict[str, Any]) -> str:
 def render_baseline(result: dict[str, Any]) -> str:
     summary = result["summary"]
     rows = [
-        ["this loop", between(summary["ours"])],
-        ["plain float32 loop", between(summary["plain"])],
-        ["**ratio**", f"**{between(summary['ratio'], '.2f')}**; {summary['goal']}"],
-    ]
-    return table(["Whole loop", "images/s"], rows)
+        [name, between(row["images_per_s"]),
+         between(row["ours_over_it"], ".2f") if "ours_over_it" in row else ""]
+        for name, row in summary["loops"].items()
+    ]  # fmt: skip
+    said = [f"{name}: {error}." for name, error in result.get("failed", {}).items()]
+    about = f"Against the plain float32 loop: {summary['goal']}."
+    head = ["Whole loop", "images/s", "this loop is so many times as fast"]
+    return "\n\n".join([table(head, rows), about, *said])
 
 
 def render_scaling(result: dict[str, Any]) -> str:
@@ -107,6 +110,8 @@ def render_accuracy(result: dict[str, Any]) -> str:
     parts = [about, table(head, rows)]
     if "effects" in result:
         parts.append(render_effects(result["effects"]))
+    if "averages" in result:
+        parts.append(render_averages(result["averages"]))
     if "missing" in result:
         parts.append(f"For {len(result['missing'])} of the runs there was no time.")
     return "\n\n".join(parts)
@@ -119,6 +124,15 @@ def render_effects(effects: dict[str, dict[str, Any]]) -> str:
         for name, row in effects.items()
     ]  # fmt: skip
     return table(["Factor", "lower", "upper", "effect in points, standard error"], rows)
+
+
+def render_averages(averages: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [f"{int(steps):,} steps", row["count"],
+         f"{100 * row['effect']:+.2f} ± {100 * (row['standard_error'] or 0):.2f}"]
+        for steps, row in averages.items()
+    ]  # fmt: skip
+    return table(["Average of the weights over", "runs", "effect in points, standard error"], rows)
 
 
 def render_references(result: dict[str, Any]) -> str:

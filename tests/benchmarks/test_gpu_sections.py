@@ -7,13 +7,17 @@ import pytest
 import torch
 from small_benchmarks import CPU, TOY, arguments, script, stored
 
-from benchmarks import accuracy, baseline, gpu, input, scaling, step
+from benchmarks import accuracy, baseline, campaign, gpu, input, scaling, step, study
 from onecycle.errors import DataError, UsageError
 
 
 def test_every_section_of_the_gpu_command_runs_on_a_cpu_at_toy_size(tmp_path, in_process):
+    small = campaign.DESIGN.read_text("utf-8").replace(
+        "val = 5000", "val = 200\nlimit_train = 48\nlimit_test = 30"
+    ).replace("[recipe]", "[recipe]\nepochs = 20\nbatch_size = 16")  # fmt: skip
+    (tmp_path / "small.toml").write_text(small)
     toy = {
-        "factorial": [*TOY[2:], "--val", "200", "--epochs", "1"],
+        "screening": ["--design", str(tmp_path / "small.toml")],
         "halving": [*TOY[2:], "--val", "200", "--epochs", "1"],
         "chosen": [*TOY[2:]],
         "accuracy": [*TOY[2:]],
@@ -30,7 +34,7 @@ def test_every_section_of_the_gpu_command_runs_on_a_cpu_at_toy_size(tmp_path, in
     assert {section.name for section in chosen} == set(toy)
     for section in chosen:
         main = {"accuracy.py": accuracy, "step.py": step, "input.py": input,
-                "baseline.py": baseline, "scaling.py": scaling}[section.script].main  # fmt: skip
+                "baseline.py": baseline, "scaling.py": scaling, "study.py": study}[section.script].main  # fmt: skip
         follow = section.follow(tmp_path) if section.follow else []
         options = [*section.options, *follow, *toy[section.name], "--data-dir", "digits", *CPU]
         main([*options, "--out", str(tmp_path / f"{section.name}.json")])

@@ -4,6 +4,7 @@ import torch
 from small_benchmarks import CPU, Tiny, stored
 
 from benchmarks import baseline, common, render, scaling, step, training
+from benchmarks.elsewhere import speed_plain
 from onecycle.checks import PROBED
 from onecycle.errors import UsageError
 from onecycle.recipe import Recipe
@@ -31,8 +32,13 @@ def test_each_benchmark_leaves_its_runs_and_their_summary(measured):
 
     result = stored(measured / "baseline.json")
     assert [run["round"] for run in result["runs"]] == [0, 1, 2]  # 0 is the warm-up
-    ratios = [r["ours_images_per_s"] / r["plain_images_per_s"] for r in result["runs"][1:]]
-    assert result["summary"]["ratio"]["median"] == pytest.approx(np.median(ratios))
+    rates = [run["images_per_s"] for run in result["runs"][1:]]
+    ratios = [row[baseline.OURS] / row[baseline.PLAIN] for row in rates]
+    row = result["summary"]["loops"][baseline.PLAIN]
+    assert row["ours_over_it"]["median"] == pytest.approx(np.median(ratios))
+    told = result["failed"].keys() | result["summary"]["loops"].keys()
+    on_cpu = {name for name, loop in baseline.LOOPS.items() if "cpu" in loop.devices}
+    assert {baseline.OURS, *on_cpu} <= told
     assert "AMX" in result["summary"]["goal"]
 
     result = stored(measured / "scaling.json")
@@ -43,15 +49,31 @@ def test_each_benchmark_leaves_its_runs_and_their_summary(measured):
 
 
 def test_a_baseline_that_is_interrupted_ends(tmp_path, monkeypatch):
-    def interrupt():
+    def interrupt(pipe):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(baseline, "plain_epoch", interrupt)
+    monkeypatch.setattr(baseline, "turn_of", interrupt)
     options = ["--images", "48", "--batch-size", "16", *CPU, "--out", str(tmp_path / "b.json")]
     with pytest.raises(KeyboardInterrupt):
         baseline.main(options)
     with pytest.raises(UsageError, match="--rounds is 0"):
         baseline.main([*options, "--rounds", "0"])
+
+
+def test_a_loop_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
+    def fail(task):
+        task.begin()
+        raise RuntimeError("no memory\nmore")
+
+    monkeypatch.setattr(speed_plain, "train", fail)
+    out = tmp_path / "b.json"
+    baseline.main(
+        ["--images", "48", "--batch-size", "16", "--rounds", "1", *CPU, "--out", str(out)]
+    )
+    result = stored(out)
+    assert result["failed"][baseline.PLAIN] == "RuntimeError: no memory"
+    assert list(result["summary"]["loops"]) == [baseline.OURS]
+    assert "RuntimeError: no memory" in render.TABLES["baseline"](result)
 
 
 def test_the_warm_up_meets_the_two_batch_shapes_of_an_epoch(monkeypatch):
@@ -91,7 +113,8 @@ def test_the_bare_step_trains(mode, monkeypatch):
 def test_tables_come_from_the_files_and_say_what_is_missing(measured):
     text = render.render_benchmarks(measured, measured / "gpu")
     result = stored(measured / "baseline.json")
-    assert f"{result['summary']['ratio']['median']:.2f}" in text
+    ours_over_it = result["summary"]["loops"][baseline.PLAIN]["ours_over_it"]
+    assert f"{ours_over_it['median']:.2f}" in text
     assert "Not yet measured" in text and "`make bench-gpu`" in text
     assert "(`make bench`)" not in text
     missing = render.render_benchmarks(measured / "none", measured / "gpu")
