@@ -10,6 +10,7 @@ which ``tune_process`` has not touched. What is not installed is left out, and s
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import multiprocessing
 import sys
@@ -125,6 +126,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "workers_of_the_others": args.workers,
         "compile": compute.compile_mode,
         "seed": 0,
+        "versions_of_the_others": {
+            name: importlib.metadata.version(name)
+            for name in dict.fromkeys(package for loop in LOOPS.values() for package in loop.needs)
+            if importlib.util.find_spec(name) is not None
+        },
     }
     result = new_result("baseline", compute, settings)
     recipe = plain_recipe(args.batch_size, args.rounds + 1)

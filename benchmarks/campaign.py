@@ -41,9 +41,7 @@ def improved(
     return fields
 
 
-def halving(
-    design: Design, effects: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def halving(design: Design, effects: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The recipes to compare by name; one that two names would have is there once."""
     made: dict[str, dict[str, Any]] = {}
     for name, errors in HALVING.items():

@@ -36,7 +36,7 @@ def parser(about: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", help="CIFAR-10 as onecycle train takes it, or 'digits'")
     add("--device", default="auto", metavar="D", help="auto, cuda, mps or cpu")
     add("--precision", default="auto", metavar="P", help=f"auto, {', '.join(PRECISIONS)}")
-    add("--compile", default="off", metavar="M", help="off, fused, default or reduce-overhead")
+    add("--compile", default="off", metavar="M", help="off, graph, fused, fused-graph, default or reduce-overhead")
     add("--out", type=Path, default=RESULTS / f"{name}.json", metavar="FILE",
         help=f"results file (benchmarks/results/{name}.json)")
     # fmt: on

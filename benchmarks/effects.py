@@ -76,7 +76,11 @@ def main_effects(
     variants = [run["variant"] for run in done]
     seeds = sorted({run["seed"] for run in done}) if len(set(variants)) < len(done) else []
     columns = [
-        [1, *(signs[run["variant"]][name] for name in levels), *(run["seed"] == s for s in seeds[1:])]
+        [
+            1,
+            *(signs[run["variant"]][name] for name in levels),
+            *(run["seed"] == s for s in seeds[1:]),
+        ]
         for run in done
     ]
     x, y = np.array(columns, float), np.array([run["accuracy"] for run in done])

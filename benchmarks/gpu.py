@@ -75,7 +75,7 @@ def fastest_mode(file: Path) -> list[str]:
 
 def without_compiler(section: Section) -> Section:
     """The same section, measuring nothing that torch.compile makes."""
-    others = ("--modes", "eager", "fused", "eager-graph", "fused-graph")
+    others = ("--modes", "eager", "graph", "fused", "fused-graph")
     options = others if section.name == "step" else ()
     return dataclasses.replace(section, options=(*section.options, *options))
 
@@ -226,7 +226,10 @@ def command_of(
         UsageError: it follows a section that has left nothing to go on with.
     """
     more = section.follow(args.out) if section.follow else []
-    if section.script in ("accuracy.py", "study.py"):  # ends by itself, so that it can say what is missing
+    if section.script in (
+        "accuracy.py",
+        "study.py",
+    ):  # ends by itself, so that it can say what is missing
         more = [*more, "--most-seconds", f"{max(most_s - START_S, 1):.0f}"]
     return [
         sys.executable, "-u", str(Path(__file__).parent / section.script),

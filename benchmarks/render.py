@@ -49,7 +49,7 @@ CHOICE = {
 }
 """The sections by which the recipe is chosen, which are told of where they were run."""
 PLACES = [
-    ("cpu", CPU, ("input", "step", "baseline", "scaling")),
+    ("cpu", CPU, ("input", "step", "baseline", "scaling", "references")),
     ("gpu", GPU, ("accuracy", "step", "input", "speedrun", "speedrun_epochs", "references",
                   "baseline", "scaling")),
 ]  # fmt: skip
@@ -63,17 +63,17 @@ def render_benchmarks(cpu: Path = CPU, gpu: Path = GPU) -> str:
         machines = list(dict.fromkeys(machine_of(r) for r in results.values() if r))
         title = "On a CPU" if place == "cpu" else "On a GPU"
         parts.append(f"**{title}**" + (f": {'; '.join(machines)}" if machines else ""))
-        parts += [
-            f"{TABLES[result['benchmark']](result)}{broken_off(result)}"
-            for name, result in results.items()
-            if result
-        ]
+        for result in filter(None, results.values()):
+            where = f"{machine_of(result)}:\n\n" if len(machines) > 1 else ""
+            parts.append(f"{where}{TABLES[result['benchmark']](result)}{broken_off(result)}")
         for name, title in CHOICE.items() if place == "gpu" else ():
             if result := load(folders[place] / f"{name}.json"):
                 about = f"{title}: {machine_of(result)}"
                 parts += [about, f"{render_accuracy(result)}{broken_off(result)}"]
         missing = {}
         for name in (name for name, result in results.items() if not result):
+            if (place, name) == ("cpu", "references"):
+                continue
             missing.setdefault(COMMANDS.get(name, COMMANDS[place]), []).append(name)
         parts += [
             f"Not yet measured: {', '.join(names)} (`{command}`)."

@@ -38,10 +38,11 @@ from onecycle.run import Run
 from onecycle.training.compute import PRECISIONS, Compute
 
 GOAL = 0.95
-LOOPS = ("eager", "fused", "reduce-overhead", "default")
-"""Nothing, our own kernels, and torch.compile's modes: ways to compute, for bare step and loop."""
-GRAPHS = ("eager-graph", "fused-graph", "default-graph")
-"""CUDA graphs of the bare step in some of these ways; the last one finds its kernels compiled."""
+LOOPS = ("eager", "graph", "fused", "fused-graph", "reduce-overhead", "default")
+"""Ways to compute, for bare step and loop: nothing, a CUDA graph, our own kernels, both of these, and
+torch.compile's modes."""
+GRAPHS = ("default-graph",)
+"""CUDA graphs of the bare step alone; this one finds its kernels compiled."""
 
 
 def parse(argv):
@@ -98,11 +99,10 @@ def bare_step(run: Run, images: Tensor, labels: Tensor, mode: str) -> Callable:
 
     A run that is to be fused has that from its making.
     """
-    way = mode.removesuffix("-graph")
     objective = Objective(run)
     run.model.train()
-    if way not in ("eager", "fused"):
-        objective = torch.compile(objective, mode=way, dynamic=False)
+    if torch_mode := run.compute.torch_compile_mode:
+        objective = torch.compile(objective, mode=torch_mode, dynamic=False)
 
     def step() -> None:
         with run.compute.autocast():
@@ -111,7 +111,7 @@ def bare_step(run: Run, images: Tensor, labels: Tensor, mode: str) -> Callable:
         loss.backward()
         run.optimizer.step()
 
-    return step if mode == way else captured(step, run.optimizer)
+    return captured(step, run.optimizer) if mode.endswith("graph") else step
 
 
 def captured(step: Callable, optimizer: torch.optim.Optimizer) -> Callable:
@@ -148,8 +148,8 @@ def time_bare(step: Callable, steps: int, batch_size: int, device: torch.device)
 
 def in_mode(compute: Compute, mode: str) -> Compute:
     """The same, computing in the way of a mode."""
-    way = mode.removesuffix("-graph")
-    return dataclasses.replace(compute, compile_mode=None if way == "eager" else way)
+    way = {"eager": None, "default-graph": "default"}.get(mode, mode)
+    return dataclasses.replace(compute, compile_mode=way)
 
 
 def measure(mode: str, args, compute: Compute, images: Images) -> dict[str, Any]:

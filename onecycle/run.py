@@ -51,6 +51,7 @@ from onecycle.run_folder import (
 from onecycle.run_given import (
     check_given,
     check_step_scheduler,
+    given_pictures,
     names_of,
 )
 from onecycle.run_parts import (
@@ -113,7 +114,7 @@ class Run:
         callbacks: objects with ``on_step(epoch, step, accuracy)`` or ``on_epoch(record)``.
         device: auto, cuda, mps or cpu.
         precision: auto, bfloat16, float16 or float32.
-        compile: off, fused, default or reduce-overhead.
+        compile: off, graph, fused, fused-graph, default or reduce-overhead.
         group: the processes that train together. None: this one alone.
         save_every_s: seconds between two checkpoints, 0 or more; 0: after each step.
         resume: auto, never, or the file of a checkpoint.
@@ -339,30 +340,31 @@ class Run:
         return self._evaluation
 
     def predict(
-        self, pictures: Sequence[str | os.PathLike | np.ndarray], top: int = 5
+        self, pictures: str | os.PathLike | Sequence[Any], top: int = 5
     ) -> list[list[Guess]]:
         """The most probable classes of each picture, the most probable first.
 
         Args:
-            pictures: files, or (N, S, S, 3) uint8 of the size that the network was trained on.
+            pictures: a folder, of which all pictures are taken in the order of their names; or a list
+                of files, of pictures opened with Pillow, or of (S, S, 3) uint8 of the size that the
+                network was trained on.
             top: classes per picture.
 
         Raises:
-            DataError: a file is no picture, or is damaged.
+            DataError: a file is no picture, or is damaged; a folder has none.
             UsageError: one file is given, not several, or arrays of another form.
         """
-        if isinstance(pictures, (str, bytes, os.PathLike)):
-            raise UsageError(f"pictures is the file {pictures}; give a list, such as [file]")
+        pictures = given_pictures(pictures)
         self._train_to_the_end()
         size, resize = self.train.size_px, self.recipe.resize
-        pictures = [
+        read = [
             picture
             if isinstance(picture, np.ndarray)
             else read_picture(picture, size, resize=resize)
             for picture in pictures
         ]
         return predict_pictures(
-            self.model, pictures, mean=self.train.mean, std=self.train.std,
+            self.model, read, mean=self.train.mean, std=self.train.std,
             classes=self.train.classes, top=top,
         )  # fmt: skip
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from onecycle.data.dataset import ImageDataset, Images
+from onecycle.data.listing import pictures_below
 from onecycle.errors import UsageError
 from onecycle.modules import in_words, name_of
 from onecycle.recipe import Recipe
@@ -65,3 +69,19 @@ def check_step_scheduler(scheduler: Callable | None, step_scheduler: str) -> Non
 def names_of(**given: Any) -> dict[str, str]:
     """What is given in place of the recipe's parts, by name; what is None is left out."""
     return {part: name_of(value) for part, value in given.items() if value is not None}
+
+
+def given_pictures(pictures: Any) -> Sequence[Any]:
+    """The pictures to classify, one by one: those of a folder, or what a list has.
+
+    Raises:
+        DataError: the folder has none.
+        UsageError: a single picture is given.
+    """
+    if isinstance(pictures, (str, os.PathLike)) and Path(pictures).is_dir():
+        return pictures_below(pictures)
+    if isinstance(pictures, (str, bytes, os.PathLike)):
+        raise UsageError(f"pictures is the file {pictures}; give a list, such as [file]")
+    if isinstance(pictures, Image.Image):
+        raise UsageError("pictures is a single picture; give a list, such as [picture]")
+    return pictures

@@ -109,7 +109,9 @@ def make_extras(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         "clip_norm": recipe.clip_norm,
         "mixing": Mixing(recipe.mixup, recipe.cutmix, recipe.seed) if mixes else None,
         "kept": KeptWeights(model, **keeping) if follows else None,
-        "sharpness": Sharpness(recipe.sharpness, recipe.sharpness_from) if recipe.sharpness else None,
+        "sharpness": Sharpness(recipe.sharpness, recipe.sharpness_from)
+        if recipe.sharpness
+        else None,
     }
 
 

@@ -113,11 +113,11 @@ def test_fused_trains_as_eager_does(images, preset, precision, full_float32):
     assert fused == pytest.approx(eager, rel=0.02 if precision == "float32" else 0.1)
 
 
-@pytest.mark.parametrize("mode", ["eager-graph", "fused-graph"])
-def test_a_captured_step_trains_as_it_does_without_the_graph(images, mode, full_float32):
-    need("fused" if "fused" in mode else "off")
+@pytest.mark.parametrize(("mode", "plain"), [("graph", "eager"), ("fused-graph", "fused")])
+def test_a_captured_step_trains_as_it_does_without_the_graph(images, mode, plain, full_float32):
+    need(mode)
     few, ends = images.subset(range(96)), []
-    for way in (mode, mode.removesuffix("-graph")):
+    for way in (mode, plain):
         compute = in_mode(Compute(GPU, "float32"), way)
         run = make_run(plain_recipe(48, epochs=2), (few, few), compute)
         batch = constant_batch(run)
@@ -126,6 +126,48 @@ def test_a_captured_step_trains_as_it_does_without_the_graph(images, mode, full_
             step()
         ends.append(run.criterion(run.model(batch[0]), batch[1]).item())
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("preset", ["assignment", "speedrun"])
+def test_a_graph_trains_as_eager_does(images, preset, precision, full_float32):
+    few = images.subset(range(112))  # two batch shapes
+    eager, graph = (
+        training(few, GPU, preset=preset, precision=precision, compile_mode=way, epochs=3)
+        for way in (None, "graph")
+    )
+    assert graph == pytest.approx(eager, rel=0.02 if precision == "float32" else 0.1)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, {"sharpness": 0.05, "sharpness_from": 1}], ids=str)
+def test_settings_train_in_a_graph_as_eager(images, settings, full_float32):
+    few = images.subset(range(112))
+    eager, graph = (
+        training(few, GPU, precision="float32", compile_mode=way, epochs=3, **settings)
+        for way in (None, "graph")
+    )
+    assert graph == pytest.approx(eager, rel=0.02)
+
+
+def test_a_graphed_run_that_was_stopped_resumes(images, tmp_path):
+    few = images.subset(range(112))
+    recipe = dataclasses.replace(PRESETS["assignment"], epochs=4, batch_size=48, lr_max=0.002)
+
+    class Stop:
+        def on_step(self, epoch, step, accuracy):
+            if step.step >= 6:
+                raise KeyboardInterrupt
+
+    def fitted(name, **options):
+        run = Run(tmp_path / name, (few, few), CustomResNet, recipe, compile="graph", **options)
+        return run, run.fit()
+
+    _, whole = fitted("whole")
+    _, part = fitted("part", callbacks=[Stop()])
+    assert len(part.steps) < len(whole.steps)
+    _, resumed = fitted("part")
+    losses = [[step.loss for step in history.steps] for history in (resumed, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
 def test_fused_steps_are_the_same_bits_each_time():

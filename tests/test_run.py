@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from torch import nn
 
 from onecycle import PRESETS, Recipe, Run, load_digits
@@ -188,7 +189,7 @@ def test_a_finished_run_from_before_there_were_digests_is_known(finished, data, 
         Run(tmp_path, data, Tiny, RECIPE, **HERE).fit()
 
 
-def test_load_gives_the_trained_network(finished, data):
+def test_load_gives_the_trained_network(finished, data, tmp_path):
     run = Run.load(finished.folder, data, Tiny, **HERE)
     assert may_be(as_data(run.recipe), FINDER) and run.is_complete
     assert same(weights(run), weights(finished))
@@ -198,6 +199,14 @@ def test_load_gives_the_trained_network(finished, data):
     assert np.allclose([best[0].probability for best in guesses], expected, atol=1e-5)
     with pytest.raises(UsageError, match=r"is the file a.jpg; give a list"):
         run.predict("a.jpg")
+    (tmp_path / "some").mkdir()
+    opened = [Image.fromarray(image) for image in data[1].data[:3]]
+    for name, picture in zip("cab", opened):
+        picture.save(tmp_path / "some" / f"{name}.png")
+    assert run.predict(opened, top=2) == guesses
+    assert run.predict(tmp_path / "some", top=2) == [guesses[1], guesses[2], guesses[0]]
+    with pytest.raises(UsageError, match="is a single picture; give a list"):
+        run.predict(opened[0])
 
 
 def test_load_needs_a_finished_run_of_the_network(finished, data, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
 import tempfile
@@ -25,11 +26,22 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
-        parsed = super().parse_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(getattr(parsed, "command", None), unknown[0]))
         for name, value in vars(parsed).items():
             if value == []:  # argparse makes this of --name=--
                 self.error(f"argument --{name.replace('_', '-')}: expected one argument")
         return parsed
+
+    def _unknown(self, command: str | None, word: str) -> str:
+        """What is said of a word that no option takes, with the option that is most like it."""
+        named = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        asked = named[0][command] if named and command in named[0] else self
+        name = word.split("=")[0]
+        like = difflib.get_close_matches(name, asked._option_string_actions, 1, 0.8)
+        hint = f"did you mean {like[0]}?" if like else f"see {asked.prog} --help"
+        return f"{printable(name)} is unknown; {hint}"
 
 
 def check_environment() -> None:

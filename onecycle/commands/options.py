@@ -21,7 +21,7 @@ from onecycle.recipe import PRESETS, VAL_SHARE, Recipe, describe, read_recipe, t
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-COMPILE_MODES = ("off", "fused", "default", "reduce-overhead")
+COMPILE_MODES = ("off", "graph", "fused", "fused-graph", "default", "reduce-overhead")
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -177,8 +177,8 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=PRECISIONS, default="auto",
         help="number format of matrix products; auto is the fastest that the device is built for")
     add("--compile", choices=COMPILE_MODES, default="off",
-        help="on a GPU: faster steps after a slow start; fused, by our own kernels, starts sooner "
-        "and is not yet measured (%(default)s)")
+        help="on a GPU: faster steps, with default and reduce-overhead after a slow start; graph (CUDA "
+        "graphs) and fused (our own kernels) start sooner and are not yet measured (%(default)s)")
     add("--augmentation", choices=("batched", "albumentations"), default="batched",
         help="whole batches on the device, or image by image in a loader (%(default)s)")
     add("--workers", type=int, default=0, metavar="N",

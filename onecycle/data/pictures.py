@@ -54,7 +54,10 @@ def is_picture_name(name: str) -> bool:
 
 
 def read_picture(
-    file: str | os.PathLike | bytes, size_px: int = IMAGE_SIZE_PX, *, resize: str = "crop"
+    file: str | os.PathLike | bytes | Image.Image,
+    size_px: int = IMAGE_SIZE_PX,
+    *,
+    resize: str = "crop",
 ) -> np.ndarray:
     """A picture as a square RGB image.
 
@@ -62,8 +65,8 @@ def read_picture(
     parts, made square, and resized (bicubic, antialiased).
 
     Args:
-        file: a path, or the content of a file, of any kind that Pillow reads; HEIC if the package
-            pillow-heif is installed. 16 bits per channel are scaled to 8, as 12 bits if no value is
+        file: a path, the content of a file, or an opened picture, of any kind that Pillow reads;
+            HEIC if the package pillow-heif is installed. 16 bits per channel are scaled to 8, as 12 bits if no value is
             above 4,095; float and 32-bit integer pixels are refused.
         size_px: S, height and width of the image.
         resize: "crop" takes the largest square in the middle; "pad" keeps all of the picture and
@@ -89,9 +92,12 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def read_quietly(file: str | os.PathLike | bytes, size_px: int, resize: str) -> np.ndarray:
+def read_quietly(
+    file: str | os.PathLike | bytes | Image.Image, size_px: int, resize: str
+) -> np.ndarray:
     """:func:`read_picture` in several threads, inside of :func:`without_warnings`."""
-    name = "the picture" if isinstance(file, bytes) else str(file)
+    is_named = not isinstance(file, (bytes, Image.Image))
+    name = str(file) if is_named else "the picture"
     formats = sorted(set(kinds().values()))
     try:
         with _open(_content(file), formats) as picture:
@@ -110,7 +116,13 @@ def read_quietly(file: str | os.PathLike | bytes, size_px: int, resize: str) -> 
         raise DataError(f"{name} cannot be read: {reason or type(error).__name__}") from error
 
 
-def _content(file: str | os.PathLike | bytes) -> str | os.PathLike | io.BytesIO:
+def _content(
+    file: str | os.PathLike | bytes | Image.Image,
+) -> str | os.PathLike | io.BytesIO | Image.Image:
+    if isinstance(file, Image.Image):
+        opened = file.copy()  # the caller's stays as it is
+        opened.format = file.format
+        return opened
     if isinstance(file, bytes):
         return io.BytesIO(file)
     mode = os.stat(file).st_mode
@@ -137,8 +149,9 @@ def resize_images(images: np.ndarray, size_px: int) -> np.ndarray:
     ])  # fmt: skip
 
 
-def _open(stream: str | os.PathLike | io.BytesIO, formats: list[str]) -> Image.Image:
-    picture = Image.open(stream, formats=formats)
+def _open(stream: str | os.PathLike | io.BytesIO | Image.Image, formats: list[str]) -> Image.Image:
+    is_open = isinstance(stream, Image.Image)
+    picture = stream if is_open else Image.open(stream, formats=formats)
     width, height = picture.size
     if width * height > MOST_PIXELS:
         picture.close()

@@ -25,8 +25,10 @@ from onecycle.training.group import Group
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The number formats of the matrix products, by name."""
-FUSED = "fused"
-"""The compile mode that is none of torch's."""
+FUSED, GRAPH = ("fused", "fused-graph"), ("graph", "fused-graph")
+"""The compile modes that are none of torch's: with kernels of our own, and as a CUDA graph."""
+COMPILE_MODES = ("graph", "fused", "fused-graph", "default", "reduce-overhead")
+"""Ways to make the training step faster."""
 PACKAGES = (
     "torch", "torchvision", "albumentations", "torch-lr-finder", "torchsummary", "numpy",
     "matplotlib", "scikit-learn",
@@ -43,12 +45,15 @@ class Compute:
         device: where the network computes.
         precision: number format of the matrix products: "float32", "bfloat16" or "float16". The
             weights stay float32.
-        compile_mode: "fused" for kernels of our own (see :func:`~onecycle.training.fused.fuse`), or
-            a mode of ``torch.compile`` for the training step; None: as PyTorch computes it.
+        compile_mode: for the training step "graph" for a CUDA graph (see
+            :class:`~onecycle.training.replay.Replays`), "fused" for kernels of our own (see
+            :func:`~onecycle.training.fused.fuse`), "fused-graph" for both, or a mode of
+            ``torch.compile``; None: as PyTorch computes it.
         group: the processes that train together; None: this process alone.
 
     Raises:
-        UsageError: ``precision`` is not one of the three.
+        UsageError: ``precision`` is not one of the three; or a graph is asked for and there are
+            several processes.
     """
 
     device: torch.device
@@ -64,6 +69,11 @@ class Compute:
         object.__setattr__(self, "device", torch.device(self.device))
         if self.group is None:
             object.__setattr__(self, "group", Group(self.device))
+        if self.is_graph and self.group.world_size > 1:
+            raise UsageError(
+                f"compile is {self.compile_mode!r}, which is for one process; with several use "
+                "default, or leave it off"
+            )
 
     @classmethod
     def choose(
@@ -78,7 +88,7 @@ class Compute:
         Args:
             device: "auto", "cuda", "mps" or "cpu", see :func:`get_device`; a group has its own.
             precision: "auto", "float32", "bfloat16" or "float16", see :func:`get_precision`.
-            compile: "off", "fused", "default" or "reduce-overhead", see :func:`get_compile_mode`.
+            compile: "off" or one of ``COMPILE_MODES``, see :func:`get_compile_mode`.
             group: the processes that train together; None: this process alone.
 
         Raises:
@@ -100,7 +110,12 @@ class Compute:
     @property
     def torch_compile_mode(self) -> str | None:
         """The mode of ``torch.compile``; None: it is not used."""
-        return None if self.compile_mode == FUSED else self.compile_mode
+        return None if self.compile_mode in FUSED + GRAPH else self.compile_mode
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether a step is recorded as a CUDA graph."""
+        return self.compile_mode in GRAPH
 
     def autocast(self) -> torch.autocast:
         """A context in which matrix products have the precision."""
@@ -120,12 +135,12 @@ class Compute:
         """The model, moved to the device in place. Make its optimizer afterwards.
 
         Raises:
-            UsageError: the compile mode is "fused", and the model has nothing to fuse.
+            UsageError: the compile mode has kernels of our own, and the model has nothing to fuse.
         """
-        if self.compile_mode == FUSED and not fuse(model):
+        if self.compile_mode in FUSED and not fuse(model):
             raise UsageError(
-                "compile is 'fused', and the network has no block of convolution, batch norm and ReLU "
-                "in an nn.Sequential; leave it off, or use default"
+                f"compile is {self.compile_mode!r}, and the network has no block of convolution, batch "
+                "norm and ReLU in an nn.Sequential; leave it off, or use graph or default"
             )
         return to_device(model, self.device)
 
@@ -191,23 +206,27 @@ def get_precision(device: torch.device, name: str = "auto") -> str:
 
 
 def get_compile_mode(device: torch.device, name: str = "off") -> str | None:
-    """How the training step is made faster: by kernels of our own, ``torch.compile``, or not: None.
+    """How the training step is made faster; None: it is not.
 
-    Compilation delays the first step, so it is worth it for long runs only.
+    ``torch.compile`` delays the first step, so it is worth it for long runs only.
 
     Args:
         device: where the network trains.
-        name: "off"; "fused" for kernels of our own; "default" for ``torch.compile``, or
-            "reduce-overhead" for the same with CUDA graphs.
+        name: "off"; "graph" for a CUDA graph of the step; "fused" for kernels of our own;
+            "fused-graph" for both; "default" for ``torch.compile``, or "reduce-overhead" for the
+            same with CUDA graphs.
 
     Raises:
         UsageError: the name is unknown, or the device cannot compile.
     """
-    modes = (FUSED, "default", "reduce-overhead")
     if name == "off":
         return None
-    if name not in modes:
-        raise UsageError(f"compile is {name!r}; it must be off, {', '.join(modes)}")
+    if name not in COMPILE_MODES:
+        raise UsageError(f"compile is {name!r}; it must be off, {', '.join(COMPILE_MODES)}")
+    if name == "graph":
+        if device.type != "cuda":
+            raise UsageError("compile is 'graph', which needs a GPU; leave it off")
+        return name
     # Triton compiles its launchers with the machine's C compiler and Python's headers.
     compiler = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
     headers = Path(sysconfig.get_path("include"), "Python.h").exists()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from onecycle.outputs import class_scores
 from onecycle.training.averaging import KeptWeights
 from onecycle.training.compute import Compute
+from onecycle.training.replay import Replays
 from onecycle.training.sharpness import climbed
 
 
@@ -96,6 +97,9 @@ class Step:
             self._objective = torch.compile(
                 self._objective, mode=compute.torch_compile_mode, dynamic=False
             )
+        self._gradient = self._compute_gradient
+        if compute.is_graph:
+            self._gradient = Replays(self._parameters, self._compute_gradient)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -157,7 +161,7 @@ class Step:
             self.scheduler.step()
         return measured, norm
 
-    def _gradient(
+    def _compute_gradient(
         self, images: Tensor, labels: Tensor, *mixed: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
         """The gradient of the whole batch in the parameters; what a call returns."""

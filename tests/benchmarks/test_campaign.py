@@ -97,7 +97,11 @@ def halving(**factors):
 def test_the_halving_changes_what_is_above_the_noise():
     present = halving()["present"]
     assert list(halving()) == ["present"]
-    assert (present["lr_max"], present["start"], present["padding"]) == (0.0032, "default", "reflect")
+    assert (present["lr_max"], present["start"], present["padding"]) == (
+        0.0032,
+        "default",
+        "reflect",
+    )
     made = halving(rate=0.003, vectors=0.0015, decay=-0.004, head=0.0005)
     assert list(made) == ["present", "effects above 1 error", "effects above 2 errors"]
     assert made["effects above 2 errors"] == present | {"lr_max": 0.0048}

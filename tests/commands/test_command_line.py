@@ -229,9 +229,11 @@ def test_percent_signs_in_a_meaning_are_no_format():
     [
         ([], "name a command: train, evaluate, compare, predict, app, export"),
         (["trian"], "invalid choice: 'trian'"),
-        (["--no-such"], "unrecognized arguments: --no-such"),
+        (["--no-such"], "--no-such is unknown; see onecycle --help"),
+        (["train", "--batchsize", "3"], "--batchsize is unknown; did you mean --batch-size"),
+        (["train", "--no-such=3"], "--no-such is unknown; see onecycle train --help"),
         (["train", "--recipe", "gone.toml"], "cannot read the recipe gone.toml: No such file"),
-        (["train", "extra"], "unrecognized arguments: extra"),
+        (["train", "extra"], "extra is unknown; see onecycle train --help"),
         (["evaluate"], "required: WEIGHTS"),
     ],
 )  # fmt: skip

@@ -140,7 +140,7 @@ def test_the_peak_moves_with_the_length_unless_it_is_given():
         (["--device", "abacus"], 2, "--device: invalid choice: 'abacus'"),
         (["--precision", "float16", "--device", "cpu"], 2, "precision is float16 on cpu"),
         (["--dataset", "mnist"], 2, "invalid choice"),
-        (["--no-such-option"], 2, "unrecognized"),
+        (["--no-such-option"], 2, "--no-such-option is unknown"),
         (["--data-dir", "nowhere"], 3, "nowhere does not exist: give the folder"),
         (["--dataset", "digits", "--val", "5000"], 2, "--val is 5000"),
         (["--dataset", "digits", "--limit-train", "0"], 2, "--limit-train is 0"),

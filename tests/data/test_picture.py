@@ -60,12 +60,15 @@ def test_a_jpeg_of_32x32_is_what_pillow_decodes(mode):
     "kind",
     ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "PCX"],
 )
-def test_every_format_gives_the_same_image_from_a_path_and_from_bytes(tmp_path, kind):
+def test_every_format_gives_the_same_image_from_path_bytes_and_opened_picture(tmp_path, kind):
     content = encoded(ramp(48, 48), kind)
     file = tmp_path / "picture with another name.dat"
     file.write_bytes(content)
     image = read_picture(file)
     assert np.array_equal(image, read_picture(content))
+    with Image.open(file) as opened:
+        assert np.array_equal(image, read_picture(opened))
+        assert opened.size == (48, 48)
     difference = image.astype(int) - np.asarray(ramp(32, 32))
     assert np.abs(difference).mean() < 8  # of a GIF's 256 colours; the others are below 3
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from onecycle.commands.options import COMPILE_MODES
 from onecycle.errors import UsageError
 from onecycle.training import compute
 from onecycle.training.compute import Compute
@@ -137,11 +138,20 @@ def test_compute_is_chosen_by_name_and_refused_as_its_parts_are():
         Compute("cpu", "auto")
 
 
-@pytest.mark.parametrize("mode", [None, "fused", "default"])
+@pytest.mark.parametrize("mode", [None, "fused", "graph", "fused-graph", "default"])
 def test_only_torchs_modes_are_given_to_its_compiler(mode):
     own = Compute("cpu", compile_mode=mode)
-    assert own.torch_compile_mode == (None if mode == "fused" else mode)
+    assert own.torch_compile_mode == ("default" if mode == "default" else None)
+    assert own.is_graph == (mode in ("graph", "fused-graph"))
     assert own.describe()["compile_mode"] == mode
+
+
+def test_ways_to_compute_are_those_of_the_command_line_and_a_graph_is_for_one_process():
+    assert COMPILE_MODES == ("off", *compute.COMPILE_MODES)
+    with pytest.raises(UsageError, match="compile is 'graph', which needs a GPU"):
+        Compute.choose("cpu", compile="graph")
+    with pytest.raises(UsageError, match="compile is 'graph', which is for one process"):
+        Compute("cpu", compile_mode="graph", group=Group(CPU, world_size=2))
 
 
 def test_images_are_placed_in_the_fast_memory_format_and_labels_as_they_are():

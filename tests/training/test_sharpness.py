@@ -24,9 +24,7 @@ def network():
 def stepped(radius, images, labels, *, clip_norm=0.0):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = Step(
-        model, nn.CrossEntropyLoss(), optimizer, None, Compute("cpu"), clip_norm=clip_norm
-    )
+    step = Step(model, nn.CrossEntropyLoss(), optimizer, None, Compute("cpu"), clip_norm=clip_norm)
     measured, norm = step(images, labels, share=1.0, is_last=False, radius=radius)
     return model, measured, norm
 
