@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,9 +43,20 @@ def pad_images(images: np.ndarray, device: torch.device, *, mode: str = "constan
     Raises:
         UsageError: the images are of another shape or type.
     """
-    sides = 2 * (padding_px(check_images(images)),)
-    border = ((0, 0), sides, sides, (0, 0))
-    return torch.from_numpy(np.pad(images, border, mode=mode)).to(device)
+    size = check_images(images)
+    border = padding_px(size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # images on the disk cannot be written, and are not
+        whole = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    side, end = size + 2 * border, border + size
+    padded = whole.new_zeros(len(images), side, side, 3)
+    padded[:, border:end, border:end] = whole
+    if mode == "reflect":
+        for axis in (1, 2):  # rows, then columns with the new rows
+            turned = padded.movedim(axis, 0)
+            turned[:border] = turned[border + 1 : 2 * border + 1].flip(0)
+            turned[end:] = turned[size - 1 : end - 1].flip(0)
+    return padded
 
 
 def check_images(images: np.ndarray) -> int:
