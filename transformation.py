@@ -29,9 +29,9 @@ def get_train_aug_transform(
     *,
     flip_probability: float = 0.5,
     size_px: int = IMAGE_SIZE_PX,
-    padding: str = "constant",
+    padding: str = "reflect",
 ) -> A.Compose:
-    """RandomCrop 32x32 after padding by 4 black pixels, FlipLR, CutOut of one 8x8 hole, normalise.
+    """RandomCrop 32x32 after padding by 4 pixels, FlipLR, CutOut of one 8x8 hole, normalise.
 
     For images of another size, padding and hole keep their share of it.
 

@@ -146,7 +146,9 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 summary[name][field] = spread(run[field] for run in done)
         if done:
             summary[name]["share_at_90"] = sum(run["accuracy"] >= 0.9 for run in done) / len(done)
-            summary[name]["training_seconds"] = spread(run["seconds"]["training"] for run in done)
+            alone = all(run["seconds"] is not None for run in done)  # on the machine
+            seconds = spread(run["seconds"]["training"] for run in done) if alone else None
+            summary[name]["training_seconds"] = seconds
     return summary
 
 

@@ -54,7 +54,7 @@ def read_design(file: Path) -> Design:
         raise UsageError(f"{file} cannot be read as a design: {error}") from error
     try:
         return make_design(found)
-    except (UsageError, TypeError, KeyError) as error:
+    except (UsageError, TypeError, KeyError, ValueError) as error:
         raise UsageError(f"{file}: {error}") from error
 
 

@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     campaign = make_campaign(args, design)
     kept = ("about", "width", "averages", "val")
     settings = settings_of(campaign.images, campaign.compute)
-    settings |= {name: design.settings[name] for name in kept} | {"jobs": args.jobs}
+    settings |= {name: design.settings[name] for name in kept}
     fresh = new_result("accuracy", campaign.compute, settings)
     result = continued(out, fresh, design.recipes)
     check_rows(design, campaign)
@@ -161,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     effects = lambda recipes, runs: main_effects(design.signs, design.levels, runs)
     with contextlib.closing(runs):
         for count, (name, recipe, run, said) in enumerate(runs, 1):
+            if args.jobs > 1:  # beside others: their seconds say nothing
+                run |= {"seconds": None}
             result = store(out, fresh, design.recipes, name, run, effects)
             if averages := averages_of(result["runs"]):
                 result["averages"] = averages

@@ -97,8 +97,7 @@ def render_accuracy(result: dict[str, Any]) -> str:
             f"{plain['mean']:.2%}" + (f" ± {100 * plain['std']:.2f}" if plain["count"] > 1 else ""),
             f"{plain['least']:.2%}", f"{mirrored['mean']:.2%}",
             f"{row['train_accuracy']['mean']:.2%}",
-            between(row["training_seconds"], ",.2f") if plain["count"] > 1
-            else f"{row['training_seconds']['median']:,.2f}",
+            _seconds(row["training_seconds"]),
         ])  # fmt: skip
     settings = result["settings"]
     about = (
@@ -115,6 +114,12 @@ def render_accuracy(result: dict[str, Any]) -> str:
     if "missing" in result:
         parts.append(f"For {len(result['missing'])} of the runs there was no time.")
     return "\n\n".join(parts)
+
+
+def _seconds(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return between(found, ",.2f") if found["count"] > 1 else f"{found['median']:,.2f}"
 
 
 def render_effects(effects: dict[str, dict[str, Any]]) -> str:

@@ -152,6 +152,9 @@ def test_plain_data_has_the_peak_that_follows():
     assert as_data(Recipe(epochs=48))["peak_epoch"] == 10
     assert as_data(Recipe(peak_epoch=3))["peak_epoch"] == 3
     assert with_later_fields({"epochs": 3}) == dataclasses.asdict(Recipe(epochs=3))
+    stored = as_data(Recipe())
+    del stored["padding"]  # of a run before there was the field
+    assert with_later_fields(stored)["padding"] == "constant"
 
 
 @pytest.mark.parametrize("recipe", [*PRESETS.values(), Recipe(epochs=7, peak_epoch=3.5)])
@@ -162,7 +165,8 @@ def test_a_recipe_comes_back_from_the_results_of_a_run(tmp_path, recipe):
 
 def test_a_published_recipe_can_be_read():
     swept = {"finder_start_lr": 1e-5, "finder_end_lr": 0.1, "finder_steps": 100}
-    published = dataclasses.replace(PRESETS["assignment"], lr_ratio=200, **swept)  # as it was then
+    then = {"lr_ratio": 200, "weight_decay": 0.4, "padding": "constant"}
+    published = dataclasses.replace(PRESETS["assignment"], **then, **swept)
     assert read_recipe(ROOT / "results" / "cifar10" / "results.json") == published
 
 

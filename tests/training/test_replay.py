@@ -106,6 +106,18 @@ def test_a_mixed_batch_is_a_recording_of_its_own(recorded):
     assert torch.equal(model[0].weight, twin[0].weight)
 
 
+def test_batches_of_ever_new_shapes_do_not_fill_the_memory(recorded):
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    shapes = recorded(model)
+    step = Step(
+        model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), None,
+        Compute("cpu", compile_mode="graph"),
+    )  # fmt: skip
+    for size in (*range(4, 24), *range(4, 24)):
+        step(torch.randn(2, 3, size, size), torch.tensor([0, 1]), share=1.0, is_last=False)
+    assert len(shapes) == replay.MOST
+
+
 def test_frozen_parameters_get_no_gradient(recorded):
     model = network()
     model[0].weight.requires_grad_(False)
