@@ -84,7 +84,7 @@ def check_rows(design: Design, campaign: Campaign) -> None:
     train, test = campaign.images
     for recipe in design.recipes.values():
         check_input(recipe, train, KINDS[0])
-        few = train.subset(range(recipe.batch_size)), test
+        few = train.subset(range(min(3 * recipe.batch_size, len(train)))), test
         make_run(recipe, few, campaign.compute, width=design.settings["width"])
 
 

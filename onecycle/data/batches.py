@@ -79,7 +79,7 @@ def get_train_batch_transform(
     flip_probability: float = 0.5,
     alternating_flip: bool = False,
     cutout_size_px: int = CUTOUT_SIZE_PX,
-    padding: str = "constant",
+    padding: str = "reflect",
     resident: bool = True,
 ) -> Callable[[Tensor, int], Tensor]:
     """The training augmentation for whole batches of images that are kept on the device.

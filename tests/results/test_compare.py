@@ -137,7 +137,7 @@ def test_only_settings_that_differ_are_shown(tmp_path):
     rows = page_of(one, two).table("Only what differs")
     assert rows == [
         ["setting", "one", "two"], ["lr ratio", "200", "200.000001"],
-        ["weight decay", "0.1", "0.4"], ["seed", "0", "3"], ["torch version", "2.14.1", "2.15.0"],
+        ["weight decay", "0.1", "0.6"], ["seed", "0", "3"], ["torch version", "2.14.1", "2.15.0"],
     ]  # fmt: skip
 
 
