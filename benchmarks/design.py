@@ -17,7 +17,7 @@ from onecycle.recipe import PRESETS, Recipe
 
 SETTINGS = {
     "about": "", "preset": "assignment", "val": None, "limit_train": None, "limit_test": None,
-    "width": 64, "averages": (), "seeds": (0,), "seed_column": "", "recipe": {}, "factors": {},
+    "width": 64, "averages": [], "seeds": [0], "seed_column": "", "recipe": {}, "factors": {},
     "rows": {},
 }  # fmt: skip
 """What a file may have, and what it is if it is not there; README.md in this folder tells of it."""

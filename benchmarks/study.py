@@ -144,10 +144,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     design = read_design(args.design)
     out = args.out or RESULTS / f"{args.design.stem}.json"
     campaign = make_campaign(args, design)
-    kept = ("about", "width", "averages", "val")
     settings = settings_of(campaign.images, campaign.compute)
-    settings |= {name: design.settings[name] for name in kept}
-    fresh = new_result("accuracy", campaign.compute, settings)
+    settings |= {name: design.settings[name] for name in ("width", "averages", "val")}
+    fresh = new_result("accuracy", campaign.compute, settings) | {"about": design.settings["about"]}
     result = continued(out, fresh, design.recipes)
     check_rows(design, campaign)
     made = {(run["variant"], run["seed"]) for run in result["runs"]}

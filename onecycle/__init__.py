@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from onecycle.results.weights import load_weights
     from onecycle.run import Run
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 __all__ = [
     "CheckpointError", "DataError", "DivergedError", "ImageDataset", "PRESETS", "Recipe", "Run",
