@@ -136,14 +136,14 @@ def make_run(
     *,
     batch_size: int,
     test: ImageDataset | None = None,
-    model: Callable[[int], nn.Module] = CustomResNet,
+    model: Callable[[int], nn.Module] | None = None,
     folder: str = "unwritten",
     group: Any = None,
 ) -> Run:
     """A run of one epoch at a given rate."""
     few = train.subset(range(min(len(train), 64)))
     return Run(
-        folder, (train, test or few), model, plain_recipe(batch_size, 1), init="none",
+        folder, (train, test or few), model or CustomResNet, plain_recipe(batch_size, 1), init="none",
         device=compute.device.type, precision=compute.precision,
         compile=compute.compile_mode or "off", group=group,
     )  # fmt: skip

@@ -198,6 +198,8 @@ class _Training:
             raise UsageError(
                 f"the memory of {self.compute.device} does not hold {batch}; lower batch_size"
             ) from error
+        finally:
+            self.step.release()
 
     def _train_epoch(self) -> None:
         """The steps of an epoch, or the rest of them."""

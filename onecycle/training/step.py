@@ -91,7 +91,8 @@ class Step:
         )
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.criterion = criterion
-        self._objective = compute.group.wrap(Objective(model, criterion))
+        self._module = Objective(model, criterion)
+        self._objective = compute.group.wrap(self._module)
         if compute.torch_compile_mode is not None:
             # Two batch shapes, each compiled separately: the last batch of an epoch is smaller.
             self._objective = torch.compile(
@@ -99,7 +100,7 @@ class Step:
             )
         self._gradient = self._compute_gradient
         if compute.is_graph:
-            self._gradient = Replays(self._parameters, self._compute_gradient)
+            self._gradient = Replays(self._module, self._compute_gradient)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -168,6 +169,7 @@ class Step:
         with self.compute.autocast():
             loss, measured = self._objective(images, labels, *mixed)
         self.optimizer.zero_grad()
+        self._module.zero_grad()  # also of what the optimizer does not hold
         # A group averages the gradients of its processes; with this factor the average is the
         # gradient of the whole batch.
         weight = share * self.compute.group.world_size
@@ -176,6 +178,11 @@ class Step:
         return measured, torch.nn.utils.get_total_norm(
             [p.grad for p in self._parameters if p.grad is not None]
         )
+
+    def release(self) -> None:
+        """Give the memory of graphs back, after the training."""
+        if isinstance(self._gradient, Replays):
+            self._gradient.release()
 
     def end_epoch(self, test_loss: float | None) -> None:
         """Step a scheduler that is stepped after each epoch.

@@ -24,13 +24,15 @@ def recorded(monkeypatch):
     it is made, reads and writes the same memory each time, and its outputs are no new tensors."""
     shapes = []
 
-    def stand_in(model):
-        def record(run):
+    def stand_in(model, *others):
+        parameters = [p for module in (model, *others) for p in module.parameters()]
+
+        def record(run, device):
             before = {name: value.clone() for name, value in model.state_dict().items()}
             outputs = run()
             shapes.append(len(shapes))
             model.load_state_dict(before)
-            memory = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+            memory = [(p, p.grad) for p in parameters if p.grad is not None]
             for tensor in (*outputs, *(gradient for _, gradient in memory)):
                 tensor.fill_(float("nan"))
 
@@ -44,7 +46,7 @@ def recorded(monkeypatch):
             return outputs, again
 
         monkeypatch.setattr(replay, "record", record)
-        monkeypatch.setattr(replay, "aside", lambda run: run())
+        monkeypatch.setattr(replay, "aside", lambda run, device: run())
         return shapes
 
     return stand_in
@@ -127,10 +129,94 @@ def test_frozen_parameters_get_no_gradient(recorded):
     assert torch.equal(model[0].weight, network()[0].weight)
 
 
+class Temperature(nn.Module):
+    """A loss with a parameter to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, output, labels):
+        return F.cross_entropy(output * self.scale, labels)
+
+
+def test_parameters_of_the_loss_are_trained_too(recorded):
+    ends = []
+    for mode in (None, "graph"):
+        model, criterion = network(), Temperature()
+        recorded(model, criterion)
+        optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.1)
+        compute = Compute("cpu", compile_mode=mode)
+        step = Step(model, criterion, optimizer, None, compute)
+        for images, labels in batches():
+            step(images, labels, share=1.0, is_last=False)
+        ends.append(criterion.scale.item())
+    assert ends[0] == ends[1] != 1.5
+
+
+def test_what_is_unfrozen_later_is_recorded_anew(recorded):
+    ends = []
+    for mode in (None, "graph"):
+        model = network()
+        model[0].requires_grad_(False)
+        shapes = recorded(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = Step(
+            model, nn.CrossEntropyLoss(), optimizer, None, Compute("cpu", compile_mode=mode)
+        )
+        for number, (images, labels) in enumerate(batches((8,) * 7)):
+            model[0].requires_grad_(number > 3)
+            step(images, labels, share=1.0, is_last=False)
+        ends.append(model[0].weight.detach().clone())
+    assert len(shapes) == 2
+    assert torch.equal(*ends) and not torch.equal(ends[0], network()[0].weight)
+
+
+@pytest.mark.parametrize("mode", [None, "graph"])
+def test_the_norm_is_that_of_a_step_where_the_optimizer_holds_a_part(recorded, mode):
+    model = network()
+    recorded(model)
+    optimizer = torch.optim.SGD(model[4].parameters(), lr=0.0)
+    step = Step(model, nn.CrossEntropyLoss(), optimizer, None, Compute("cpu", compile_mode=mode))
+    images, labels = next(batches((8,)))
+    norms = [step(images, labels, share=1.0, is_last=False)[1].item() for _ in range(4)]
+    assert norms == pytest.approx([norms[0]] * 4)
+
+
+def test_a_shape_that_cannot_be_recorded_is_computed_as_it_is(recorded, monkeypatch):
+    plain, model = network(), network()
+    expected = train(plain, None)
+    recorded(model)
+    working = replay.record
+
+    def first_alone(run, device):
+        monkeypatch.setattr(replay, "record", fail)
+        return working(run, device)
+
+    def fail(run, device):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(replay, "record", first_alone)
+    for ours, theirs in zip(train(model, "graph"), expected):
+        assert torch.equal(ours[0], theirs[0])
+
+
+def test_memory_is_given_back(recorded):
+    model = network()
+    recorded(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = Step(model, nn.CrossEntropyLoss(), optimizer, None, Compute("cpu", compile_mode="graph"))
+    for images, labels in batches():
+        step(images, labels, share=1.0, is_last=False)
+    step.release()
+    assert not step._gradient.recordings
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_what_cannot_be_recorded_is_told(recorded, monkeypatch):
     recorded(network())
 
-    def fail(run):
+    def fail(run, device):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(replay, "record", fail)
