@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -39,6 +40,7 @@ from benchmarks.design import Design, read_design
 from benchmarks.effects import main_effects
 from benchmarks.tables import show
 from benchmarks.training import KINDS, check_input, make_run
+from onecycle.errors import WorkerError
 from onecycle.recipe import Recipe
 
 
@@ -121,8 +123,12 @@ def side_by_side(
                 run, said, seconds = future.result()
                 longest = max(longest, seconds)
                 yield name, recipe, run, said
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            "a process that trains was killed, perhaps for lack of memory; use fewer --jobs"
+        ) from error
     finally:
-        for process in pool._processes.values() if running else ():
+        for process in (pool._processes or {}).values() if running else ():
             process.terminate()  # an interrupt does not wait for the runs that have begun
         pool.shutdown(cancel_futures=True)
 
