@@ -12,12 +12,13 @@ the runs that are missing, so a campaign can be stopped at any time, and seeds o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,15 +225,24 @@ class Campaign:
         return run, f"{said}, {seconds:.0f} s"
 
 
+def own_effects(recipes: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a file says beside its summary: the effects, if its recipes are a full factorial."""
+    return {"effects": found} if (found := effects_of(recipes, runs)) else {}
+
+
+Done = tuple[str, Recipe, dict[str, Any], str]
+"""A run: its name, its recipe, what it measured and a few words on it."""
+
+
 def store(
     file: Path,
     fresh: dict[str, Any],
     recipes: dict[str, Recipe],
     name: str,
     run: dict[str, Any],
-    effects_of: Callable[..., dict[str, Any]] = effects_of,
+    derive: Callable[..., dict[str, Any]] = own_effects,
 ) -> dict[str, Any]:
-    """Add a run to the file; what is in it now."""
+    """Add a run to the file, with what ``derive(recipes, runs)`` says of all; what is in it now."""
     result = continued(file, fresh, recipes)  # another call may have added other runs
     elsewhere = {} if fresh["machine"] == result["machine"] else {"machine": fresh["machine"]}
     result["runs"].append({"variant": name} | run | elsewhere)
@@ -240,9 +250,45 @@ def store(
     result["summary"] = summarise(result["runs"])
     result.pop("effects", None)
     planned = result["recipes"] | {name: dataclasses.asdict(r) for name, r in recipes.items()}
-    if effects := effects_of(planned, result["runs"]):
-        result["effects"] = effects
+    result |= derive(planned, result["runs"])
     write_json(file, result)
+    return result
+
+
+def in_turn(campaign: Campaign, wanted: Sequence[tuple[str, Recipe]], end: float) -> Iterator[Done]:
+    """The runs one after the other, while there is time."""
+    for name, recipe in wanted:
+        if time.monotonic() + campaign.needs(recipe) > end:
+            return
+        yield name, recipe, *campaign.train(name, recipe)
+
+
+def lacking(result: Mapping[str, Any], planned: Sequence[tuple[str, Recipe]]) -> list:
+    """The planned runs that a file does not have."""
+    done = {(run["variant"], run["seed"]) for run in result["runs"]}
+    return [(name, recipe) for name, recipe in planned if (name, recipe.seed) not in done]
+
+
+def collect(
+    file: Path,
+    fresh: dict[str, Any],
+    recipes: dict[str, Recipe],
+    wanted: Sequence[tuple[str, Recipe]],
+    runs: Iterator[Done],
+    derive: Callable[..., dict[str, Any]] = own_effects,
+) -> dict[str, Any]:
+    """Store and tell each run when it is done, then those for which there was no time."""
+    result = continued(file, fresh, recipes)
+    with contextlib.closing(runs):
+        for count, (name, recipe, run, said) in enumerate(runs, 1):
+            result = store(file, fresh, recipes, name, run, derive)
+            print(f"{count} of {len(wanted)}: {name}, seed {recipe.seed}: {said}", flush=True)
+    if missing := lacking(result, wanted):
+        result["missing"] = [[name, recipe.seed] for name, recipe in missing]
+        write_json(file, result)
+        print(f"no time for {len(missing)} of {len(wanted)} runs", flush=True)
+    print()
+    show(result)
     return result
 
 
@@ -274,21 +320,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for recipe in recipes.values():
         check_input(recipe, images[0], args.input)
     campaign = Campaign(images, compute, args.input)
-    done = {(run["variant"], run["seed"]) for run in result["runs"]}
-    planned = in_order(recipes, seeds, compute)
-    wanted = [(name, recipe) for name, recipe in planned if (name, recipe.seed) not in done]
-    for count, (name, recipe) in enumerate(wanted):
-        if time.monotonic() - begin + campaign.needs(recipe) > args.most_seconds:
-            result["missing"] = [[other, later.seed] for other, later in wanted[count:]]
-            write_json(args.out, result)
-            print(f"no time for {len(wanted) - count} of {len(wanted)} runs", flush=True)
-            break
-        run, said = campaign.train(name, recipe)
-        result = store(args.out, fresh, recipes, name, run)
-        print(f"{count + 1} of {len(wanted)}: {name}, seed {recipe.seed}: {said}", flush=True)
-    print()
-    show(result)
-    return result
+    wanted = lacking(result, in_order(recipes, seeds, compute))
+    runs = in_turn(campaign, wanted, begin + args.most_seconds)
+    return collect(args.out, fresh, recipes, wanted, runs)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ from onecycle.training.compute import get_compile_mode, get_device
 
 TOTAL_S = 505.0
 """Of the nine minutes; the rest is for starting and ending."""
+TRAININGS = ("accuracy.py", "study.py")
+"""Scripts of many trainings, which take --most-seconds."""
 PROBE_S = 90.0
 END_S = 5.0
 """For a section to end what it has started."""
@@ -226,10 +228,7 @@ def command_of(
         UsageError: it follows a section that has left nothing to go on with.
     """
     more = section.follow(args.out) if section.follow else []
-    if section.script in (
-        "accuracy.py",
-        "study.py",
-    ):  # ends by itself, so that it can say what is missing
+    if section.script in TRAININGS:  # ends by itself, so that it can say what is missing
         more = [*more, "--most-seconds", f"{max(most_s - START_S, 1):.0f}"]
     return [
         sys.executable, "-u", str(Path(__file__).parent / section.script),

@@ -10,7 +10,6 @@ Every run is in the results file as soon as it is done, and a second call makes 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import multiprocessing
 import sys
@@ -26,7 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.accuracy import Campaign, continued, in_order, load_parts, settings_of, store
+from benchmarks.accuracy import (
+    Campaign,
+    Done,
+    collect,
+    continued,
+    in_order,
+    in_turn,
+    lacking,
+    load_parts,
+    settings_of,
+)
 from benchmarks.common import (
     RESULTS,
     new_result,
@@ -34,11 +43,9 @@ from benchmarks.common import (
     parser,
     run_benchmark,
     settle,
-    write_json,
 )
 from benchmarks.design import Design, read_design
 from benchmarks.effects import main_effects
-from benchmarks.tables import show
 from benchmarks.training import KINDS, check_input, make_run
 from onecycle.errors import WorkerError
 from onecycle.recipe import Recipe
@@ -90,18 +97,6 @@ def check_rows(design: Design, campaign: Campaign) -> None:
         make_run(recipe, few, campaign.compute, width=design.settings["width"])
 
 
-Done = tuple[str, Recipe, dict[str, Any], str]
-"""A run: its row, its recipe, what it measured and a few words on it."""
-
-
-def in_turn(campaign: Campaign, wanted: Sequence[tuple[str, Recipe]], end: float) -> Iterator[Done]:
-    """The runs one after the other, while there is time."""
-    for name, recipe in wanted:
-        if time.monotonic() + campaign.needs(recipe) > end:
-            return
-        yield name, recipe, *campaign.train(name, recipe)
-
-
 def side_by_side(
     args: argparse.Namespace, design: Design, wanted: Sequence[tuple[str, Recipe]], end: float
 ) -> Iterator[Done]:
@@ -122,7 +117,8 @@ def side_by_side(
                 name, recipe = running.pop(future)
                 run, said, seconds = future.result()
                 longest = max(longest, seconds)
-                yield name, recipe, run, said
+                # Beside others: its seconds say nothing.
+                yield name, recipe, run | {"seconds": None}, said
     except BrokenProcessPool as error:
         raise WorkerError(
             "a process that trains was killed, perhaps for lack of memory; use fewer --jobs"
@@ -155,31 +151,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     fresh = new_result("accuracy", campaign.compute, settings) | {"about": design.settings["about"]}
     result = continued(out, fresh, design.recipes)
     check_rows(design, campaign)
-    made = {(run["variant"], run["seed"]) for run in result["runs"]}
-    planned = in_order(design.recipes, design.seeds, campaign.compute)
-    wanted = [(name, recipe) for name, recipe in planned if (name, recipe.seed) not in made]
+    wanted = lacking(result, in_order(design.recipes, design.seeds, campaign.compute))
     end = begin + args.most_seconds
     runs = (
         in_turn(campaign, wanted, end) if args.jobs == 1
         else side_by_side(args, design, wanted, end)
     )  # fmt: skip
-    effects = lambda recipes, runs: main_effects(design.signs, design.levels, runs)
-    with contextlib.closing(runs):
-        for count, (name, recipe, run, said) in enumerate(runs, 1):
-            if args.jobs > 1:  # beside others: their seconds say nothing
-                run |= {"seconds": None}
-            result = store(out, fresh, design.recipes, name, run, effects)
-            if averages := averages_of(result["runs"]):
-                result["averages"] = averages
-            write_json(out, result)
-            print(f"{count} of {len(wanted)}: {name}, seed {recipe.seed}: {said}", flush=True)
-            made.add((name, recipe.seed))
-    if missing := [[name, r.seed] for name, r in planned if (name, r.seed) not in made]:
-        result["missing"] = missing
-        write_json(out, result)
-    print()
-    show(result)
-    return result
+
+    def derive(recipes, runs) -> dict[str, Any]:
+        said = {
+            "effects": main_effects(design.signs, design.levels, runs),
+            "averages": averages_of(runs),
+        }
+        return {name: found for name, found in said.items() if found}
+
+    return collect(out, fresh, design.recipes, wanted, runs, derive)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from onecycle.data.dataset import ImageDataset
 
@@ -58,6 +59,17 @@ def run(module: str, task: Task, pipe: Connection) -> None:
         pass
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def albumentations_loader(task: Task) -> DataLoader:
+    """Image by image, with the assignment's transforms."""
+    from transformation import get_train_aug_transform  # here, since fastai's has its own
+
+    transform = get_train_aug_transform(task.images.mean, task.images.std)
+    return DataLoader(
+        task.images.with_transform(transform), task.batch_size, shuffle=True,
+        num_workers=task.workers, pin_memory=task.device == "cuda",
+    )  # fmt: skip
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, task: Task, steps: int) -> Any:

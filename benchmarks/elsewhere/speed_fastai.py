@@ -23,8 +23,6 @@ from PIL import Image
 
 from benchmarks.elsewhere.speed import Task
 
-PACKAGES = ("fastai",)
-
 
 class Turns(Callback):
     def __init__(self, task: Task) -> None:

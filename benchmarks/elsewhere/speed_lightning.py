@@ -5,12 +5,8 @@ from __future__ import annotations
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
-from benchmarks.elsewhere.speed import Task, one_cycle
-from transformation import get_train_aug_transform
-
-PACKAGES = ("lightning", "albumentations")
+from benchmarks.elsewhere.speed import Task, albumentations_loader, one_cycle
 
 
 class Classifier(L.LightningModule):
@@ -46,11 +42,7 @@ class Turns(L.Callback):
 
 def train(task: Task) -> None:
     L.seed_everything(0)
-    transform = get_train_aug_transform(task.images.mean, task.images.std)
-    loader = DataLoader(
-        task.images.with_transform(transform), task.batch_size, shuffle=True,
-        num_workers=task.workers, pin_memory=task.device == "cuda",
-    )  # fmt: skip
+    loader = albumentations_loader(task)
     trainer = L.Trainer(
         max_epochs=task.epochs, accelerator="gpu" if task.device == "cuda" else "cpu", devices=1,
         precision="bf16-mixed" if task.autocast else "32-true", callbacks=[Turns(task)],

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from benchmarks.elsewhere.speed import Task, one_cycle
-from transformation import get_train_aug_transform
-
-PACKAGES = ("albumentations",)
+from benchmarks.elsewhere.speed import Task, albumentations_loader, one_cycle
 
 
 def train(task: Task) -> None:
     torch.manual_seed(0)
-    device, images = torch.device(task.device), task.images
-    transform = get_train_aug_transform(images.mean, images.std)
-    loader = DataLoader(
-        images.with_transform(transform), task.batch_size, shuffle=True,
-        num_workers=task.workers, pin_memory=task.device == "cuda",
-    )  # fmt: skip
+    device, loader = torch.device(task.device), albumentations_loader(task)
     model = task.network().to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)

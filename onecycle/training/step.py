@@ -168,8 +168,7 @@ class Step:
         """The gradient of the whole batch in the parameters; what a call returns."""
         with self.compute.autocast():
             loss, measured = self._objective(images, labels, *mixed)
-        self.optimizer.zero_grad()
-        self._module.zero_grad()  # also of what the optimizer does not hold
+        self._module.zero_grad()  # also what the optimizer does not hold
         # A group averages the gradients of its processes; with this factor the average is the
         # gradient of the whole batch.
         weight = share * self.compute.group.world_size
