@@ -73,6 +73,14 @@ def test_every_format_gives_the_same_image_from_path_bytes_and_opened_picture(tm
     assert np.abs(difference).mean() < 8  # of a GIF's 256 colours; the others are below 3
 
 
+def test_an_opened_picture_stays_as_it_was():
+    content = encoded(ramp(600, 600), "JPEG")  # which would be decoded at a fraction of its size
+    with Image.open(io.BytesIO(content)) as opened:
+        first = read_picture(opened)
+        assert opened.size == (600, 600)
+        assert np.array_equal(read_picture(opened), first)
+
+
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (33, 32), (64, 2000)])
 def test_the_middle_square_is_taken_and_keeps_its_proportions(size):
     # Grey squares of the side's length on a black frame: none of the frame may be seen.
